@@ -1,0 +1,104 @@
+"""Random resized crop and flip for a whole batch of decoded images at once, on any device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def augment(
+    images: torch.Tensor,
+    size: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> torch.Tensor:
+    """Crop every image at random, resize the crops to a square and flip half of them.
+
+    The distribution is that of torchvision's ``RandomResizedCrop``. All random numbers come from
+    ``generator`` in one draw per call, so a resumed run sees the same crops.
+
+    Args:
+        images: uint8 ``(B, 3, S, S)``, on any device.
+        size: side of the result, in pixels; S is expected to be at most about 1.5 times that.
+        generator: a CPU generator.
+        scale: bounds of the crop's share of the area.
+        flip: whether to mirror half of the images.
+        ratio: bounds of the crop's width / height.
+
+    Returns:
+        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``.
+    """
+    boxes = random_boxes(len(images), images.shape[-1], generator, scale, ratio)
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    return crop_and_resize(images, boxes, flips if flip else torch.zeros_like(flips), size)
+
+
+def random_boxes(
+    count: int,
+    side: int,
+    generator: torch.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    tries: int = 10,
+) -> torch.Tensor:
+    """Draw crop boxes in a square of ``side`` pixels.
+
+    Returns:
+        int64 ``(count, 4)``, CPU: top, left, height, width.
+    """
+    area, shape, down, right = torch.rand(4, count, tries, generator=generator).double()
+    area = (scale[0] + area * (scale[1] - scale[0])) * side * side
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    shape = torch.exp(low + shape * (high - low))
+    width = (area * shape).sqrt().round().long().clamp(min=1)
+    height = (area / shape).sqrt().round().long().clamp(min=1)
+    fits = (width <= side) & (height <= side)
+    # Where no try fits, the whole square: as torchvision, for ratios around 1.
+    width = torch.where(fits, width, side)
+    height = torch.where(fits, height, side)
+    first = fits.int().argmax(dim=1, keepdim=True)  # the first that fits, else the first
+    top = (down * (side - height + 1)).long().clamp(max=side - 1)
+    left = (right * (side - width + 1)).long().clamp(max=side - 1)
+    boxes = torch.stack([top, left, height, width], dim=-1)
+    return boxes.gather(1, first[..., None].expand(-1, -1, 4)).squeeze(1)
+
+
+def crop_and_resize(
+    images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Cut one box out of every image and resize it, bilinear with anti-aliasing.
+
+    Resizing along an axis is a product with a matrix of interpolation weights, so crop, resize
+    and flip of the whole batch are two batched matrix products.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``.
+        boxes: int64 ``(B, 4)``: top, left, height, width.
+        flips: bool ``(B,)``: mirror left and right.
+        size: side of the result.
+
+    Returns:
+        float32 ``(B, C, size, size)`` in [0, 1], on the device of ``images``.
+    """
+    top, left, height, width = boxes.unbind(1)
+    rows = _weights(top, height, images.shape[2], size)
+    columns = _weights(left, width, images.shape[3], size)
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    pixels = images.to(torch.float32)
+    result = rows[:, None] @ pixels @ columns.transpose(1, 2)[:, None]
+    return result.div_(255).clamp_(0, 1)
+
+
+def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int) -> torch.Tensor:
+    """Weights (B, size, side) float32 that resize ``length`` pixels from ``start`` to ``size``."""
+    step = (length / size)[:, None, None]
+    centre = start[:, None, None] + (torch.arange(size)[:, None] + 0.5) * step - 0.5
+    pixel = torch.arange(side)
+    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)  # a triangle
+    inside = (pixel >= start[:, None, None]) & (pixel < (start + length)[:, None, None])
+    weights = weights * inside
+    return weights / weights.sum(dim=2, keepdim=True)

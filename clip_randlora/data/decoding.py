@@ -1,0 +1,157 @@
+"""Decode items to uint8 tensors with threads (PIL releases the GIL), naming those that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from PIL import Image
+
+from clip_randlora.data.dataset import Item, Skipped, Split
+from clip_randlora.data.images import UnreadableImage
+from clip_randlora.data.parallel import parallel_map
+from clip_randlora.data.sampling import draw_shots
+from clip_randlora.errors import UserError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+"""PIL RGB image -> uint8 (3, S, S), the same S for every image; called from several threads."""
+
+
+@dataclass
+class Decoded:
+    """Images ready for a model.
+
+    ``images`` uint8 ``(N, 3, S, S)``, ``labels`` int64 ``(N,)``, ``names`` of length N;
+    ``skipped`` are the files that did not decode, ``notes`` one-line things to tell the user.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    names: list[str]
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def decode_shots(split: Split, shots: int | None, seed: int, transform: Transform) -> Decoded:
+    """Decode ``shots`` images of every class, as drawn by ``draw_shots``.
+
+    An image that does not decode is replaced by the next of its class's draw and named in
+    ``skipped``. A class with fewer images gives all it has, which a note says. The result is
+    ordered by class, then by draw, so a draw of 4 is the start of each class's draw of 16.
+
+    Args:
+        split: what to draw from.
+        shots: images per class, or None for all.
+        seed: which draw.
+        transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
+
+    Raises:
+        UserError: ``shots`` is less than 1, or no image of some class can be decoded.
+    """
+    draw = draw_shots(split, shots, seed)
+    wanted = {label: min(shots or len(order), len(order)) for label, order in draw.items()}
+    spare = {label: iter(order[wanted[label] :]) for label, order in draw.items()}
+    slots = [item for label, order in draw.items() for item in order[: wanted[label]]]
+    rank = {id(item): place for order in draw.values() for place, item in enumerate(order)}
+
+    images: torch.Tensor | None = None
+    filled: dict[int, Item] = {}
+    skipped: list[Skipped] = []
+    todo = list(enumerate(slots))
+    while todo:  # a second round only decodes the replacements of what broke in the first
+        results = parallel_map(partial(_decode, transform), [item for _, item in todo])
+        broken = []
+        for (slot, item), result in zip(todo, results, strict=True):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                broken.append((slot, item))
+                continue
+            if images is None:  # filled in place: stacking would need the memory twice
+                images = torch.empty((len(slots), *result.shape), dtype=torch.uint8)
+            images[slot] = result
+            filled[slot] = item
+        todo = [(s, new) for s, old in broken if (new := next(spare[old.label], None)) is not None]
+
+    order = sorted(filled, key=lambda slot: (filled[slot].label, rank[id(filled[slot])]))
+    items = [filled[slot] for slot in order]
+    decoded = Split(tuple(items), split.classes)
+    _require_every_class(split, decoded, skipped)
+    if order != list(range(len(slots))):
+        images = images[order]
+    return Decoded(
+        images, decoded.labels, [item.name for item in items], skipped, _few(decoded, shots)
+    )
+
+
+def decode_batches(split: Split, transform: Transform, batch_size: int) -> Iterator[Decoded]:
+    """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
+
+    Images that do not decode are left out and named in the batch during which they showed up;
+    every batch but the last has exactly ``batch_size`` images, and none is empty.
+
+    Args:
+        split: what to decode.
+        transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
+        batch_size: at least 1.
+
+    Raises:
+        UserError: the split has images and none of them can be decoded.
+    """
+    images: list[torch.Tensor] = []
+    items: list[Item] = []
+    skipped: list[Skipped] = []
+
+    def batch() -> Decoded:
+        labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+        return Decoded(torch.stack(images), labels, [item.name for item in items], skipped)
+
+    results = parallel_map(partial(_decode, transform), split.items)
+    for item, result in zip(split.items, results, strict=True):
+        if isinstance(result, Skipped):
+            skipped.append(result)
+            continue
+        if len(items) == batch_size:  # only now, so that what breaks last has a batch to be in
+            yield batch()
+            images, items, skipped = [], [], []
+        images.append(result)
+        items.append(item)
+    if items:
+        yield batch()
+    elif skipped:
+        first = skipped[0]
+        raise UserError(
+            f"none of {len(skipped)} images can be decoded, e.g. {first.name}: {first.reason}"
+        )
+
+
+def _decode(transform: Transform, item: Item) -> torch.Tensor | Skipped:
+    try:
+        image = item.open()
+    except UnreadableImage as error:
+        return Skipped(error.name, error.reason)
+    return transform(image)
+
+
+def _require_every_class(split: Split, decoded: Split, skipped: list[Skipped]) -> None:
+    missing = split.counts().keys() - decoded.counts().keys()
+    if missing:
+        name = split.classes[min(missing)]
+        raise UserError(
+            f'class "{name}": none of its {split.counts()[min(missing)]} images can be decoded; '
+            f"replace them (the first broken one is {skipped[0].name}: {skipped[0].reason})"
+        )
+
+
+def _few(decoded: Split, shots: int | None) -> list[str]:
+    few = {label: n for label, n in decoded.counts().items() if n < (shots or 0)}
+    if not few:
+        return []
+    named = ", ".join(f"{decoded.classes[label]} {n}" for label, n in list(few.items())[:10])
+    more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+    classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+    return [f"{classes} fewer than {shots} training images, all are used: {named}{more}."]

@@ -1,0 +1,190 @@
+"""Safe decoding: any common image file becomes an upright 8-bit RGB PIL image, or one clear error.
+
+What is read comes from strangers (uploads, archives, scraped folders), so the format is checked
+against a list and the size against a bound, both from the header, before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, features
+
+from clip_randlora.errors import UserError
+
+MAX_PIXELS = 64_000_000
+_AVIF = "avif" in features.modules and features.check("avif")  # not in older Pillows
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM") + (("AVIF",) if _AVIF else ())
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".pnm")
+    + ((".avif",) if _AVIF else ())
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+ImageSource = str | Path | bytes | BinaryIO | Image.Image
+
+
+class UnreadableImage(UserError):
+    """One image cannot be used. ``name`` says which, ``reason`` why and what to do."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Decode an image to 8-bit RGB, turned upright, transparency composited on white.
+
+    Args:
+        source: a path, the bytes of a file, an open binary file, or a PIL image (left unchanged).
+        name: what errors call the image; by default its path.
+
+    Returns:
+        A PIL image of mode ``RGB`` that shares nothing with ``source`` and carries no metadata.
+        Of an animation or a multi-page file, the first frame.
+
+    Raises:
+        UnreadableImage: (a ``UserError``) the file is missing, broken, of a format that is not
+            in ``FORMATS``, of an unsupported pixel type, or has more than ``MAX_PIXELS`` pixels.
+    """
+    name = name or _name_of(source)
+    if isinstance(source, Image.Image):
+        _check_size(source, name)
+        return _guarded(_upright_rgb, source, name)
+    with _open(source, name) as image:
+        return _guarded(_upright_rgb, image, name)
+
+
+def check_image(source: ImageSource, name: str | None = None) -> None:
+    """Look at the header only: cheap, finds what is no image and what is too large.
+
+    Raises:
+        UnreadableImage: as ``decode_image``, less what shows only when pixels are decoded.
+    """
+    name = name or _name_of(source)
+    if isinstance(source, Image.Image):
+        _check_size(source, name)
+    else:
+        _open(source, name).close()
+
+
+def _name_of(source: ImageSource) -> str:
+    if isinstance(source, str | PurePath):
+        return str(source)
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or "image")
+
+
+def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except FileNotFoundError:
+        raise UnreadableImage(name, "no such file; check the path") from None
+    except IsADirectoryError:
+        raise UnreadableImage(name, "is a folder; give an image file") from None
+    except PermissionError:
+        raise UnreadableImage(name, "may not be read; check its permissions") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(name, _too_large("far too many")) from None
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise UnreadableImage(
+            name, f"not an image that can be read; save it as PNG or JPEG (read are {known})"
+        ) from None
+    except Exception as error:  # a broken header can raise nearly anything inside PIL
+        raise UnreadableImage(name, _broken(error)) from error
+    try:
+        _check_size(image, name)
+    except UnreadableImage:
+        image.close()
+        raise
+    return image
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise UnreadableImage(name, "has no pixels; replace it")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(name, _too_large(f"{width} x {height}"))
+
+
+def _too_large(size: str) -> str:
+    return f"{size} pixels, more than {MAX_PIXELS / 1e6:g} million; make it smaller"
+
+
+def _broken(error: Exception) -> str:
+    detail = " ".join(str(error).split())[:120] or type(error).__name__
+    return f"broken or truncated image ({detail}); replace it"
+
+
+def _guarded(convert: Any, image: Image.Image, name: str) -> Image.Image:
+    try:
+        return convert(image, name)
+    except UserError:
+        raise
+    except Exception as error:  # a broken body can raise nearly anything inside PIL
+        raise UnreadableImage(name, _broken(error)) from error
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    image.load()
+    rgb = _to_rgb(image, name)
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = rgb.transpose(turn) if turn is not None else rgb
+    rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {}  # a leftover orientation tag would turn the image a second time
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF says nothing about the pixels: take them as they are stored
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):
+        return _from_16_bit(image, name)
+    if image.mode in ("F", "LAB"):
+        raise UnreadableImage(
+            name, f"pixel type {image.mode} is not supported; save it as 8-bit RGB or grey"
+        )
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
+    """Scale 16-bit grey to 8 bit; PIL's own ``convert`` clips at 255 instead."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage(name, "32-bit grey is not supported; save it as 8-bit or 16-bit grey")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")

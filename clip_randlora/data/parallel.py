@@ -1,0 +1,38 @@
+"""An ordered parallel map over threads that never runs far ahead of its consumer."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def thread_count() -> int:
+    """CPU cores this process may use, at most 16."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(16, len(usable))
+
+
+def parallel_map(function: Callable[[T], R], inputs: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(x)`` for each ``x`` of ``inputs``, in order, computed by threads.
+
+    At most four results per thread are computed ahead, so memory is bounded however slow the
+    consumer. An exception of ``function`` is raised where its result is due.
+    """
+    threads = thread_count()
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for value in inputs:
+            waiting.append(pool.submit(function, value))
+            if len(waiting) >= 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,63 @@
+"""The image sets that come with the package and its dependencies: no download needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clip_randlora.data.sources import File, Listing, MemoryImage, list_folder
+
+_BUNDLED = Path(__file__).parent.parent / "bundled"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A registered image set: what ``clip-randlora datasets`` prints, and how it is listed."""
+
+    description: str
+    classes: int
+    images: int
+    licence: str
+    load: Callable[[], Listing]
+
+
+def _clipart() -> Listing:
+    return list_folder(_BUNDLED / "clipart")
+
+
+def _digits() -> Listing:
+    from sklearn.datasets import load_digits  # slow to import, and rarely needed
+
+    scans = load_digits()
+    listing = Listing()
+    # "7", not "seven": it is how folders of digits are named and how CLIP's own prompts for
+    # digits are worded ('a photo of the number: "7"'), and it sorts in the natural order.
+    for number, (pixels, digit) in enumerate(zip(scans.images, scans.target, strict=True)):
+        ink_on_paper = np.rint(255 - pixels * (255 / 16)).astype(np.uint8)
+        image = Image.fromarray(ink_on_paper).resize((64, 64), Image.Resampling.BICUBIC)
+        parts = (str(digit), f"{number:04d}.png")
+        listing.files.append(File(parts, MemoryImage(image)))
+    listing.files.sort(key=lambda file: file.parts)
+    return listing
+
+
+DATASETS: dict[str, Dataset] = {
+    "clipart": Dataset(
+        description="drawings of animals, plants, food and things, with a test split",
+        classes=0,
+        images=0,
+        licence="public domain",
+        load=_clipart,
+    ),
+    "digits": Dataset(
+        description="8x8 scans of handwritten digits (scikit-learn's load_digits)",
+        classes=10,
+        images=1797,
+        licence="CC BY 4.0",
+        load=_digits,
+    ),
+}

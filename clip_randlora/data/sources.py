@@ -1,0 +1,248 @@
+"""Where files come from: a folder, a zip archive, or memory, all listed in the same form."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from clip_randlora.data.dataset import Content, Skipped
+from clip_randlora.errors import UserError
+
+MAX_FILES = 1_000_000
+MAX_FILE_BYTES = 256 * 2**20
+MAX_ARCHIVE_BYTES = 32 * 2**30
+
+_JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # left by operating systems
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source: its path as parts below the root, and its content."""
+
+    parts: tuple[str, ...]
+    content: Content
+
+    @property
+    def name(self) -> str:
+        """The path below the root, with ``/``."""
+        return "/".join(self.parts)
+
+
+@dataclass
+class Listing:
+    """Everything in a source, naturally sorted by path; ``folders`` include the empty ones."""
+
+    files: list[File] = field(default_factory=list)
+    folders: set[tuple[str, ...]] = field(default_factory=set)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DiskFile:
+    """An image file on disk."""
+
+    path: Path
+    size: int
+
+    def read(self) -> Path:
+        """The path itself: PIL reads only as much as it needs."""
+        return self.path
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """An image inside an archive, only ever read into memory."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    @property
+    def size(self) -> int:
+        """Uncompressed bytes."""
+        return self.info.file_size
+
+    def read(self) -> bytes:
+        """The uncompressed bytes; empty where the archive is broken at this member."""
+        try:
+            with self.archive.open(self.info) as member:
+                return member.read(MAX_FILE_BYTES)
+        except Exception:  # broken data can raise nearly anything inside zipfile
+            return b""  # decoding then says that it is not an image
+
+    def digest(self) -> str:
+        """SHA-256 of the uncompressed bytes."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """An image that is already decoded."""
+
+    image: Image.Image
+
+    @property
+    def size(self) -> int:
+        """Pixels."""
+        return self.image.width * self.image.height
+
+    def read(self) -> Image.Image:
+        """The image."""
+        return self.image
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self.image.tobytes()).hexdigest()
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling."""
+    pieces = re.split(r"([0-9]+)", text.casefold())
+    return [int(piece) if piece.isdigit() else piece for piece in pieces], text
+
+
+def list_folder(root: Path) -> Listing:
+    """List the files below ``root``; links are followed, hidden files are not listed.
+
+    Raises:
+        UserError: the folder may not be read, or holds more than ``MAX_FILES`` files.
+    """
+    listing = Listing()
+    _walk(root, root, (), (os.path.realpath(root),), listing)
+    listing.files.sort(key=lambda file: natural_key(file.name))
+    return listing
+
+
+def _walk(
+    root: Path, folder: Path, parts: tuple[str, ...], above: tuple[str, ...], listing: Listing
+) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
+    except OSError as error:
+        if not parts:
+            raise UserError(f"{root}: cannot be read ({error.strerror}); check it") from None
+        listing.skipped.append(Skipped(_printable("/".join(parts)), str(error.strerror)))
+        return
+    for entry in entries:
+        here = (*parts, _printable(entry.name))
+        name = "/".join(here)
+        if entry.name.casefold() in _JUNK:
+            continue
+        if entry.name.startswith("."):
+            listing.skipped.append(Skipped(name, "hidden"))
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if real in above:
+                listing.skipped.append(Skipped(name, "a link to a folder it lies in"))
+                continue
+            listing.folders.add(here)
+            _walk(root, Path(entry.path), here, (*above, real), listing)
+        elif entry.is_file():
+            size = entry.stat().st_size
+            if size > MAX_FILE_BYTES:
+                listing.skipped.append(Skipped(name, _too_big(size)))
+                continue
+            listing.files.append(File(here, DiskFile(Path(entry.path), size)))
+            if len(listing.files) > MAX_FILES:
+                raise UserError(f"{root}: more than {MAX_FILES} files; give a smaller folder")
+        else:
+            reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+            listing.skipped.append(Skipped(name, reason))
+
+
+def list_zip(path: Path) -> Listing:
+    """List the members of a zip archive; nothing is unpacked to disk.
+
+    Raises:
+        UserError: not a zip archive, broken, encrypted, or larger than the bounds.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except PermissionError:
+        raise UserError(f"{path}: may not be read; check its permissions") from None
+    except Exception:  # a broken directory can raise nearly anything inside zipfile
+        raise UserError(
+            f"{path}: not a zip archive that can be read; give a .zip file or the unpacked folder"
+        ) from None
+    members = archive.infolist()
+    _check_bounds(path, members)
+    listing = Listing()
+    files: dict[tuple[str, ...], File] = {}
+    for info in members:
+        parts = _safe_parts(info)
+        if parts is None:
+            listing.skipped.append(Skipped(_printable(info.filename), "unsafe path"))
+            continue
+        hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
+        if any(part.casefold() in _JUNK for part in parts):
+            continue
+        if hidden is not None:
+            entry = Skipped("/".join(parts[: hidden + 1]), "hidden")
+            if entry not in listing.skipped[-1:]:  # one entry for a whole hidden folder
+                listing.skipped.append(entry)
+            continue
+        folder = parts if info.is_dir() else parts[:-1]
+        listing.folders.update(folder[:depth] for depth in range(1, len(folder) + 1))
+        if info.is_dir():
+            continue
+        if info.file_size > MAX_FILE_BYTES:
+            listing.skipped.append(Skipped("/".join(parts), _too_big(info.file_size)))
+            continue
+        if parts in files:
+            listing.skipped.append(Skipped("/".join(parts), "twice in the archive, last one used"))
+        files[parts] = File(parts, ZipMember(archive, info))
+    listing.files = sorted(files.values(), key=lambda file: natural_key(file.name))
+    return listing
+
+
+def _check_bounds(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > MAX_FILES:
+        raise UserError(f"{path}: {len(members)} members, at most {MAX_FILES}; split the archive")
+    total = sum(info.file_size for info in members)
+    if total > MAX_ARCHIVE_BYTES:
+        raise UserError(
+            f"{path}: {total / 2**30:.1f} GiB when unpacked, at most "
+            f"{MAX_ARCHIVE_BYTES / 2**30:.3g}; split the archive or give the unpacked folder"
+        )
+    if any(info.flag_bits & 0x1 for info in members):
+        raise UserError(f"{path}: the archive is encrypted; make one without a password")
+
+
+def _safe_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
+    """The member's path as parts, or None where it would leave the archive's root."""
+    name = info.filename
+    if not info.flag_bits & 0x800:  # macOS writes UTF-8 without saying so
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    name = name.replace("\\", "/")  # some Windows tools write backslashes
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
+        return None
+    return tuple(_printable(part) for part in name.split("/") if part not in ("", "."))
+
+
+def _too_big(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f}"
+
+
+def _printable(text: str) -> str:
+    """Names go to terminals and UTF-8 files: escape what is not printable, compose accents."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
