@@ -7,6 +7,7 @@ against a list and the size against a bound, both from the header, before a pixe
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -23,6 +24,9 @@ EXTENSIONS = frozenset(
     + (".ppm", ".pgm", ".pbm", ".pnm")
     + ((".avif",) if _AVIF else ())
 )
+
+# PIL warns on standard error from its own, looser bound; ours is an error that names the file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
