@@ -1,0 +1,208 @@
+"""Attach trained updates to a model's weights, blend them, bake them in, or take them off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from clip_randlora.adapters import files
+from clip_randlora.adapters.config import AdapterConfig, parse_method
+from clip_randlora.adapters.deltas import Delta, make_deltas
+from clip_randlora.adapters.targets import TargetWeight, select_weights
+from clip_randlora.errors import UserError
+
+
+class AdaptedWeight(nn.Module):
+    """The parametrization of one weight: ``W -> W + strength * dW``, part by part."""
+
+    def __init__(self, weight: TargetWeight, deltas: list[Delta]):
+        super().__init__()
+        self.deltas = nn.ModuleDict(
+            {part.target: delta for part, delta in zip(weight.parts, deltas, strict=True)}
+        )
+        self.rows = {part.target: part.rows for part in weight.parts}
+        self.strength = 1.0
+        self.base_required_grad = weight.weight.requires_grad
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the adapted weight, in the weight's shape and dtype."""
+        adapted = weight if self.strength == 0 else weight + self.strength * self.delta(weight)
+        if self.base_required_grad and not adapted.requires_grad:
+            # torch's CPU linear chooses its kernel by this flag: keep the base's choice, and bits
+            adapted = adapted.detach().requires_grad_()
+        return adapted
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """Return dW at full strength; rows that no part adapts are zero."""
+        pieces, end = [], 0
+        for target, rows in self.rows.items():
+            if rows.start > end:
+                pieces.append(weight.new_zeros(rows.start - end, *weight.shape[1:]))
+            update = self.deltas[target]()
+            pieces.append(update.to(weight.dtype).view(-1, *weight.shape[1:]))
+            end = rows.stop
+        if end < weight.shape[0]:
+            pieces.append(weight.new_zeros(weight.shape[0] - end, *weight.shape[1:]))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+@dataclass(frozen=True)
+class AdaptedSummary:
+    """What is adapted for one kind of target in one tower."""
+
+    tower: str
+    target: str
+    weights: int
+    parameters: int
+
+
+class Adapter:
+    """The trained updates of one model; made by `attach` or `load_adapter`."""
+
+    def __init__(self, net: nn.Module, config: AdapterConfig, name: str | None = None):
+        if any(isinstance(module, AdaptedWeight) for module in net.modules()):
+            raise UserError("this model has an adapter already: detach() or merge() it first")
+        self.net, self.config = net, config
+        self.weights = {weight.name: weight for weight in select_weights(net, config)}
+        self.base = files.identify(net, name)
+        self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
+        self._adapted: dict[str, AdaptedWeight] = {}
+        self._strength = 1.0
+        self._register()
+        for parameter in self._required_grad:
+            parameter.requires_grad_(False)
+
+    def _register(self) -> None:
+        parts = [(weight, part) for weight in self.weights.values() for part in weight.parts]
+        shapes = [weight.part_shape(part) for weight, part in parts]
+        deltas = iter(make_deltas(shapes, self.config))
+        for name, weight in self.weights.items():
+            adapted = AdaptedWeight(weight, [next(deltas) for _ in weight.parts])
+            adapted.to(weight.weight.device)
+            parametrize.register_parametrization(
+                weight.module,
+                weight.tensor_name,
+                adapted,
+                unsafe=True,  # shape and dtype are kept
+            )
+            self._adapted[name] = adapted
+
+    @property
+    def strength(self) -> float:
+        """How much of the update is applied: 0 is zero-shot, 1 is tuned, between interpolates.
+
+        Weight-space interpolation as in WiSE-FT (Wortsman et al., arXiv 2109.01903), exact and
+        without a second model.
+        """
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise UserError(f"strength is {value}; it must lie between 0 and 1")
+        self._strength = float(value)
+        for adapted in self._adapted.values():
+            adapted.strength = self._strength
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trained tensors as ``WEIGHT.TARGET.TENSOR``, in the network's order."""
+        for name, adapted in self._adapted.items():
+            for suffix, parameter in adapted.deltas.named_parameters():
+                yield f"{name}.{suffix}", parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained tensors."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self) -> int:
+        """Count the trained numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def deltas(self) -> dict[str, Tensor]:
+        """Return ``{weight name: dW}`` at full strength, each in its weight's shape and dtype."""
+        with torch.no_grad():
+            return {
+                name: adapted.delta(
+                    self.weights[name]
+                    .module.parametrizations[self.weights[name].tensor_name]
+                    .original
+                )
+                for name, adapted in self._adapted.items()
+            }
+
+    def summary(self) -> list[AdaptedSummary]:
+        """Count what is adapted, for each tower and kind of target."""
+        rows: dict[tuple[str, str], list[int]] = {}
+        for name, weight in self.weights.items():
+            for part in weight.parts:
+                delta = self._adapted[name].deltas[part.target]
+                counts = rows.setdefault((weight.tower, part.target), [0, 0])
+                counts[0] += 1
+                counts[1] += sum(parameter.numel() for parameter in delta.parameters())
+        return [AdaptedSummary(*key, *counts) for key, counts in rows.items()]
+
+    def merge(self) -> None:
+        """Bake the update, at the present strength, into the weights: plain open_clip again."""
+        self._remove(bake=True)
+
+    def detach(self) -> None:
+        """Take the update off: every weight is bit for bit what it was before."""
+        self._remove(bake=False)
+
+    def _remove(self, bake: bool) -> None:
+        if not self._adapted:
+            raise UserError("this adapter is no longer attached to its model")
+        for weight in self.weights.values():
+            parametrize.remove_parametrizations(
+                weight.module, weight.tensor_name, leave_parametrized=bake
+            )
+        self._adapted.clear()
+        for parameter, required in self._required_grad.items():
+            parameter.requires_grad_(required)
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained numbers, the settings and the base's fingerprint: one safetensors file.
+
+        The frozen bases are not in it: they are made again from the seed.
+        """
+        files.write(path, self.config, self.base, dict(self.named_parameters()))
+
+
+def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Adapter:
+    """Attach a fresh adapter, which changes no output, and freeze every weight of the model.
+
+    Args:
+        net: an open_clip model.
+        config: `RandLoRA` or `LoRA`.
+        name: what to call the model in messages; by default the name that `load_model` gave it.
+
+    Raises:
+        UserError: the configuration matches no weight, or the model has an adapter already.
+    """
+    return Adapter(net, config, name)
+
+
+def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> Adapter:
+    """Attach the adapter in a file that `Adapter.save` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or was trained on another base model; both are named.
+    """
+    stored = files.read(path)
+    files.refuse_other_base(path, stored.base, files.identify(net, name))
+    adapter = Adapter(net, parse_method(stored.config), name)
+    parameters = dict(adapter.named_parameters())
+    try:
+        files.check_tensors(path, stored.tensors, parameters)
+    except UserError:
+        adapter.detach()
+        raise
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(stored.tensors[key])
+    return adapter

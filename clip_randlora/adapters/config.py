@@ -1,0 +1,98 @@
+"""What to train and where: one configuration class for each method."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from clip_randlora.bases import Distribution
+from clip_randlora.errors import UserError
+
+Tower = Literal["vision", "text"]
+Target = Literal["q", "k", "v", "out", "mlp", "conv"]
+
+
+class AdapterConfig(BaseModel):
+    """Settings that every method shares.
+
+    Attributes:
+        towers: the encoders to adapt.
+        targets: the kinds of weight to adapt: the attention's q, k, v and out projections, the
+            MLP's linear layers, the 1x1 convolutions.
+        blocks: adapt only the last K blocks of each tower; None for all.
+        seed: of the frozen bases and of the random start.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
+    targets: tuple[Target, ...] = Field(("q", "k", "v", "out", "mlp", "conv"), min_length=1)
+    blocks: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class RandLoRA(AdapterConfig):
+    """Full-rank update from frozen random bases (Albert et al., ICLR 2025, arXiv 2502.00987).
+
+    Attributes:
+        rank: r, the rank of each base; fewer trained numbers at a higher rank.
+        alpha: the update is scaled by alpha / r.
+        bases: distribution of the frozen bases, as `clip_randlora.bases.random_bases` has it.
+    """
+
+    method: Literal["randlora"] = "randlora"
+    rank: int = Field(6, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    bases: Distribution = "uniform"
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r in front of the update."""
+        return self.alpha / self.rank
+
+
+class LoRA(AdapterConfig):
+    """Low-rank update (Hu et al., ICLR 2022, arXiv 2106.09685).
+
+    Attributes:
+        rank: r, the rank of the update.
+        alpha: the update is scaled by alpha / r.
+    """
+
+    method: Literal["lora"] = "lora"
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r in front of the update."""
+        return self.alpha / self.rank
+
+
+Method = Annotated[RandLoRA | LoRA, Field(discriminator="method")]
+METHODS: dict[str, type[AdapterConfig]] = {"randlora": RandLoRA, "lora": LoRA}
+
+_METHOD = TypeAdapter(Method)
+
+
+def parse_method(value: object) -> RandLoRA | LoRA:
+    """Read a method from its name, a mapping with ``method`` and settings, or a configuration.
+
+    Raises:
+        UserError: the method is unknown or a setting is wrong; the line names it.
+    """
+    if isinstance(value, AdapterConfig):
+        return value
+    if isinstance(value, str):
+        value = {"method": value}
+    try:
+        return _METHOD.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"method: {one_line(error)}") from error
+
+
+def one_line(error: ValidationError) -> str:
+    """Return pydantic's first complaint as ``field: what is wrong``."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field}: {first['msg']}{more}" if field else f"{first['msg']}{more}"

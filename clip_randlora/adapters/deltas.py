@@ -1,0 +1,131 @@
+"""The trained weight updates: what each method adds to one weight.
+
+A delta stands for an update ``dW`` of one weight of shape (out, in). It holds the trained
+numbers, starts at exactly zero, and forms ``dW`` whenever it is called.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from clip_randlora.adapters.config import LoRA, RandLoRA
+from clip_randlora.bases import number_of_bases, random_bases
+
+
+class _RandLoRAUpdate(torch.autograd.Function):
+    """``scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with B_i side by side as one matrix.
+
+    Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
+    nothing in either pass has a size that depends on the batch or the number of tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, b: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(b, a, lam, gamma)
+        ctx.scale = scale
+        scaled_a = lam[:, :, None] * a * gamma[:, None, :]  # (n, r, d)
+        return torch.mm(b, scaled_a.flatten(0, 1)).mul_(scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        b, a, lam, gamma = ctx.saved_tensors
+        m = torch.mm(b.T, grad).mul_(ctx.scale).view(*lam.shape, -1).mul_(a)  # (n, r, d)
+        grad_lam = torch.einsum("nrd,nd->nr", m, gamma) if ctx.needs_input_grad[2] else None
+        grad_gamma = torch.einsum("nrd,nr->nd", m, lam) if ctx.needs_input_grad[3] else None
+        return None, None, grad_lam, grad_gamma, None
+
+
+def randlora_delta(
+    basis_b: Tensor, basis_a: Tensor, lam: Tensor, gamma: Tensor, scale: float
+) -> Tensor:
+    """Form the full-rank update of a weight from frozen bases and trained diagonals.
+
+    ``dW = scale * sum_{i=1..n} B_i diag(lambda_i) A diag(gamma_i)``
+    (RandLoRA, arXiv 2502.00987, eq. 4; one ``A`` is shared by all i).
+
+    Args:
+        basis_b: (n, D, r), frozen.
+        basis_a: (r, d), frozen.
+        lam: (n, r), trained.
+        gamma: (n, d), trained.
+        scale: alpha / r.
+
+    Returns:
+        (D, d), of the inputs' dtype; differentiable once in ``lam`` and ``gamma``.
+
+    Raises:
+        ValueError: the shapes do not fit together, named.
+    """
+    n, rows, rank = basis_b.shape
+    columns = basis_a.shape[-1]
+    expected = {"basis_a": (rank, columns), "lam": (n, rank), "gamma": (n, columns)}
+    for name, tensor in (("basis_a", basis_a), ("lam", lam), ("gamma", gamma)):
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
+    side_by_side = basis_b.transpose(0, 1).reshape(rows, n * rank)  # a view of `random_bases`
+    return _RandLoRAUpdate.apply(side_by_side, basis_a, lam, gamma, scale)
+
+
+class Delta(nn.Module, ABC):
+    """An update of one weight of shape ``shape`` = (out, in); called, it returns that update."""
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        self.shape = shape
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """Return dW, (out, in)."""
+
+
+class RandLoRADelta(Delta):
+    """RandLoRA's update; trains lambda (n, r), zero at first, and gamma (n, d), 1 / max(n, d).
+
+    A weight that is wider than tall is updated through its transpose, so that D >= d.
+    """
+
+    def __init__(self, shape: tuple[int, int], config: RandLoRA, largest: tuple[int, int]):
+        super().__init__(shape)
+        self.rows, self.columns = max(shape), min(shape)
+        self.scale = config.scale
+        self.largest_bases = (config.rank, *largest, config.bases, config.seed)
+        count = number_of_bases(self.columns, config.rank)
+        self.lam = nn.Parameter(torch.zeros(count, config.rank))
+        self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
+
+    def forward(self) -> Tensor:
+        """Return dW, (out, in)."""
+        # asked for at each use, not held: one pair a device serves all layers, wherever they move
+        bases = random_bases(*self.largest_bases, dtype=self.lam.dtype, device=self.lam.device)
+        b, a = bases.sliced(self.rows, self.columns)
+        update = randlora_delta(b, a, self.lam, self.gamma, self.scale)
+        return update if update.shape == self.shape else update.T
+
+
+class LoRADelta(Delta):
+    """LoRA's update ``scale * up @ down`` (Hu et al., arXiv 2106.09685, eq. 3).
+
+    Trains down (r, in), Kaiming uniform from the config's seed, and up (out, r), zero at first.
+    """
+
+    def __init__(self, shape: tuple[int, int], config: LoRA, generator: torch.Generator):
+        super().__init__(shape)
+        self.scale = config.scale
+        self.down = nn.Parameter(torch.empty(config.rank, shape[1]))
+        self.up = nn.Parameter(torch.zeros(shape[0], config.rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5, generator=generator)
+
+    def forward(self) -> Tensor:
+        """Return dW, (out, in)."""
+        return torch.mm(self.up, self.down).mul(self.scale)
+
+
+def make_deltas(shapes: list[tuple[int, int]], config: RandLoRA | LoRA) -> list[Delta]:
+    """Make one fresh update for each weight shape (out, in), all from the config's one seed."""
+    if isinstance(config, RandLoRA):
+        largest = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
+        return [RandLoRADelta(shape, config, largest) for shape in shapes]
+    generator = torch.Generator().manual_seed(config.seed)
+    return [LoRADelta(shape, config, generator) for shape in shapes]

@@ -1,0 +1,120 @@
+"""Adapter files: one safetensors file, no pickle, and a fingerprint of the base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clip_randlora.adapters.config import AdapterConfig
+from clip_randlora.errors import UserError
+
+_FORMAT = "clip-randlora-adapter"
+_VERSION = 1
+_SAMPLES_PER_TENSOR = 256
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that an adapter belongs to: its name for messages, its fingerprint for checks."""
+
+    name: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.fingerprint[:12]})"
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What an adapter file holds."""
+
+    config: dict
+    base: BaseModel
+    tensors: dict[str, Tensor]
+
+
+def identify(net: nn.Module, name: str | None = None) -> BaseModel:
+    """Name and fingerprint an unadapted model.
+
+    The fingerprint is the SHA-256 of every tensor's name and shape and of up to 256 of its
+    entries, evenly spaced, as float32: other weights give another one, and reading it is quick.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(net.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+        sample = flat[::stride][:_SAMPLES_PER_TENSOR].float().cpu().numpy().astype("<f4")
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(sample.tobytes())
+    return BaseModel(name or getattr(net, "model_name", type(net).__name__), digest.hexdigest())
+
+
+def write(
+    path: str | Path, config: AdapterConfig, base: BaseModel, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write an adapter file under a temporary name, then rename it into place."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    metadata = {
+        "format": _FORMAT,
+        "version": str(_VERSION),
+        "config": config.model_dump_json(),
+        "base": json.dumps(asdict(base)),
+    }
+    contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(contents, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> StoredAdapter:
+    """Read an adapter file.
+
+    Raises:
+        UserError: there is no such file, or it is not an adapter file of a known version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such adapter file")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise UserError(f"{path}: a safetensors file, but not an adapter of this project")
+            if metadata["version"] != str(_VERSION):
+                raise UserError(
+                    f"{path}: adapter format {metadata['version']}, this version of clip-randlora "
+                    f"reads format {_VERSION}; upgrade clip-randlora"
+                )
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            base = BaseModel(**json.loads(metadata["base"]))
+            return StoredAdapter(json.loads(metadata["config"]), base, tensors)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable adapter file ({error})") from error
+
+
+def refuse_other_base(path: str | Path, stored: BaseModel, present: BaseModel) -> None:
+    """Raise a UserError that names both models if the fingerprints differ."""
+    if stored.fingerprint != present.fingerprint:
+        raise UserError(
+            f"{path}: this adapter was trained on {stored}, and the model here is {present}; "
+            f"load the model that it was trained on"
+        )
+
+
+def check_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise a UserError if the file's tensors are not those that its own settings call for."""
+    for key in expected.keys() ^ tensors.keys():
+        raise UserError(f"{path}: damaged adapter file, tensor {key} is missing or not expected")
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise UserError(f"{path}: damaged adapter file, tensor {key} has another shape")
