@@ -51,8 +51,11 @@ def decode_shots(split: Split, shots: int | None, seed: int, transform: Transfor
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
 
     Raises:
-        UserError: ``shots`` is less than 1, or no image of some class can be decoded.
+        UserError: ``shots`` is less than 1, the split is empty, or no image of some class can be
+            decoded.
     """
+    if not split.items:
+        raise UserError("no training images to draw from; give a folder that has some")
     draw = draw_shots(split, shots, seed)
     wanted = {label: min(shots or len(order), len(order)) for label, order in draw.items()}
     spare = {label: iter(order[wanted[label] :]) for label, order in draw.items()}
@@ -100,8 +103,11 @@ def decode_batches(split: Split, transform: Transform, batch_size: int) -> Itera
         batch_size: at least 1.
 
     Raises:
-        UserError: the split has images and none of them can be decoded.
+        UserError: the split has images and none of them can be decoded, or ``batch_size`` is
+            less than 1.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} images; give 1 or more")
     images: list[torch.Tensor] = []
     items: list[Item] = []
     skipped: list[Skipped] = []

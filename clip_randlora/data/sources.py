@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_randlora.data.dataset import Content, Skipped
+from clip_randlora.data.images import UnreadableImage
 from clip_randlora.errors import UserError
 
 MAX_FILES = 1_000_000
@@ -71,6 +72,7 @@ class ZipMember:
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
+    name: str  # for errors
 
     @property
     def size(self) -> int:
@@ -78,12 +80,14 @@ class ZipMember:
         return self.info.file_size
 
     def read(self) -> bytes:
-        """The uncompressed bytes; empty where the archive is broken at this member."""
+        """The uncompressed bytes; raises ``UnreadableImage``."""
         try:
             with self.archive.open(self.info) as member:
                 return member.read(MAX_FILE_BYTES)
-        except Exception:  # broken data can raise nearly anything inside zipfile
-            return b""  # decoding then says that it is not an image
+        except Exception as error:  # broken data can raise nearly anything inside zipfile
+            raise UnreadableImage(
+                self.name, f"cannot be unpacked ({error or type(error).__name__}); zip it again"
+            ) from error
 
     def digest(self) -> str:
         """SHA-256 of the uncompressed bytes."""
@@ -205,7 +209,7 @@ def list_zip(path: Path) -> Listing:
             continue
         if parts in files:
             listing.skipped.append(Skipped("/".join(parts), "twice in the archive, last one used"))
-        files[parts] = File(parts, ZipMember(archive, info))
+        files[parts] = File(parts, ZipMember(archive, info, "/".join(parts)))
     listing.files = sorted(files.values(), key=lambda file: natural_key(file.name))
     return listing
 
