@@ -339,6 +339,7 @@ def test_links_to_elsewhere_are_followed(tmp_path):
         ({"1.png": 1, "2.png": 2}, "2 images but no class folders; put"),
         ({"cat/1.png": 1, "cat/2.png": 2}, r'only one class \("cat"\), at least two'),
         ({"cat/1.png": 1, "cat/2.png": 2, "dog/1.png": None}, 'class "dog": no training image'),
+        ({"cat/1.png": 1, "dog/2.png": 2}, "no test image can be held out, there are too few"),
     ],
 )
 def test_layouts_that_cannot_work(tmp_path, layout, message):

@@ -34,7 +34,7 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
         held_out: share of each class held out for testing where there is no test split. Which
-            images is fixed: it depends on their names and on nothing else.
+            images is fixed: it depends on the class's name and the order of its images' names.
 
     Raises:
         UserError: the source is missing or not in this form, has fewer than two classes, test
@@ -68,7 +68,8 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         train, tested, note = _hold_out(train, classes, digests, held_out)
         notes.append(note)
     if not tested:
-        raise UserError(f"{test or source}: no test image can be read; give other test images")
+        why = "can be read" if test_files is not None else "can be held out, there are too few"
+        raise UserError(f"{test or source}: no test image {why}; give more images")
     notes += _notes(classes, train, tested, digests)
     return Data(
         _name_of(source),
@@ -279,6 +280,11 @@ def _hold_out(
     )
     train, test = [], []
     for label, group in groups.items():
+        if all(held[classes[label]]):
+            raise UserError(
+                f'class "{classes[label]}": all its images are copies of test images of other '
+                "classes; remove the copies"
+            )
         for item, is_test in zip(group, held[classes[label]], strict=True):
             (test if is_test else train).append(item)
     note = f"No test split: held out {share * 100:g} % of each class"
