@@ -1,3 +1,70 @@
 """Teach CLIP your own classes from a handful of images, with RandLoRA on both encoders."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_randlora.adapters import (
+        Adapter,
+        LoRA,
+        RandLoRA,
+        attach,
+        find_weights,
+        load_adapter,
+        randlora_delta,
+        select_weights,
+    )
+    from clip_randlora.classifier import Classifier
+    from clip_randlora.data import Data, load_data
+    from clip_randlora.errors import UserError
+    from clip_randlora.models import Model, load_model
+    from clip_randlora.training import Interrupted, Run, TrainConfig, fit
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "adapters": (
+        "Adapter",
+        "LoRA",
+        "RandLoRA",
+        "attach",
+        "find_weights",
+        "load_adapter",
+        "randlora_delta",
+        "select_weights",
+    ),
+    "classifier": ("Classifier",),
+    "data": ("Data", "load_data"),
+    "errors": ("UserError",),
+    "models": ("Model", "load_model"),
+    "training": ("Interrupted", "Run", "TrainConfig", "fit"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "Classifier",
+    "Data",
+    "Interrupted",
+    "LoRA",
+    "Model",
+    "RandLoRA",
+    "Run",
+    "TrainConfig",
+    "UserError",
+    "attach",
+    "find_weights",
+    "fit",
+    "load_adapter",
+    "load_data",
+    "load_model",
+    "randlora_delta",
+    "select_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and ``--help`` must not wait for it."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

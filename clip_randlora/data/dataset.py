@@ -103,7 +103,7 @@ class Data:
 
     ``classes`` are spelled as the folders are and sorted naturally; ``skipped`` are the files
     left out so far (others show only when they are decoded); ``notes`` are one-line things the
-    user should know.
+    user should know; ``held_out`` says that the source had no test split of its own.
     """
 
     name: str
@@ -112,3 +112,4 @@ class Data:
     test: Split
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    held_out: bool = False

@@ -78,6 +78,7 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         Split(tuple(tested), classes),
         tuple(skipped),
         tuple(notes),
+        held_out=test_files is None,
     )
 
 

@@ -1,0 +1,458 @@
+"""The command ``clip-randlora``. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clip_randlora.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_randlora.adapters import Adapter
+    from clip_randlora.data import Data, Split
+    from clip_randlora.training import Run, Step, TrainConfig
+
+app = typer.Typer(
+    name="clip-randlora",
+    help="Teach CLIP your own classes from a handful of images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="Folder of class folders, .zip, or a data set's name.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+ModelOption = Annotated[
+    str, typer.Option(help="lite0, an open_clip name, hf-hub:ORG/REPO or a local folder.")
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of shots and the training.")] = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Teach the bundled model the bundled drawings, offline, and compare."""
+    out = out or _free_folder(Path("runs") / "demo")
+    _train("clipart", None, "lite0", None, {"seed": seed}, out, device, resume=False)
+
+
+@app.command()
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write the run to.")],
+    test: Annotated[
+        str | None, typer.Option(help="Test images, in the same forms as DATA.")
+    ] = None,
+    model: ModelOption = "lite0",
+    pretrained: PretrainedOption = None,
+    method: Annotated[str | None, typer.Option(help="randlora or lora.")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draw of shots and the training. Default: 1.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of settings; options on this line win.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of each base (RandLoRA), or of the update.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="The update is scaled by alpha / rank.")
+    ] = None,
+    towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak. Default: by method.")] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+) -> None:
+    """Teach a model your classes, compare it with zero-shot, save the run."""
+    settings = _read_settings(config)
+    adapter = {
+        "method": method,
+        "rank": rank,
+        "alpha": alpha,
+        "towers": towers and towers.split(","),
+        "targets": targets and targets.split(","),
+        "blocks": blocks,
+    }
+    chosen = {
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "templates": template,
+        "precision": precision,
+    }
+    settings |= {key: value for key, value in chosen.items() if value is not None}
+    if shots is not None:
+        settings["shots"] = _parse_shots(shots)
+    adapter = {key: value for key, value in adapter.items() if value is not None}
+    if adapter:
+        settings["method"] = _merge_method(settings.get("method"), adapter)
+    _train(data, test, model, pretrained, settings, out, device, resume)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    data: DataArgument,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare zero-shot and tuned on labelled images."""
+    with _loading():
+        from clip_randlora.classifier import Classifier
+        from clip_randlora.data import load_data, summarize_skipped
+        from clip_randlora.evaluation import as_mapping, predict_split, score
+
+        classifier = Classifier.load(run, device=device)
+        labelled = load_data(data)
+        split = _relabel(_all_or_test(run, data, labelled), classifier.classes, data)
+    predictions = predict_split(classifier.side_by_side(), split)
+    skipped = [*labelled.skipped, *predictions.skipped]
+    metrics = score(predictions) | {"images": len(predictions.names), "skipped": len(skipped)}
+    if skipped:
+        messages.print(summarize_skipped(skipped), markup=False)
+    if not as_json:
+        _print_metrics(metrics)
+        return
+    metrics["predictions"] = [
+        {
+            "image": name,
+            "label": classifier.classes[label],
+            "zero_shot": as_mapping(classifier.classes, zero_shot),
+            "tuned": as_mapping(classifier.classes, tuned),
+        }
+        for name, label, zero_shot, tuned in zip(
+            predictions.names,
+            predictions.labels.tolist(),
+            predictions.zero_shot,
+            predictions.tuned,
+            strict=True,
+        )
+    ]
+    print(json.dumps(metrics, ensure_ascii=False))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw the answers side by side to this PNG.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images, zero-shot and tuned side by side."""
+    with _loading():
+        from clip_randlora.classifier import Classifier
+
+        classifier = Classifier.load(run, strength=strength, device=device)
+    answers = classifier.predict(images)
+    if figure:
+        from clip_randlora import figures
+        from clip_randlora.data import decode_image
+
+        opened = [decode_image(image) for image in images]
+        figures.save(figures.side_by_side(opened, answers, [None] * len(opened)), figure)
+    if as_json:
+        rows = [
+            {"image": str(image), **answer} for image, answer in zip(images, answers, strict=True)
+        ]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    table = Table("image", "zero-shot", "tuned")
+    for image, answer in zip(images, answers, strict=True):
+        table.add_row(str(image), *(_top(answer[which]) for which in ("zero_shot", "tuned")))
+    results.print(table)
+
+
+@app.command()
+def models() -> None:
+    """List the models, with the weights that each gets by default."""
+    with _loading():
+        import open_clip
+
+        from clip_randlora.models import BUNDLED, default_pretrained
+    table = Table("model", "default weights", "other weights")
+    for name in BUNDLED:
+        table.add_row(name, "bundled, offline", "")
+    for name in open_clip.list_models():
+        default = default_pretrained(name)
+        others = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if tag != default]
+        table.add_row(name, default or "none: give a file", ", ".join(others))
+    results.print(table)
+    results.print("Also: hf-hub:ORG/REPO, and folders with an open_clip_config.json.")
+
+
+@app.command()
+def datasets() -> None:
+    """List the registered data sets."""
+    with _loading():
+        from clip_randlora.data import DATASETS
+    table = Table("name", "classes", "images", "what", "licence")
+    for name, entry in DATASETS.items():
+        table.add_row(name, str(entry.classes), str(entry.images), entry.description, entry.licence)
+    results.print(table)
+    results.print("Your own: a folder of class folders, or a .zip of one.")
+
+
+def _train(
+    data: str,
+    test: str | None,
+    model: str,
+    pretrained: str | None,
+    settings: dict[str, Any],
+    out: Path,
+    device: str | None,
+    resume: bool,
+) -> None:
+    with _loading():
+        from clip_randlora.data import load_data
+        from clip_randlora.models import DEFAULT_TAG, load_model
+        from clip_randlora.training import TrainConfig, fit
+
+        config = TrainConfig.parse(settings)
+        labelled = load_data(data, test)
+        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+        loaded = load_model(model, weights, device)
+    messages.print(
+        f"[bold]{loaded.net.model_name}[/bold], on {loaded.device}; {labelled.name}: "
+        f"{len(labelled.classes)} classes"
+    )
+    source = {"data": _absolute(data), "test": test and _absolute(test)}
+    with _progress() as on_step:
+        run = fit(
+            loaded,
+            labelled,
+            config,
+            out,
+            resume=resume,
+            source=source,
+            on_step=on_step,
+            on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
+        )
+    _print_run(run, config)
+
+
+def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
+    """List what will be adapted, and what the user should know of the data."""
+    from clip_randlora.data import summarize_skipped
+
+    table = Table("tower", "target", "weights", "trained numbers")
+    for row in adapter.summary():
+        table.add_row(row.tower, row.target, str(row.weights), f"{row.parameters:,}")
+    table.add_section()
+    table.add_row("", "in all", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
+    messages.print(table)
+    for note in [*notes, summarize_skipped(data.skipped)]:
+        if note:
+            messages.print(f"- {note}", markup=False)
+
+
+def _print_run(run: Run, config: TrainConfig) -> None:
+    from clip_randlora.data import summarize_skipped
+
+    _print_metrics(run.metrics)
+    if run.skipped:
+        messages.print(summarize_skipped(run.skipped), markup=False)
+    images = run.metrics["images"]
+    shots = f"{config.shots} shots" if config.shots else "all images"
+    results.print(
+        f"{images['train']} training and {images['test']} test images ({shots}, seed "
+        f"{config.seed}); trained {run.metrics['steps']} steps in "
+        f"{run.metrics['train_seconds']:.1f} s"
+    )
+    results.print(f"Saved to {run.folder}", markup=False)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    table = Table("", "zero-shot", "tuned")
+    for name, row in metrics["per_class"].items():
+        table.add_row(name, f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}")
+    table.add_section()
+    both = metrics["zero_shot"], metrics["tuned"]
+    table.add_row("top-1", *(f"[bold]{row['top1']:.1%}[/bold]" for row in both))
+    table.add_row("calibration error", *(f"{row['ece']:.3f}" for row in both))
+    results.print(table)
+
+
+def _top(answer: dict[str, float], most: int = 3) -> str:
+    return "\n".join(f"{p:6.1%}  {name}" for name, p in list(answer.items())[:most])
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Yield an ``on_step`` that draws a bar with loss, accuracy and time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
+        TextColumn("{task.fields[left]:.0f} s left"),
+    )
+    with Progress(*columns, console=messages) as progress:
+        task = progress.add_task("", total=None, visible=False, loss=0.0, accuracy=0.0, left=0.0)
+
+        def on_step(step: Step) -> None:
+            progress.update(
+                task,
+                visible=True,
+                completed=step.step,
+                total=step.steps,
+                loss=step.loss,
+                accuracy=step.accuracy,
+                left=step.seconds_left,
+            )
+
+        yield on_step
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say that something is going on while the heavy libraries are imported."""
+    with messages.status("loading"):
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        yield
+
+
+def _read_settings(config: Path | None) -> dict[str, Any]:
+    """Read a YAML of training settings, or the ``config.yaml`` of a run."""
+    if config is None:
+        return {}
+    import yaml
+
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"--config {config}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {config}: not YAML ({reason})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {config}: expected settings as `name: value` lines")
+    return dict(settings["train"]) if isinstance(settings.get("train"), dict) else settings
+
+
+def _merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Lay the command line's adapter options over the file's, unless the method is another."""
+    if isinstance(configured, str):
+        configured = {"method": configured}
+    base = dict(configured or {"method": "randlora"})
+    if chosen.get("method", base.get("method")) != base.get("method"):
+        base = {}
+    return base | chosen
+
+
+def _parse_shots(shots: str) -> int | None:
+    if shots == "all":
+        return None
+    if not shots.isdecimal() or int(shots) < 1:
+        raise UserError(f"--shots {shots}: give a number of images per class, or `all`")
+    return int(shots)
+
+
+def _all_or_test(run: Path, source: str, data: Data) -> Split:
+    """Return the test split; for a new source without one, all its images."""
+    from clip_randlora import runs
+    from clip_randlora.data import Split
+
+    trained_on = runs.read_config(run).get("data", {})
+    if not data.held_out or _absolute(source) == trained_on.get("data"):
+        return data.test
+    messages.print(f"- {source} has no test split: all its images are used", markup=False)
+    return Split(data.train.items + data.test.items, data.classes)
+
+
+def _relabel(split: Split, classes: tuple[str, ...], source: str) -> Split:
+    """Number a split's labels by the run's classes."""
+    from dataclasses import replace
+
+    from clip_randlora.data import Split
+
+    present = {split.classes[item.label] for item in split}
+    unknown = sorted(present - set(classes))
+    if unknown:
+        raise UserError(
+            f"{source}: the run does not know the class {unknown[0]!r}; it knows "
+            f"{', '.join(classes)}"
+        )
+    items = (replace(i, label=classes.index(split.classes[i.label])) for i in split)
+    return Split(tuple(items), classes)
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return the folder, or its first numbered sibling that is not there yet."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def main() -> None:
+    """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except UserError as error:
+        _fail(2, f"error: {error}")
+    except KeyboardInterrupt as stop:
+        _fail(130, _how_to_go_on(stop))
+    except OSError as error:
+        _fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except Exception as error:
+        # usage errors of the command line library, which would print more than one line
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(2, f"error: {error.format_message()}")
+
+
+def _how_to_go_on(stop: KeyboardInterrupt) -> str:
+    folder = getattr(stop, "folder", None)
+    if folder is None:
+        return "interrupted: nothing was trained yet"
+    return (
+        f"interrupted after step {stop.step} of {stop.steps}: saved to {folder}; run the same "
+        f"command with --resume to go on"
+    )
+
+
+def _fail(status: int, line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,232 @@
+"""open_clip models, with timm or other towers inside, and the bundled ``lite0``."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import Normalize, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from clip_randlora.errors import UserError
+
+BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
+
+DEFAULT_TAG = "default"
+"""Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
+
+_DEFAULT_PRETRAINED = {
+    "ViT-B-32": "openai",
+    "ViT-B-16": "openai",
+    "ViT-L-14": "openai",
+    "RN50": "openai",
+    "convnext_base": "laion400m_s13b_b51k",
+    "ViT-B-16-SigLIP": "webli",
+    "MobileCLIP-S1": "datacompdr",
+}
+
+
+@dataclass
+class Model:
+    """A CLIP model ready for use, in evaluation mode.
+
+    Attributes:
+        net: the open_clip module.
+        name: as given to `load_model`; ``pretrained``: the tag or file, or None.
+        device: where ``net`` is.
+    """
+
+    net: nn.Module
+    name: str
+    pretrained: str | None
+    device: torch.device
+
+    @cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """List of N prompts -> int64 (N, context length); some models fetch theirs from the hub."""
+        try:
+            return open_clip.get_tokenizer(_open_clip_name(self.name))
+        except Exception as error:
+            raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
+
+    @cached_property
+    def preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> float32 (3, S, S), normalised: open_clip's own evaluation transform."""
+        return image_transform_v2(self._preprocess_cfg, is_train=False)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the input images, pixels."""
+        size = self._preprocess_cfg.size
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def _preprocess_cfg(self) -> PreprocessCfg:
+        return PreprocessCfg(**self.net.visual.preprocess_cfg)
+
+    def square(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
+        """Return what turns a PIL image into uint8 (3, size, size), as ``preprocess`` would.
+
+        With the default size, `normalize` of the result over 255 equals ``preprocess`` exactly:
+        images can be kept as bytes.
+        """
+        size = size or self.image_size
+        transform = image_transform_v2(
+            PreprocessCfg(**{**self.net.visual.preprocess_cfg, "size": size}), is_train=False
+        )
+        steps = transform.transforms
+        on_pil = steps[: [isinstance(step, ToTensor) for step in steps].index(True)]
+
+        def to_square(image: Image.Image) -> Tensor:
+            for step in on_pil:
+                image = step(image)
+            return pil_to_tensor(image)
+
+        return to_square
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise float images (N, 3, S, S) in [0, 1] with the model's mean and deviation."""
+        return Normalize(self._preprocess_cfg.mean, self._preprocess_cfg.std)(images)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """uint8 or float [0, 1] images (N, 3, S, S) -> unit features (N, E), on the device."""
+        images = images.to(self.device)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return self.net.encode_image(self.normalize(images), normalize=True)
+
+    def logit_scale(self) -> Tensor:
+        """The factor between cosine similarity and logits, a scalar."""
+        return self.net.logit_scale.exp()
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device asked for, or the best there is: cuda, mps, cpu.
+
+    Raises:
+        UserError: the device asked for is not on this machine.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device}: {reason}; use cpu, or leave it out") from error
+    return found
+
+
+def default_pretrained(name: str) -> str | None:
+    """Return the weights that an open_clip name gets when none are asked for.
+
+    The original weights for OpenAI's architectures, otherwise the last that open_clip lists.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return _DEFAULT_PRETRAINED.get(name, tags[-1] if tags else None)
+
+
+def load_model(
+    name: str = "lite0",
+    pretrained: str | Path | None = DEFAULT_TAG,
+    device: str | torch.device | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        name: ``lite0`` (bundled, offline), an open_clip architecture, ``hf-hub:ORG/REPO``,
+            ``local-dir:FOLDER`` or the path of a folder with an ``open_clip_config.json``.
+        pretrained: a tag of open_clip's, a checkpoint file, or None for random weights; by
+            default the tag that `default_pretrained` states. Other than None, only for
+            architectures: the other names come with their weights.
+        device: where to put it; by default `find_device`'s choice.
+
+    Raises:
+        UserError: the name, tag or file is unknown, or cannot be had without a network; the line
+            says what was wanted.
+    """
+    device = find_device(device)
+    if name not in BUNDLED and Path(name).is_dir():
+        name = f"local-dir:{name}"
+    if _brings_own_weights(name):
+        if pretrained is not None and pretrained != DEFAULT_TAG:
+            raise UserError(f"--pretrained {pretrained}: {name} comes with its own weights")
+        arguments = {"load_weights": pretrained is not None}
+        label = "its own" if pretrained is not None else None
+        wanted = f"the weights of {name}"
+    else:
+        arguments = _architecture_arguments(name, pretrained)
+        label = arguments["pretrained"]
+        wanted = f"weights {label} of {name}"
+    net = _create(_open_clip_name(name), arguments, wanted)
+    net.model_name = f"{name}, {'random' if label is None else label} weights"
+    return Model(net.to(device).eval(), name, label, device)
+
+
+def _brings_own_weights(name: str) -> bool:
+    return name in BUNDLED or name.startswith(("hf-hub:", "local-dir:"))
+
+
+def _open_clip_name(name: str) -> str:
+    return f"local-dir:{BUNDLED[name]}" if name in BUNDLED else name
+
+
+def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[str, Any]:
+    """Turn an architecture and its weights into open_clip's arguments, or name what is wrong."""
+    if name not in open_clip.list_models():
+        raise UserError(
+            f"model {name}: not a name that open_clip knows, nor a folder; "
+            f"`clip-randlora models` lists them"
+        )
+    if pretrained is None:
+        return {"pretrained": None}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained == DEFAULT_TAG:
+        pretrained = default_pretrained(name)
+        if pretrained is None:
+            raise UserError(
+                f"model {name}: open_clip has no weights for it; give a checkpoint file with "
+                f"--pretrained, or `--pretrained none` for random weights"
+            )
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(
+            f"pretrained {pretrained}: neither a file nor a tag of {name}, which has "
+            f"{', '.join(tags) or 'none'}"
+        )
+    tag = open_clip.get_pretrained_cfg(name, str(pretrained)) or {}
+    # OpenAI's weights were trained with QuickGELU, which the plain architecture names do not say
+    return {"pretrained": str(pretrained), "force_quick_gelu": bool(tag.get("quick_gelu"))}
+
+
+def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> nn.Module:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)  # open_clip warns of random weights, which are stated anyway
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return open_clip.create_model(open_clip_name, weights_only=True, **arguments)
+    except Exception as error:
+        raise UserError(_not_available(wanted, error)) from error
+    finally:
+        root.setLevel(level)
+
+
+def _not_available(wanted: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"could not load {wanted} ({reason}); without a network, give a local file with "
+        f"--pretrained or use lite0, which is bundled"
+    )

@@ -1,0 +1,208 @@
+"""Run folders: what a training leaves behind, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from clip_randlora import figures
+from clip_randlora.data import Data, summarize_skipped
+from clip_randlora.errors import UserError
+from clip_randlora.evaluation import Predictions
+
+if TYPE_CHECKING:
+    from clip_randlora.training import Run
+
+_CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
+ADAPTER = "adapter.safetensors"
+_CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
+
+
+def prepare(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Path:
+    """Make the run folder and record the settings, or check that a run can go on in it.
+
+    Raises:
+        UserError: the folder holds something else, another run, or a finished one.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: there is a file of that name; choose another folder")
+    config = folder / _CONFIG
+    if (folder / _METRICS).exists():
+        raise UserError(f"--out {folder}: holds a finished run; choose another folder")
+    if config.exists():
+        if not resume:
+            raise UserError(
+                f"--out {folder}: holds an unfinished run; add --resume to go on with it, or "
+                f"choose another folder"
+            )
+        _check_same_settings(folder, read_config(folder), json.loads(json.dumps(settings)))
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--out {folder}: not empty and not a run; choose another folder")
+    elif resume:
+        raise UserError(f"--out {folder}: no run there to resume; leave --resume out to start one")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read a run's settings.
+
+    Raises:
+        UserError: the folder holds no run, or its settings cannot be read.
+    """
+    path = Path(folder) / _CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder (it has no {_CONFIG})")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged, not the settings of a run") from error
+    if not isinstance(config, dict) or not {"model", "pretrained", "classes", "train"} <= set(
+        config
+    ):
+        raise UserError(f"{path}: damaged, not the settings of a run")
+    return config
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of an unfinished training."""
+    temporary = folder / (_CHECKPOINT + ".tmp")
+    torch.save(dict(state), temporary)
+    temporary.replace(folder / _CHECKPOINT)
+
+
+def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read the state of an unfinished training; None if it has not got to its first checkpoint."""
+    path = folder / _CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{path}: damaged; start again with another --out") from error
+
+
+def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
+    """Write a finished run's files; ``metrics.json``, which marks it as finished, comes last."""
+    folder, predictions = run.folder, run.predictions
+    run.adapter.save(folder / ADAPTER)
+    _write_text(folder / "history.csv", _csv(run.history[0], (s.values() for s in run.history)))
+    _write_text(folder / "predictions.csv", predictions_csv(predictions))
+    figures.save(figures.curves(run.history, run.metrics), folder / "curves.png")
+    figures.save(figures.confusions(predictions), folder / "confusion.png")
+    figures.save(figures.examples(predictions, data.test), folder / "examples.png")
+    _write_text(folder / "README.md", _card(run, settings))
+    _write_text(folder / _METRICS, json.dumps(run.metrics, indent=2, ensure_ascii=False) + "\n")
+    (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+
+def predictions_csv(predictions: Predictions) -> str:
+    """Return a table of both answers: image, label, zero_shot, tuned and the probabilities.
+
+    Up to 100 classes every class's probability is there, as ``zero_shot: CLASS``; with more, that
+    of the answer only.
+    """
+    classes = predictions.classes
+    header = ["image", "label", "zero_shot", "tuned"]
+    every = len(classes) <= _CLASSES_IN_FULL
+    if every:
+        header += [f"{which}: {name}" for which in ("zero_shot", "tuned") for name in classes]
+    else:
+        header += ["zero_shot probability", "tuned probability"]
+    rows = []
+    for index, (name, label) in enumerate(
+        zip(predictions.names, predictions.labels.tolist(), strict=True)
+    ):
+        zero_shot, tuned = predictions.zero_shot[index], predictions.tuned[index]
+        row = [name, classes[label], classes[zero_shot.argmax()], classes[tuned.argmax()]]
+        numbers = (
+            [*zero_shot.tolist(), *tuned.tolist()]
+            if every
+            else [float(zero_shot.max()), float(tuned.max())]
+        )
+        rows.append(row + [f"{number:.9g}" for number in numbers])
+    return _csv(header, rows)
+
+
+def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _check_same_settings(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+) -> None:
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        name = f"{path}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            _check_same_settings(folder, old, new, f"{name}.")
+        elif old != new:
+            raise UserError(
+                f"--resume: {folder} was begun with {name} = {old}, now it is {new}; resume with "
+                f"the same settings, or choose another --out"
+            )
+
+
+def _card(run: Run, settings: Mapping[str, Any]) -> str:
+    """Write the run's model card."""
+    metrics, train = run.metrics, settings["train"]
+    zero_shot, tuned = metrics["zero_shot"], metrics["tuned"]
+    per_class = "\n".join(
+        f"| {name} | {row['images']} | {row['zero_shot']:.1%} | {row['tuned']:.1%} |"
+        for name, row in metrics["per_class"].items()
+    )
+    remarks = [*run.notes]
+    if run.skipped:
+        remarks.append(summarize_skipped(run.skipped))
+    remarks = "\n".join(f"- {remark}" for remark in remarks)
+    return f"""# {metrics["model"]} tuned on {settings["data"]["data"]}
+
+![examples](examples.png)
+
+| | top-1 | expected calibration error |
+|---|---|---|
+| zero-shot | {zero_shot["top1"]:.1%} | {zero_shot["ece"]:.3f} |
+| tuned | {tuned["top1"]:.1%} | {tuned["ece"]:.3f} |
+
+Measured on {metrics["images"]["test"]} test images; trained on {metrics["images"]["train"]}
+({train["shots"] or "all"} shots, seed {metrics["seed"]}) with {metrics["method"]}:
+{metrics["trainable_parameters"]:,} trained numbers, {metrics["steps"]} steps,
+{metrics["train_seconds"]:.0f} s on {metrics["device"]}.
+
+| class | test images | zero-shot | tuned |
+|---|---|---|---|
+{per_class}
+
+{remarks}
+
+## Use it
+
+```python
+import clip_randlora as cr
+
+classifier = cr.Classifier.load("{run.folder.name}")
+classifier.predict(["image.jpg"])
+```
+
+Base model: {metrics["model"]}, weights: {metrics["pretrained"] or "random"}; its licence applies.
+`config.yaml` has every setting.
+"""

@@ -1,0 +1,473 @@
+"""The few-shot recipe: draw shots, train the adapter, compare, save."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from clip_randlora import runs
+from clip_randlora.adapters import Adapter, attach
+from clip_randlora.adapters.config import Method, RandLoRA, one_line, parse_method
+from clip_randlora.data import Data, Decoded, Skipped, augment, decode_shots
+from clip_randlora.errors import UserError
+from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
+from clip_randlora.models import Model
+from clip_randlora.text import DEFAULT_TEMPLATES, TextClassifier, check_templates, make_prompts
+
+_LEARNING_RATES = {"randlora": 3e-3, "lora": 1e-3}
+_STORED_SCALE = 1.15  # training images are kept this much larger than the crops made of them
+_SECONDS_BETWEEN_CHECKPOINTS = 15.0
+_FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the reference's recipe
+
+
+class TrainConfig(BaseModel):
+    """How to train.
+
+    Attributes:
+        method: `RandLoRA`, `LoRA`, their names, or a mapping with ``method`` and settings.
+        shots: training images per class; None for all.
+        seed: of the draw of shots, the order of the images and the augmentation.
+        steps: optimiser steps; None: `default_steps`.
+        batch_size: images a step.
+        learning_rate: peak; None: the method's default.
+        weight_decay: AdamW's.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: 0 to 1.
+        clip_norm: bound on the gradient's norm.
+        precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` takes bf16 where the
+            hardware is fast in it.
+        templates: prompt templates with one ``{}`` each.
+        prompts: ``{class: [name or whole prompt, ...]}`` in place of a class's folder name.
+        crop_scale: range of the share of an image's area that a random crop keeps.
+        flip: mirror half of the images.
+        prompts_per_step: with more prompts than these, a step's text batch holds one prompt of
+            each of the batch's classes and of random others up to this many.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Method = RandLoRA()
+    shots: int | None = Field(16, ge=1)
+    seed: int = Field(1, ge=0, lt=2**31)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = True
+    prompts_per_step: int = Field(256, ge=2)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _parse_method(cls, value: Any) -> Any:
+        return parse_method(value)
+
+    @field_validator("templates")
+    @classmethod
+    def _check_templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(value)
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _check_crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("two numbers 0 < smallest <= largest <= 1")
+        return value
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Read settings, from a YAML file, say.
+
+        Raises:
+            UserError: one is unknown or wrong; the line names it.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise UserError(f"training settings: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of training showed: means since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds_left: float
+
+
+@dataclass
+class Run:
+    """A finished training: the metrics, the test predictions and what was trained."""
+
+    model: Model
+    adapter: Adapter
+    text: TextClassifier
+    config: TrainConfig
+    metrics: dict[str, Any]
+    history: list[dict[str, float]]
+    predictions: Predictions
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    folder: Path | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped with Ctrl-C; ``folder`` holds what is needed to go on, if any."""
+
+    def __init__(self, step: int, steps: int, folder: Path | None):
+        super().__init__(f"stopped after step {step} of {steps}")
+        self.step, self.steps, self.folder = step, steps, folder
+
+
+def default_steps(images: int, batch_size: int) -> int:
+    """Return how many steps to train on a number of images: 20 epochs, but 60 to 2,000 steps.
+
+    Steps, not epochs, decide at very low shots, where an epoch is one batch or less.
+    """
+    return min(max(20 * math.ceil(images / batch_size), 60), 2000)
+
+
+def fit(
+    model: Model,
+    data: Data,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    source: Mapping[str, Any] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_start: Callable[[Adapter, list[str]], None] | None = None,
+) -> Run:
+    """Teach a model the classes of a data set, and compare it with its zero-shot self.
+
+    Args:
+        model: without an adapter; the trained adapter is attached to it on return.
+        data: training and test images.
+        config: settings; the defaults need no tuning.
+        out: folder to write the run to; None to keep it in memory.
+        resume: go on with the interrupted run in ``out``; the weights come out the same.
+        source: what to record about where the data came from, such as ``{"data": PATH}``.
+        on_step: called now and then during training.
+        on_start: called before training with the adapter and the notes about the data.
+
+    Raises:
+        UserError: the settings do not fit the model or the data, or ``out`` is taken.
+        Interrupted: Ctrl-C; what was trained is saved in ``out``.
+    """
+    config = config or TrainConfig()
+    settings = _settings(model, data, config, source)
+    folder = runs.prepare(out, settings, resume) if out is not None else None
+    stored_size = round(model.image_size * _STORED_SCALE)
+    shots = decode_shots(data.train, config.shots, config.seed, model.square(stored_size))
+    prompts = make_prompts(data.classes, config.templates, config.prompts)
+    text = TextClassifier(model, data.classes, prompts)
+    adapter = attach(model.net, config.method)
+    notes = [*data.notes, *shots.notes]
+    if on_start:
+        on_start(adapter, notes)
+    try:
+        loop = _Loop(model, adapter, text, shots, config, folder)
+        if resume and folder is not None:
+            loop.restore()
+        loop.run(on_step)
+    except BaseException:
+        adapter.detach()
+        raise
+    predictions = predict_split(SideBySide(model, adapter, text), data.test)
+    run = Run(
+        model=model,
+        adapter=adapter,
+        text=text,
+        config=config,
+        metrics={
+            **score(predictions),
+            "trainable_parameters": adapter.num_parameters(),
+            "train_seconds": round(loop.seconds, 3),
+            "step_seconds_median": round(median(loop.step_seconds), 4),
+            "peak_memory_bytes": _peak_memory(model.device),
+            "images": {"train": len(shots), "test": len(predictions.names)},
+            "shots": config.shots,
+            "seed": config.seed,
+            "method": config.method.method,
+            "model": model.name,
+            "pretrained": model.pretrained,
+            "steps": loop.steps,
+            "precision": loop.precision,
+            "device": str(model.device),
+        },
+        history=loop.history,
+        predictions=predictions,
+        notes=notes,
+        skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
+        folder=folder,
+    )
+    if folder is not None:
+        runs.write(run, settings, data)
+    return run
+
+
+class _Loop:
+    """The training loop: everything random is a function of the seed and the step."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        text: TextClassifier,
+        shots: Decoded,
+        config: TrainConfig,
+        folder: Path | None,
+    ):
+        self.model, self.adapter, self.text, self.config = model, adapter, text, config
+        self.folder = folder
+        self.images = shots.images.to(model.device)
+        self.labels = shots.labels.to(model.device)
+        self.drawn = hashlib.sha256("\n".join(shots.names).encode()).hexdigest()
+        self.steps = config.steps or default_steps(len(shots), config.batch_size)
+        self.precision = choose_precision(config.precision, model.device)
+        self.step, self.seconds = 0, 0.0
+        self.step_seconds: list[float] = []
+        self.history: list[dict[str, float]] = []
+        self.accelerator = _accelerator(self.precision, model.device)
+        rate = config.learning_rate or _LEARNING_RATES[config.method.method]
+        optimizer = torch.optim.AdamW(
+            adapter.parameters(), lr=rate, weight_decay=config.weight_decay
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        self.frozen_text = None
+        if "text" not in adapter.config.towers:
+            with torch.no_grad():
+                self.frozen_text = text.features()
+
+    def run(self, on_step: Callable[[Step], None] | None) -> None:
+        """Train from the present step to the last."""
+        self.model.net.eval()  # frozen batch norm statistics stay as they are
+        report = _Report(self, on_step)
+        saved = time.perf_counter()
+        try:
+            while self.step < self.steps:
+                start = time.perf_counter()
+                loss, correct = self._train_step()
+                self.step += 1
+                report.add(loss, correct)
+                took = time.perf_counter() - start
+                self.step_seconds.append(took)
+                self.seconds += took
+                if self.folder and time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                    self.save()
+                    saved = time.perf_counter()
+        except KeyboardInterrupt:
+            if self.folder:
+                self.save()
+            raise Interrupted(self.step, self.steps, self.folder) from None
+
+    def _train_step(self) -> tuple[Tensor, Tensor]:
+        """Take one optimiser step; return its loss and the share of images that it got right."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        rows = self._batch_rows().to(self.images.device)
+        images = augment(
+            self.images[rows],
+            self.model.image_size,
+            generator,
+            scale=self.config.crop_scale,
+            flip=self.config.flip,
+        )
+        labels = self.labels[rows]
+        with parametrize.cached(), self.accelerator.autocast():
+            features = self.model.encode_image(images)
+            classes, labels = self._class_features(labels, generator)
+            logits = (self.model.logit_scale() * features @ classes.T).float()
+            loss = torch.nn.functional.cross_entropy(
+                logits, labels, label_smoothing=self.config.label_smoothing
+            )
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), (logits.detach().argmax(dim=-1) == labels).float().mean()
+
+    def _batch_rows(self) -> Tensor:
+        """Return the step's images, int64 (B,): epochs of permutations, laid end to end."""
+        count, size = len(self.labels), self.config.batch_size
+        positions = range(self.step * size, (self.step + 1) * size)
+        order: dict[int, Tensor] = {}
+        for epoch in {position // count for position in positions}:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 - 1 - epoch)
+            order[epoch] = torch.randperm(count, generator=generator)
+        return torch.stack([order[position // count][position % count] for position in positions])
+
+    def _class_features(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return class features (R, E) for this step, and the labels as rows of them."""
+        if self.frozen_text is not None:
+            return self.frozen_text, labels
+        if len(self.text.owners) <= self.config.prompts_per_step:
+            return self.text.features(), labels
+        owners = self.text.owners.cpu()
+        shuffled = torch.randperm(len(owners), generator=generator)
+        in_batch = torch.isin(owners[shuffled], labels.cpu())
+        # prompts of the batch's classes first; the first prompt of each class is the one used
+        candidates = torch.cat([shuffled[in_batch], shuffled[~in_batch]]).tolist()
+        first: dict[int, int] = {}
+        for row in candidates:
+            first.setdefault(int(owners[row]), row)
+        chosen = list(first.items())[: max(self.config.prompts_per_step, len(labels.unique()))]
+        position = torch.full((len(self.text.classes),), -1, dtype=torch.int64)
+        position[[label for label, _ in chosen]] = torch.arange(len(chosen))
+        rows = torch.tensor([row for _, row in chosen], device=labels.device)
+        return self.text.features(rows), position.to(labels.device)[labels]
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate's factor: linear warm-up, then a cosine to 1 %."""
+        warmup = self.config.warmup * self.steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(self.steps - warmup, 1)
+        return (
+            _FINAL_LEARNING_RATE + (1 - _FINAL_LEARNING_RATE) * (1 + math.cos(math.pi * done)) / 2
+        )
+
+    def save(self) -> None:
+        """Write what `restore` needs to the run folder."""
+        runs.save_checkpoint(
+            self.folder,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "step_seconds": self.step_seconds,
+                "history": self.history,
+                "drawn": self.drawn,
+                "adapter": {key: value.detach() for key, value in self.adapter.named_parameters()},
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+            },
+        )
+
+    def restore(self) -> None:
+        """Go back to the run folder's checkpoint, if there is one."""
+        state = runs.load_checkpoint(self.folder, self.model.device)
+        if state is None:
+            return
+        if state["drawn"] != self.drawn:
+            raise UserError(
+                f"{self.folder}: cannot resume, the training images are not those that the run "
+                f"began with; restore them or start again with another --out"
+            )
+        with torch.no_grad():
+            for key, parameter in self.adapter.named_parameters():
+                parameter.copy_(state["adapter"][key])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.step_seconds, self.history = state["step_seconds"], state["history"]
+
+
+class _Report:
+    """Gathers the loss on the device and hands it on now and then, so that a GPU need not wait."""
+
+    def __init__(self, loop: _Loop, on_step: Callable[[Step], None] | None):
+        self.loop, self.on_step = loop, on_step
+        self.every = max(1, loop.steps // 100)
+        self.losses: list[Tensor] = []
+        self.correct: list[Tensor] = []
+
+    def add(self, loss: Tensor, correct: Tensor) -> None:
+        loop = self.loop
+        self.losses.append(loss)
+        self.correct.append(correct)
+        if loop.step % self.every and loop.step != loop.steps:
+            return
+        mean_loss = float(torch.stack(self.losses).mean())
+        accuracy = float(torch.stack(self.correct).mean())
+        self.losses, self.correct = [], []
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"training diverged at step {loop.step} (the loss is not a number): set a lower "
+                f"learning_rate than {loop.config.learning_rate or 'the default'}"
+            )
+        rate = loop.schedule.get_last_lr()[0]
+        loop.history.append(
+            {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
+        )
+        if self.on_step:
+            recent = loop.step_seconds[-20:] or [0.0]
+            left = (loop.steps - loop.step) * sum(recent) / len(recent)
+            self.on_step(Step(loop.step, loop.steps, mean_loss, accuracy, rate, left))
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return ``fp32``, ``bf16`` or ``fp16``: what was asked for, or what the hardware is fast in.
+
+    Raises:
+        UserError: fp16 was asked for on a device that has no use for it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16: not for CPUs; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+        return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "fp32"
+    return "fp32"
+
+
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    # accelerate keeps one precision and device for the process; each fit may want another
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+
+
+def _settings(
+    model: Model, data: Data, config: TrainConfig, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Gather what a run folder's ``config.yaml`` records."""
+    return {
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "data": dict(source or {"data": data.name}),
+        "classes": list(data.classes),
+        "train": config.model_dump(mode="json"),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most bytes held: on a CUDA device by torch, otherwise by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+__all__ = ["Interrupted", "Run", "Step", "TrainConfig", "choose_precision", "default_steps", "fit"]
