@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -241,7 +240,7 @@ def _train(
     with _loading():
         from clip_randlora.data import load_data
         from clip_randlora.models import DEFAULT_TAG, load_model
-        from clip_randlora.training import TrainConfig, fit
+        from clip_randlora.training import Interrupted, TrainConfig, fit
 
         config = TrainConfig.parse(settings)
         labelled = load_data(data, test)
@@ -252,16 +251,23 @@ def _train(
         f"{len(labelled.classes)} classes"
     )
     source = {"data": _absolute(data), "test": test and _absolute(test)}
-    with _progress() as on_step:
-        run = fit(
-            loaded,
-            labelled,
-            config,
-            out,
-            resume=resume,
-            source=source,
-            on_step=on_step,
-            on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
+    try:
+        with _progress() as on_step:
+            run = fit(
+                loaded,
+                labelled,
+                config,
+                out,
+                resume=resume,
+                source=source,
+                on_step=on_step,
+                on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
+            )
+    except Interrupted as stop:  # caught here: the command line library knows no way to go on
+        _fail(
+            130,
+            f"interrupted after step {stop.step}: saved to {out}; run the same command with "
+            f"--resume to go on",
         )
     _print_run(run, config)
 
@@ -345,7 +351,6 @@ def _progress() -> Iterator[Any]:
 def _loading() -> Iterator[None]:
     """Say that something is going on while the heavy libraries are imported."""
     with messages.status("loading"):
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         yield
 
 
@@ -432,8 +437,6 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(2, f"error: {error}")
-    except KeyboardInterrupt as stop:
-        _fail(130, _how_to_go_on(stop))
     except OSError as error:
         _fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except Exception as error:
@@ -443,16 +446,6 @@ def main() -> None:
         _fail(2, f"error: {error.format_message()}")
 
 
-def _how_to_go_on(stop: KeyboardInterrupt) -> str:
-    folder = getattr(stop, "folder", None)
-    if folder is None:
-        return "interrupted: nothing was trained yet"
-    return (
-        f"interrupted after step {stop.step} of {stop.steps}: saved to {folder}; run the same "
-        f"command with --resume to go on"
-    )
-
-
-def _fail(status: int, line: str) -> None:
+def _fail(status: int, line: str) -> NoReturn:
     print(" ".join(line.split()), file=sys.stderr)
     sys.exit(status)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,8 @@ class Model:
 
     Attributes:
         net: the open_clip module.
-        name: as given to `load_model`; ``pretrained``: the tag or file, or None.
+        name: as given to `load_model`, and ``pretrained``: the tag or file, ``default`` for a
+            model that comes with its weights, or None; both load the same model again.
         device: where ``net`` is.
     """
 
@@ -55,7 +57,8 @@ class Model:
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         """List of N prompts -> int64 (N, context length); some models fetch theirs from the hub."""
         try:
-            return open_clip.get_tokenizer(_open_clip_name(self.name))
+            with _quiet():
+                return open_clip.get_tokenizer(_open_clip_name(self.name))
         except Exception as error:
             raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
 
@@ -103,7 +106,9 @@ class Model:
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return self.net.encode_image(self.normalize(images), normalize=True)
+        # convolutions on CPUs are faster in this layout; transformers do not mind
+        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        return self.net.encode_image(images, normalize=True)
 
     def logit_scale(self) -> Tensor:
         """The factor between cosine similarity and logits, a scalar."""
@@ -159,20 +164,20 @@ def load_model(
     """
     device = find_device(device)
     if name not in BUNDLED and Path(name).is_dir():
-        name = f"local-dir:{name}"
+        name = f"local-dir:{Path(name).resolve()}"
     if _brings_own_weights(name):
         if pretrained is not None and pretrained != DEFAULT_TAG:
             raise UserError(f"--pretrained {pretrained}: {name} comes with its own weights")
         arguments = {"load_weights": pretrained is not None}
-        label = "its own" if pretrained is not None else None
         wanted = f"the weights of {name}"
     else:
         arguments = _architecture_arguments(name, pretrained)
-        label = arguments["pretrained"]
-        wanted = f"weights {label} of {name}"
+        pretrained = arguments["pretrained"]
+        wanted = f"weights {pretrained} of {name}"
     net = _create(_open_clip_name(name), arguments, wanted)
-    net.model_name = f"{name}, {'random' if label is None else label} weights"
-    return Model(net.to(device).eval(), name, label, device)
+    described = {None: "random", DEFAULT_TAG: "its own"}.get(pretrained, pretrained)
+    net.model_name = f"{name}, {described} weights"
+    return Model(net.to(device).eval(), name, pretrained, device)
 
 
 def _brings_own_weights(name: str) -> bool:
@@ -200,7 +205,9 @@ def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[st
                 f"model {name}: open_clip has no weights for it; give a checkpoint file with "
                 f"--pretrained, or `--pretrained none` for random weights"
             )
-    if pretrained not in tags and not Path(pretrained).is_file():
+    if pretrained not in tags and Path(pretrained).is_file():
+        pretrained = Path(pretrained).resolve()
+    elif pretrained not in tags:
         raise UserError(
             f"pretrained {pretrained}: neither a file nor a tag of {name}, which has "
             f"{', '.join(tags) or 'none'}"
@@ -211,21 +218,32 @@ def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[st
 
 
 def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> nn.Module:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.CRITICAL)  # open_clip warns of random weights, which are stated anyway
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             return open_clip.create_model(open_clip_name, weights_only=True, **arguments)
     except Exception as error:
         raise UserError(_not_available(wanted, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what open_clip and the hub log: random weights are stated, failures are raised."""
+    loggers = logging.getLogger(), logging.getLogger("huggingface_hub")
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _not_available(wanted: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    sentences = " ".join(str(error).split()).split(". ")
+    reason = sentences[0].rstrip(".") or type(error).__name__
     return (
         f"could not load {wanted} ({reason}); without a network, give a local file with "
         f"--pretrained or use lite0, which is bundled"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -104,7 +106,7 @@ class TrainConfig(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
-            raise UserError(f"training settings: {one_line(error)}") from error
+            raise UserError(one_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,9 @@ class Run:
 class Interrupted(KeyboardInterrupt):
     """Training was stopped with Ctrl-C; ``folder`` holds what is needed to go on, if any."""
 
-    def __init__(self, step: int, steps: int, folder: Path | None):
-        super().__init__(f"stopped after step {step} of {steps}")
-        self.step, self.steps, self.folder = step, steps, folder
+    def __init__(self, step: int, folder: Path | None):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.folder = step, folder
 
 
 def default_steps(images: int, batch_size: int) -> int:
@@ -181,53 +183,62 @@ def fit(
     config = config or TrainConfig()
     settings = _settings(model, data, config, source)
     folder = runs.prepare(out, settings, resume) if out is not None else None
-    stored_size = round(model.image_size * _STORED_SCALE)
-    shots = decode_shots(data.train, config.shots, config.seed, model.square(stored_size))
-    prompts = make_prompts(data.classes, config.templates, config.prompts)
-    text = TextClassifier(model, data.classes, prompts)
-    adapter = attach(model.net, config.method)
-    notes = [*data.notes, *shots.notes]
-    if on_start:
-        on_start(adapter, notes)
+    adapter = loop = None
     try:
+        stored_size = round(model.image_size * _STORED_SCALE)
+        shots = decode_shots(data.train, config.shots, config.seed, model.square(stored_size))
+        prompts = make_prompts(data.classes, config.templates, config.prompts)
+        text = TextClassifier(model, data.classes, prompts)
+        adapter = attach(model.net, config.method)
+        notes = [*data.notes, *shots.notes]
+        if on_start:
+            on_start(adapter, notes)
         loop = _Loop(model, adapter, text, shots, config, folder)
         if resume and folder is not None:
             loop.restore()
         loop.run(on_step)
-    except BaseException:
-        adapter.detach()
+        predictions = predict_split(SideBySide(model, adapter, text), data.test)
+        run = Run(
+            model=model,
+            adapter=adapter,
+            text=text,
+            config=config,
+            metrics=score(predictions) | _facts(loop, config, len(predictions.names)),
+            history=loop.history,
+            predictions=predictions,
+            notes=notes,
+            skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
+            folder=folder,
+        )
+        if folder is not None:
+            runs.write(run, settings, data)
+        return run
+    except BaseException as error:
+        if adapter is not None:
+            adapter.detach()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(loop.step if loop else 0, folder) from None
         raise
-    predictions = predict_split(SideBySide(model, adapter, text), data.test)
-    run = Run(
-        model=model,
-        adapter=adapter,
-        text=text,
-        config=config,
-        metrics={
-            **score(predictions),
-            "trainable_parameters": adapter.num_parameters(),
-            "train_seconds": round(loop.seconds, 3),
-            "step_seconds_median": round(median(loop.step_seconds), 4),
-            "peak_memory_bytes": _peak_memory(model.device),
-            "images": {"train": len(shots), "test": len(predictions.names)},
-            "shots": config.shots,
-            "seed": config.seed,
-            "method": config.method.method,
-            "model": model.name,
-            "pretrained": model.pretrained,
-            "steps": loop.steps,
-            "precision": loop.precision,
-            "device": str(model.device),
-        },
-        history=loop.history,
-        predictions=predictions,
-        notes=notes,
-        skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
-        folder=folder,
-    )
-    if folder is not None:
-        runs.write(run, settings, data)
-    return run
+
+
+def _facts(loop: _Loop, config: TrainConfig, test_images: int) -> dict[str, Any]:
+    """Gather what ``metrics.json`` says of the training itself."""
+    model = loop.model
+    return {
+        "trainable_parameters": loop.adapter.num_parameters(),
+        "train_seconds": round(loop.seconds, 3),
+        "step_seconds_median": round(median(loop.step_seconds), 4),
+        "peak_memory_bytes": _peak_memory(model.device),
+        "images": {"train": len(loop.labels), "test": test_images},
+        "shots": config.shots,
+        "seed": config.seed,
+        "method": config.method.method,
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "steps": loop.steps,
+        "precision": loop.precision,
+        "device": str(model.device),
+    }
 
 
 class _Loop:
@@ -269,22 +280,23 @@ class _Loop:
         self.model.net.eval()  # frozen batch norm statistics stay as they are
         report = _Report(self, on_step)
         saved = time.perf_counter()
-        try:
+        with _CtrlCBetweenSteps() as ctrl_c:
             while self.step < self.steps:
                 start = time.perf_counter()
                 loss, correct = self._train_step()
                 self.step += 1
-                report.add(loss, correct)
-                took = time.perf_counter() - start
-                self.step_seconds.append(took)
-                self.seconds += took
-                if self.folder and time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                self.step_seconds.append(time.perf_counter() - start)
+                self.seconds += self.step_seconds[-1]
+                try:
+                    report.add(loss, correct)
+                    ctrl_c.check()
+                except KeyboardInterrupt:
+                    self.save()
+                    raise
+                if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
-        except KeyboardInterrupt:
-            if self.folder:
-                self.save()
-            raise Interrupted(self.step, self.steps, self.folder) from None
+        self.save()  # should the evaluation be interrupted, the training need not be done again
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return its loss and the share of images that it got right."""
@@ -353,7 +365,9 @@ class _Loop:
         )
 
     def save(self) -> None:
-        """Write what `restore` needs to the run folder."""
+        """Write what `restore` needs to the run folder, if there is one."""
+        if self.folder is None:
+            return
         runs.save_checkpoint(
             self.folder,
             {
@@ -385,6 +399,34 @@ class _Loop:
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.step_seconds, self.history = state["step_seconds"], state["history"]
+
+
+class _CtrlCBetweenSteps:
+    """Holds Ctrl-C back until a step is done, so that what is saved is whole; a second one stops.
+
+    Signals reach the main thread only; elsewhere, in an app say, this does nothing.
+    """
+
+    def __enter__(self) -> _CtrlCBetweenSteps:
+        self.pressed = False
+        self.is_main = threading.current_thread() is threading.main_thread()
+        if self.is_main:
+            self.before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_main:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _press(self, *_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def check(self) -> None:
+        """Raise the interrupt that was held back."""
+        if self.pressed:
+            raise KeyboardInterrupt
 
 
 class _Report:

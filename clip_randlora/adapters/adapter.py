@@ -43,7 +43,8 @@ class AdaptedWeight(nn.Module):
         for target, rows in self.rows.items():
             if rows.start > end:
                 pieces.append(weight.new_zeros(rows.start - end, *weight.shape[1:]))
-            update = self.deltas[target]()
+            with torch.autocast(weight.device.type, enabled=False):  # W + dW at full precision
+                update = self.deltas[target]()
             pieces.append(update.to(weight.dtype).view(-1, *weight.shape[1:]))
             end = rows.stop
         if end < weight.shape[0]:
@@ -125,15 +126,13 @@ class Adapter:
 
     def deltas(self) -> dict[str, Tensor]:
         """Return ``{weight name: dW}`` at full strength, each in its weight's shape and dtype."""
+        deltas = {}
         with torch.no_grad():
-            return {
-                name: adapted.delta(
-                    self.weights[name]
-                    .module.parametrizations[self.weights[name].tensor_name]
-                    .original
-                )
-                for name, adapted in self._adapted.items()
-            }
+            for name, adapted in self._adapted.items():
+                weight = self.weights[name]
+                original = weight.module.parametrizations[weight.tensor_name].original
+                deltas[name] = adapted.delta(original).contiguous()
+        return deltas
 
     def summary(self) -> list[AdaptedSummary]:
         """Count what is adapted, for each tower and kind of target."""

@@ -87,12 +87,15 @@ def parse_method(value: object) -> RandLoRA | LoRA:
     try:
         return _METHOD.validate_python(value)
     except ValidationError as error:
-        raise UserError(f"method: {one_line(error)}") from error
+        raise UserError(f"method {one_line(error)}") from error
 
 
 def one_line(error: ValidationError) -> str:
     """Return pydantic's first complaint as ``field: what is wrong``."""
     first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # raised by a check of ours, and complete
+        return str(cause)
     field = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field}: {first['msg']}{more}" if field else f"{first['msg']}{more}"
+    return f"{field or 'settings'}: {first['msg']}{more}"

@@ -1,0 +1,83 @@
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from clip_randlora.bases import number_of_bases, random_bases
+
+DISTRIBUTIONS = ("uniform", "sparse", "very_sparse")
+# of r = 6, D = 96, d = 64, seed 7: a change of any bit breaks every saved adapter
+CHECKSUMS = {
+    "uniform": "a7afd598d46b0f16cb54bbd913a0b7a32f95a05b2cce6a15d8a94238f82416ed",
+    "sparse": "67a88220c922732a9ced5a2caef9a98cc5b07085dd4eedd097db3c0012e1dc94",
+    "very_sparse": "131bb15ddb54e8c15b5066fe413f0de782238b6f53987bdbb2d7fc6d6bebcc16",
+}
+
+
+def checksum(bases) -> str:
+    arrays = (part.contiguous().numpy().astype("<f4") for part in bases)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_bits_are_pinned(distribution):
+    assert checksum(random_bases(6, 96, 64, distribution, seed=7)) == CHECKSUMS[distribution]
+
+
+def test_first_entry_by_hand():
+    # k is the top 24 bits of the low half of Philox's first raw word for key (7, 2)
+    word = int(np.random.Philox(key=np.array([7, 2], dtype=np.uint64)).random_raw())
+    k = (word & 0xFFFFFFFF) >> 8
+    expected = 3**0.5 * (2 * k + 1 - 2**24) / 2**24
+    assert random_bases(6, 96, 64, seed=7).b[1, 0, 0].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_same_bits_in_a_new_process():
+    code = (
+        "from clip_randlora.bases import random_bases; import sys;"
+        "sys.stdout.buffer.write(random_bases(3, 20, 10, seed=5).b.contiguous().numpy().tobytes())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert out == random_bases(3, 20, 10, seed=5).b.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize("distribution", ("uniform", "sparse"))
+def test_a_smaller_pair_is_a_slice_of_a_larger_one(distribution):
+    large, small = (random_bases(4, *shape, distribution) for shape in ((64, 48), (40, 30)))
+    for ours, theirs in zip(large.sliced(40, 30), small, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_generated_once_per_process():
+    assert random_bases(4, 64, 48).b is random_bases(4, 64, 48).b
+
+
+@pytest.mark.parametrize(("distribution", "s"), [("sparse", 3.0), ("very_sparse", 768**0.5)])
+def test_ternary_entries(distribution, s):
+    b, a = random_bases(6, 768, 768, distribution)
+    assert b.unique().tolist() == pytest.approx([-(s**0.5), 0, s**0.5])
+    # 768 * 768 draws with P(not 0) = 1 / s: five standard deviations of the count
+    share, deviation = 1 / s, (1 / s * (1 - 1 / s) / b.numel()) ** 0.5
+    assert (b != 0).double().mean().item() == pytest.approx(share, abs=5 * deviation)
+    assert a.abs().unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_standard_deviation_is_one(distribution):
+    b, _ = random_bases(6, 768, 768, distribution)
+    assert b.std().item() == pytest.approx(1, abs=0.01)
+    assert b.mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_number_of_bases_rounds_up():
+    assert [number_of_bases(768, rank) for rank in (1, 6, 7, 768, 1000)] == [768, 128, 110, 1, 1]
+
+
+def test_other_dtypes_round_the_float32_entries():
+    exact = random_bases(4, 64, 48)
+    half = random_bases(4, 64, 48, dtype=torch.bfloat16)
+    assert torch.equal(half.b, exact.b.bfloat16())
+    assert half.b.transpose(0, 1).is_contiguous()  # still a view away from one matrix

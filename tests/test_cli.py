@@ -1,0 +1,217 @@
+"""The command as a user runs it: a process of its own, its output and its exit status."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
+
+
+def command(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "clip_randlora", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200"},
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("colors")
+    random = np.random.default_rng(0)
+    for name, color in COLORS.items():
+        folder = root / name
+        folder.mkdir()
+        for number in range(8):
+            pixels = np.clip(np.array(color) + random.normal(0, 40, (40, 48, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, colors, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "colors"
+    done = command(
+        "train", colors, "--model", tiny_folder, "--shots", 4, "--steps", 30, "--rank", 4,
+        "--learning-rate", 0.01, "--out", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"Saved to {folder}" in done.stdout
+    assert "held out" in done.stderr.lower()
+    assert "trained numbers" in done.stderr  # what is adapted is listed
+    assert "on cpu" in done.stderr
+    return folder
+
+
+def recorded(run: Path) -> list[dict[str, str]]:
+    with open(run / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_help_answers_within_a_second():
+    command("--help")
+    start = time.perf_counter()
+    done = command("--help")
+    took = time.perf_counter() - start
+    assert done.returncode == 0
+    for name in ("demo", "train", "eval", "predict", "models", "datasets"):
+        assert name in done.stdout
+    imported = subprocess.run(
+        [sys.executable, "-c", "import sys, clip_randlora.cli; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert imported.strip() == "False"
+    assert took < 3  # a second on an idle machine; slack for a busy one
+
+
+def test_predict_repeats_the_recorded_probabilities(run, colors):
+    rows = recorded(run)
+    images = [colors / row["image"] for row in rows]
+    done = command("predict", run, *images, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [answer["image"] for answer in answers] == [str(image) for image in images]
+    for answer, row in zip(answers, rows, strict=True):
+        for which in ("zero_shot", "tuned"):
+            for name in COLORS:
+                assert answer[which][name] == pytest.approx(
+                    float(row[f"{which}: {name}"]), abs=1e-5
+                )
+
+
+def test_eval_repeats_the_recorded_metrics(run, colors):
+    done = command("eval", run, colors, "--json")
+    assert done.returncode == 0, done.stderr
+    got, metrics = json.loads(done.stdout), json.loads((run / "metrics.json").read_text())
+    assert got["images"] == metrics["images"]["test"] == 6
+    for which in ("zero_shot", "tuned"):
+        assert got[which]["top1"] == metrics[which]["top1"]
+        assert got[which]["ece"] == pytest.approx(metrics[which]["ece"], abs=1e-5)
+    by_name = {row["image"]: row for row in recorded(run)}
+    for answer in got["predictions"]:
+        row = by_name[answer["image"]]
+        assert answer["tuned"]["red"] == pytest.approx(float(row["tuned: red"]), abs=1e-5)
+
+
+def test_eval_on_new_images_uses_all_of_them(run, tmp_path):
+    for name in ("blue", "red"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 40), COLORS[name]).save(tmp_path / "new" / name / f"{number}.png")
+            Image.new("RGB", (40, 41), COLORS[name]).save(
+                tmp_path / "new" / name / f"x{number}.png"
+            )
+    done = command("eval", run, tmp_path / "new", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 8
+
+
+def test_eval_on_unknown_classes_is_an_error(run, tmp_path):
+    for name in ("blue", "purple"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (40, 40 + number)).save(tmp_path / name / f"{number}.png")
+    done = command("eval", run, tmp_path)
+    assert done.returncode == 2
+    assert "does not know the class 'purple'; it knows blue, green, red" in done.stderr
+
+
+def test_strength_and_figure(run, colors, tmp_path):
+    image = colors / recorded(run)[0]["image"]
+    done = command("predict", run, image, "--strength", 0, "--json", "--figure", tmp_path / "f.png")
+    (answer,) = json.loads(done.stdout)
+    assert answer["zero_shot"] == answer["tuned"]
+    assert Image.open(tmp_path / "f.png").size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "Missing argument 'DATA'"),
+        (["train", "nowhere", "--out", "r"], "nowhere"),
+        (["train", "clipart", "--out", "r", "--shots", "some"], "--shots some"),
+        (["train", "clipart", "--out", "r", "--method", "dora"], "method"),
+        (["train", "clipart", "--out", "r", "--rank", "0"], "rank"),
+        (["train", "clipart", "--out", "r", "--template", "a photo"], "write {} once"),
+        (["train", "clipart", "--out", "r", "--config", "none.yaml"], "none.yaml"),
+        (["train", "clipart", "--out", "r", "--device", "quantum"], "device quantum"),
+        (["predict", "nowhere", "image.png"], "nowhere: not a run folder"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, says, tmp_path):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and says in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unreadable_image_is_named(run, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no image")
+    done = command("predict", run, tmp_path / "broken.jpg")
+    assert done.returncode == 2
+    assert "broken.jpg" in done.stderr
+
+
+def test_settings_from_a_file_and_from_a_run(run, colors, tiny_folder, tmp_path):
+    done = command(
+        "train", colors, "--model", tiny_folder, "--config", run / "config.yaml",
+        "--steps", 2, "--out", tmp_path / "again",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["shots"]) == (2, 4)
+    (tmp_path / "bad.yaml").write_text("shots: 4\nlearning_rat: 1\n")
+    done = command("train", colors, "--config", tmp_path / "bad.yaml", "--out", tmp_path / "never")
+    assert done.returncode == 2
+    assert "learning_rat" in done.stderr
+
+
+def test_ctrl_c_saves_and_resume_finishes(colors, tiny_folder, tmp_path):
+    arguments = [
+        "train", str(colors), "--model", str(tiny_folder), "--shots", "4", "--steps", "600",
+        "--rank", "4", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clip_randlora", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("interrupted after step") and "--resume" in last
+    assert "Traceback" not in errors
+    done = command(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 600
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_datasets_and_models_are_listed():
+    assert "clipart" in command("datasets").stdout
+    listed = command("models").stdout
+    assert "lite0" in listed
+    assert "ViT-B-32" in listed
