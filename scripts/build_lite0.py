@@ -39,7 +39,7 @@ FINAL_STAGES = [
     Stage(steps=202, shares=NAMING),
     Stage(steps=172, shares=NAMING, learning_rate=2e-3),
 ]
-HELD_OUT_STAGES = [Stage(steps=175, shares=READING)]
+HELD_OUT_STAGES = [Stage(steps=250, shares=READING)]
 
 
 def main(
