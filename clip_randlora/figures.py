@@ -22,7 +22,7 @@ def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=120)
+    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
     temporary.replace(path)
 
 

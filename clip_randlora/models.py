@@ -97,6 +97,12 @@ class Model:
 
         return to_square
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether images of another size than ``image_size`` can be encoded: no positions in it."""
+        names = (name for name, _ in self.net.visual.named_parameters())
+        return not any("pos_embed" in name or "positional" in name for name in names)
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise float images (N, 3, S, S) in [0, 1] with the model's mean and deviation."""
         return Normalize(self._preprocess_cfg.mean, self._preprocess_cfg.std)(images)
