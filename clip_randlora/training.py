@@ -170,9 +170,14 @@ def default_crop_size(model: Model) -> int:
     return round(model.image_size * 5 / 6 / 32) * 32 if model.takes_any_size else model.image_size
 
 
-def default_learning_rate(model_name: str, method: str) -> float:
-    """Return the peak learning rate that a method gets on a model."""
-    return (_LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES)[method]
+def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
+    """Return the peak learning rate that a method gets on a model.
+
+    Below 16 images a class it falls as their square root: the fewer images, the more alike the
+    steps' gradients are, and the further the same number of steps would go from zero-shot.
+    """
+    rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
+    return rates[method] * min(1.0, math.sqrt(images_per_class / 16))
 
 
 def fit(
@@ -289,7 +294,9 @@ class _Loop:
         self.step_seconds: list[float] = []
         self.history: list[dict[str, float]] = []
         self.accelerator = _accelerator(self.precision, model.device)
-        rate = config.learning_rate or default_learning_rate(model.name, config.method.method)
+        rate = config.learning_rate or default_learning_rate(
+            model.name, config.method.method, len(shots) / len(text.classes)
+        )
         optimizer = torch.optim.AdamW(
             adapter.parameters(), lr=rate, weight_decay=config.weight_decay
         )
