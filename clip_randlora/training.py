@@ -154,11 +154,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def default_steps(images: int, batch_size: int) -> int:
-    """Return how many steps to train on a number of images: 15 epochs, but 60 to 2,000 steps.
+    """Return how many steps to train on a number of images: 12 epochs, but 60 to 2,000 steps.
 
     Steps, not epochs, decide at very low shots, where an epoch is one batch or less.
     """
-    return min(max(15 * math.ceil(images / batch_size), 60), 2000)
+    return min(max(12 * math.ceil(images / batch_size), 60), 2000)
 
 
 def default_crop_size(model: Model) -> int:
