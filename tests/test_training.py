@@ -18,7 +18,12 @@ from clip_randlora.evaluation import (
     predict_split,
     score,
 )
-from clip_randlora.training import choose_precision, default_steps
+from clip_randlora.training import (
+    choose_precision,
+    default_crop_size,
+    default_learning_rate,
+    default_steps,
+)
 
 COLORS = {"blue_things": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 FAST = {"method": cr.RandLoRA(rank=4), "steps": 40, "batch_size": 12, "shots": 4}
@@ -229,6 +234,16 @@ def test_the_first_steps_loss_is_the_zero_shot_cross_entropy(tiny, colors):
     assert run.history[0]["loss"] == pytest.approx(float(losses.mean()), rel=0.1)
 
 
+@pytest.mark.slow
+def test_one_shot_does_not_fall_below_zero_shot():
+    runs = [
+        cr.fit(cr.load_model("lite0"), cr.load_data("clipart"), cr.TrainConfig(shots=1, seed=seed))
+        for seed in (1, 2)
+    ]
+    gains = [run.metrics["tuned"]["top1"] - run.metrics["zero_shot"]["top1"] for run in runs]
+    assert sum(gains) > 0
+
+
 def test_a_diverged_training_says_what_to_do(tiny, colors):
     with pytest.raises(cr.UserError, match="set a lower learning_rate"):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(**FAST, learning_rate=1e30))
@@ -238,6 +253,21 @@ def test_steps_by_images():
     assert default_steps(2, 32) == default_steps(32, 32) > 20
     assert default_steps(10_000, 32) > default_steps(1_000, 32) > default_steps(100, 32)
     assert default_steps(10**7, 32) == 2000
+
+
+def test_learning_rate_falls_with_the_images():
+    assert default_learning_rate("lite0", "randlora", 4) == pytest.approx(
+        default_learning_rate("lite0", "randlora", 16) / 2
+    )
+    assert default_learning_rate("x", "lora", 100) == default_learning_rate("x", "lora", 16)
+
+
+def test_crops_are_smaller_only_where_the_tower_takes_any_size(tiny):
+    assert default_crop_size(tiny) == tiny.image_size
+    lite0 = cr.load_model("lite0")
+    assert default_crop_size(lite0) == 160 < lite0.image_size
+    with torch.no_grad():
+        assert lite0.encode_image(torch.zeros(1, 3, 160, 160)).shape == (1, 512)
 
 
 def test_fp16_on_a_cpu_is_refused():
