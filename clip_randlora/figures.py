@@ -71,7 +71,7 @@ def confusions(predictions: Predictions) -> Figure:
 
 
 def examples(predictions: Predictions, split: Split, most: int = 4) -> Figure:
-    """Draw test images with both answers: first those of other classes that tuning changed."""
+    """Draw test images with both answers: those that tuning fixed, and one that it broke."""
     items = {item.name: item for item in split.items}
     chosen = _telling(predictions, most)
     images = [items[predictions.names[index]].open() for index in chosen]
@@ -129,14 +129,15 @@ def _bar_list(axes: Any, answer: Mapping[str, float], truth: str | None, color: 
 
 
 def _telling(predictions: Predictions, most: int) -> list[int]:
-    """Choose images whose answer changed, then others, no class twice while there are new ones."""
-    changed = predictions.zero_shot.argmax(dim=-1) != predictions.tuned.argmax(dim=-1)
-    order = sorted(range(len(predictions.names)), key=lambda index: not changed[index])
-    chosen: list[int] = []
-    for fresh in (True, False):
-        for index in order:
-            seen = {int(predictions.labels[other]) for other in chosen}
-            is_new = int(predictions.labels[index]) not in seen
-            if len(chosen) < most and index not in chosen and (is_new or not fresh):
-                chosen.append(index)
-    return chosen
+    """Choose images that tuning fixed, of one class each, then one that it broke, if there is."""
+    before, after = (
+        probabilities.argmax(dim=-1) == predictions.labels
+        for probabilities in (predictions.zero_shot, predictions.tuned)
+    )
+    labels = predictions.labels.tolist()
+    broken = (before & ~after).nonzero().flatten().tolist()[:1]
+    fixed = (after & ~before).nonzero().flatten().tolist()
+    one_of_each = list({labels[index]: index for index in reversed(fixed)}.values())[::-1]
+    chosen = one_of_each[: most - len(broken)] + broken
+    others = [index for index in range(len(labels)) if index not in chosen]
+    return chosen + others[: most - len(chosen)]
