@@ -16,21 +16,6 @@ from clip_randlora.models import Model
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
-TEMPLATE_SETS = {
-    "photo": DEFAULT_TEMPLATES,
-    "paper": ("An image of {}.",),  # the RandLoRA reference's prompt
-    # the seven templates that CLIP's authors found to carry most of their ensemble of 80
-    "ensemble": (
-        "itap of a {}.",
-        "a bad photo of the {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    ),
-}
-
 
 def clean_class_name(name: str) -> str:
     """Turn a folder's name into words for a prompt; the display keeps the name as it is.

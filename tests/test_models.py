@@ -26,11 +26,11 @@ def test_lite0_is_an_ordinary_open_clip_model():
 def test_lite0_fits_in_the_package():
     (weights,) = BUNDLED["lite0"].glob("*.safetensors")
     assert weights.stat().st_size <= 40e6
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(weights).values())
+    assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(weights).values())
 
 
 def test_lite0_knows_everyday_things_zero_shot():
-    """Names that the model never saw as photographs' labels, on the bundled drawings."""
+    """General names (fruit, tool), on drawings: neither is what its image tower was trained on."""
     model, data = cr.load_model("lite0"), cr.load_data("clipart")
     run = cr.fit(model, data, cr.TrainConfig(steps=1, shots=1, learning_rate=1e-12))
     # eleven classes: chance is 9 %

@@ -66,7 +66,7 @@ def test_trimming_is_exact_on_vit_b_32():
     assert difference.abs().max() < 1e-5
 
 
-def test_trimming_is_exact_on_the_bundled_model_and_its_gradients(tiny):
+def test_trimming_is_exact_for_gradients_too(tiny):
     tokens = tiny.tokenizer(PROMPTS)
     embedding = tiny.net.token_embedding.weight
     gradients = []

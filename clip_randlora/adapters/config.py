@@ -69,7 +69,6 @@ class LoRA(AdapterConfig):
 
 
 Method = Annotated[RandLoRA | LoRA, Field(discriminator="method")]
-METHODS: dict[str, type[AdapterConfig]] = {"randlora": RandLoRA, "lora": LoRA}
 
 _METHOD = TypeAdapter(Method)
 
