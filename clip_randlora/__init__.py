@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import (
+        METHODS,
         Adapter,
         LoRA,
         RandLoRA,
@@ -14,16 +15,19 @@ if TYPE_CHECKING:
         randlora_delta,
         select_weights,
     )
-    from clip_randlora.classifier import Classifier
-    from clip_randlora.data import Data, load_data
+    from clip_randlora.classifier import Classifier, Task, read_task
+    from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
-    from clip_randlora.models import Model, load_model
-    from clip_randlora.training import Interrupted, Run, TrainConfig, fit
+    from clip_randlora.evaluation import SideBySide, as_mapping
+    from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
+    from clip_randlora.presets import PRESETS, read_preset
+    from clip_randlora.training import Interrupted, Run, Step, TrainConfig, fit
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapters": (
+        "METHODS",
         "Adapter",
         "LoRA",
         "RandLoRA",
@@ -33,15 +37,48 @@ _HOMES = {
         "randlora_delta",
         "select_weights",
     ),
-    "classifier": ("Classifier",),
-    "data": ("Data", "load_data"),
+    "classifier": (
+        "Classifier",
+        "Task",
+        "read_task",
+    ),
+    "data": (
+        "DATASETS",
+        "Data",
+        "decode_image",
+        "list_images",
+        "load_data",
+    ),
     "errors": ("UserError",),
-    "models": ("Model", "load_model"),
-    "training": ("Interrupted", "Run", "TrainConfig", "fit"),
+    "evaluation": (
+        "SideBySide",
+        "as_mapping",
+    ),
+    "models": (
+        "SUGGESTIONS",
+        "Model",
+        "Suggestion",
+        "load_model",
+    ),
+    "presets": (
+        "PRESETS",
+        "read_preset",
+    ),
+    "training": (
+        "Interrupted",
+        "Run",
+        "Step",
+        "TrainConfig",
+        "fit",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DATASETS",
+    "METHODS",
+    "PRESETS",
+    "SUGGESTIONS",
     "Adapter",
     "Classifier",
     "Data",
@@ -50,15 +87,24 @@ __all__ = [
     "Model",
     "RandLoRA",
     "Run",
+    "SideBySide",
+    "Step",
+    "Suggestion",
+    "Task",
     "TrainConfig",
     "UserError",
+    "as_mapping",
     "attach",
+    "decode_image",
     "find_weights",
     "fit",
+    "list_images",
     "load_adapter",
     "load_data",
     "load_model",
     "randlora_delta",
+    "read_preset",
+    "read_task",
     "select_weights",
 ]
 

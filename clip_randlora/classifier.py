@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from clip_randlora import runs
-from clip_randlora.adapters import Adapter, load_adapter
+from clip_randlora.adapters import Adapter, files, load_adapter
 from clip_randlora.data import decode_image
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
@@ -18,6 +20,58 @@ from clip_randlora.text import TextClassifier, make_prompts
 from clip_randlora.training import TrainConfig
 
 _IMAGES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trained classifier is: its base model, its classes and prompts, its adapter file."""
+
+    model: str
+    pretrained: str | None
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    prompts: dict[str, tuple[str, ...]]
+    adapter: Path
+
+
+def read_task(path: str | Path) -> Task:
+    """Read what a run folder, or the adapter file of one alone, is a classifier for.
+
+    Raises:
+        UserError: neither of the two, or an unfinished run.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _parse_task(path, files.read(path).task)
+    config = runs.read_config(path)
+    adapter = path / runs.ADAPTER
+    if not adapter.exists():
+        raise UserError(f"{path}: the run is not finished; go on with it by --resume")
+    train = TrainConfig.parse(config["train"])
+    return Task(
+        config["model"],
+        config["pretrained"],
+        tuple(config["classes"]),
+        train.templates,
+        train.prompts,
+        adapter,
+    )
+
+
+def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
+    if task is None:
+        raise UserError(f"{path}: names no classes; load the run folder that it belongs to")
+    try:
+        return Task(
+            task["model"],
+            task["pretrained"],
+            tuple(task["classes"]),
+            tuple(task["templates"]),
+            {name: tuple(words) for name, words in task["prompts"].items()},
+            path,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged, its task has no usable {error}") from error
 
 
 class Classifier:
@@ -34,31 +88,35 @@ class Classifier:
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        path: str | Path,
         *,
         strength: float = 1.0,
         device: str | torch.device | None = None,
+        model: Model | None = None,
     ) -> Classifier:
-        """Load a run folder.
+        """Load a run folder, or the adapter file of one alone.
 
         Args:
-            folder: as `fit` or ``clip-randlora train`` wrote it.
+            path: a folder that `fit` or ``clip-randlora train`` wrote, or the
+                ``adapter.safetensors`` in it.
             strength: 0 (zero-shot) to 1 (tuned), see `Adapter.strength`.
             device: by default the best there is.
+            model: the base model, if it is in memory already; it must have no adapter.
 
         Raises:
-            UserError: not a run folder, an unfinished run, or its base model cannot be had.
+            UserError: not a run folder nor its adapter, an unfinished run, or its base model
+                cannot be had.
         """
-        config = runs.read_config(folder)
-        path = Path(folder) / runs.ADAPTER
-        if not path.exists():
-            raise UserError(f"{folder}: the run is not finished; go on with it by --resume")
-        train = TrainConfig.parse(config["train"])
-        model = load_model(config["model"], config["pretrained"], device)
-        prompts = make_prompts(config["classes"], train.templates, train.prompts)
-        adapter = load_adapter(model.net, path)
+        task = read_task(path)
+        model = model or load_model(task.model, task.pretrained, device)
+        prompts = make_prompts(task.classes, task.templates, task.prompts)
+        adapter = load_adapter(model.net, task.adapter)
         adapter.strength = strength
-        return cls(model, adapter, TextClassifier(model, config["classes"], prompts))
+        return cls(model, adapter, TextClassifier(model, task.classes, prompts))
+
+    def close(self) -> None:
+        """Take the adapter off, so that the model can serve another classifier."""
+        self.adapter.detach()
 
     def side_by_side(self) -> SideBySide:
         """Return what answers for batches, at the adapter's present strength."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from clip_randlora.adapters import Adapter
 from clip_randlora.data import Skipped, Split, decode_batches
@@ -25,32 +24,47 @@ _CALIBRATION_BINS = 15
 class SideBySide:
     """One model in memory that answers both as it was and as it is tuned.
 
-    The class features of both are computed once, for the adapter's strength at that time.
+    The class features of both are computed once; those of the tuned model for the adapter's
+    strength at that time, or for the ``strength`` that is set here later.
     """
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
-        self.model, self.adapter = model, adapter
-        self.strength = adapter.strength
+        self.model, self.adapter, self.text = model, adapter, text
         self._tuned_vision = "vision" in adapter.config.towers
         self._zero_shot_classes = self._at(0.0, text.features)
-        self._tuned_classes = self._at(self.strength, text.features)
+        self.strength = adapter.strength
+
+    @property
+    def strength(self) -> float:
+        """How much of the update the tuned answers use, see `Adapter.strength`."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = value
+        self._tuned_classes = self._at(value, self.text.features)
 
     def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned."""
         zero_shot = self._at(0.0, lambda: self._encode(images))
-        tuned = (
-            self._at(self.strength, lambda: self._encode(images)) if self._tuned_vision else None
-        )
+        tuned = self._tuned_features(images) if self._tuned_vision else zero_shot
         return (
             self._softmax(zero_shot, self._zero_shot_classes),
-            self._softmax(zero_shot if tuned is None else tuned, self._tuned_classes),
+            self._softmax(tuned, self._tuned_classes),
         )
+
+    def tuned_probabilities(self, images: Tensor) -> Tensor:
+        """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
+        return self._softmax(self._tuned_features(images), self._tuned_classes)
+
+    def _tuned_features(self, images: Tensor) -> Tensor:
+        return self._at(self.strength, lambda: self._encode(images))
 
     def _at(self, strength: float, compute: Callable[[], Tensor]) -> Tensor:
         """Compute without gradients at one strength, each updated weight formed only once."""
         before, self.adapter.strength = self.adapter.strength, strength
         try:
-            with torch.inference_mode(), parametrize.cached():
+            with torch.inference_mode(), self.adapter.formed_once():
                 return compute()
         finally:
             self.adapter.strength = before
@@ -131,6 +145,39 @@ def score(predictions: Predictions) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The images whose confidence (the answer's probability) lies in one interval.
+
+    ``center`` of the interval; ``images`` in it; their mean ``confidence`` and ``accuracy``, 0
+    where there is none.
+    """
+
+    center: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor) -> list[CalibrationBin]:
+    """Sort images by confidence into 15 intervals of equal width.
+
+    Args:
+        probabilities: float (N, C).
+        labels: int64 (N,).
+    """
+    confidence, answer = probabilities.double().max(dim=-1)
+    correct = (answer == labels).double()
+    place = (confidence * _CALIBRATION_BINS).ceil().long().clamp(1, _CALIBRATION_BINS) - 1
+    bins = []
+    for index in range(_CALIBRATION_BINS):
+        here = place == index
+        images = int(here.sum())
+        means = [float(v[here].mean()) if images else 0.0 for v in (confidence, correct)]
+        bins.append(CalibrationBin((index + 0.5) / _CALIBRATION_BINS, images, *means))
+    return bins
+
+
 def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Return the expected calibration error: mean |confidence - accuracy| over 15 bins.
 
@@ -140,12 +187,8 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
         probabilities: float (N, C).
         labels: int64 (N,).
     """
-    confidence, answer = probabilities.max(dim=-1)
-    correct = (answer == labels).double()
-    bins = (confidence.double() * _CALIBRATION_BINS).ceil().long().clamp(1, _CALIBRATION_BINS) - 1
-    gaps = torch.zeros(_CALIBRATION_BINS, dtype=torch.double)
-    gaps.index_add_(0, bins, confidence.double() - correct)
-    return float(gaps.abs().sum() / len(labels))
+    bins = calibration_bins(probabilities, labels)
+    return sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / len(labels)
 
 
 def confusion(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:

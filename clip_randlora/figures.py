@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from clip_randlora.data import Split
-from clip_randlora.evaluation import Predictions, as_mapping, confusion
+from clip_randlora.evaluation import (
+    Predictions,
+    as_mapping,
+    calibration_bins,
+    confusion,
+    expected_calibration_error,
+)
 
 _ZERO_SHOT, _TUNED, _WRONG = "#8a94a6", "#1f6feb", "#c0392b"
 _BARS = 5
@@ -67,6 +73,37 @@ def confusions(predictions: Predictions) -> Figure:
                 color = "white" if shares[row, column] > 0.6 else "black"
                 number = counts[row, column]
                 axes.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def calibration(predictions: Predictions) -> Figure:
+    """Draw how often both are right against how sure they are (a reliability diagram)."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    both = (("zero_shot", _ZERO_SHOT), ("tuned", _TUNED))
+    for axes, (which, color) in zip(figure.subplots(1, 2), both, strict=True):
+        probabilities = getattr(predictions, which)
+        bins = [row for row in calibration_bins(probabilities, predictions.labels) if row.images]
+        axes.plot((0, 1), (0, 1), color="#b0b7c3", linestyle="--", linewidth=1)
+        axes.bar(
+            [row.center for row in bins],
+            [row.accuracy for row in bins],
+            1 / 15,
+            color=color,
+            alpha=0.75,
+            edgecolor="white",
+        )
+        largest = max(row.images for row in bins)
+        axes.scatter(
+            [row.confidence for row in bins],
+            [row.accuracy for row in bins],
+            color="black",
+            s=[8 + 60 * row.images / largest for row in bins],
+            zorder=3,
+        )
+        error = expected_calibration_error(probabilities, predictions.labels)
+        axes.set(title=f"{which.replace('_', '-')}: calibration error {error:.3f}", xlim=(0, 1))
+        axes.set(xlabel="confidence", ylabel="share that is right", ylim=(0, 1.02))
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

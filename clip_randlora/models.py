@@ -13,6 +13,7 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -26,15 +27,36 @@ BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
 DEFAULT_TAG = "default"
 """Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
 
-_DEFAULT_PRETRAINED = {
-    "ViT-B-32": "openai",
-    "ViT-B-16": "openai",
-    "ViT-L-14": "openai",
-    "RN50": "openai",
-    "convnext_base": "laion400m_s13b_b51k",
-    "ViT-B-16-SigLIP": "webli",
-    "MobileCLIP-S1": "datacompdr",
-}
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A model that is often chosen: its name, its default weights, how many numbers it has."""
+
+    name: str
+    pretrained: str
+    parameters: int
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether the weights are on this machine already."""
+        if self.name in BUNDLED:
+            return True
+        hub = open_clip.get_pretrained_cfg(self.name, self.pretrained).get("hf_hub", "")
+        names = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+        return any(isinstance(try_to_load_from_cache(hub.rstrip("/"), name), str) for name in names)
+
+
+SUGGESTIONS = (
+    Suggestion("lite0", DEFAULT_TAG, 26_775_425),
+    Suggestion("ViT-B-32", "openai", 151_277_313),
+    Suggestion("ViT-B-16", "openai", 149_620_737),
+    Suggestion("ViT-L-14", "openai", 427_616_513),
+    Suggestion("RN50", "openai", 102_007_137),
+    Suggestion("convnext_base", "laion400m_s13b_b51k", 151_518_849),
+    Suggestion("ViT-B-16-SigLIP", "webli", 203_155_970),
+    Suggestion("MobileCLIP-S1", "datacompdr", 84_969_729),
+)
+_DEFAULT_PRETRAINED = {model.name: model.pretrained for model in SUGGESTIONS}
 
 
 @dataclass

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from clip_randlora.training import Run
 
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
-ADAPTER = "adapter.safetensors"
+ADAPTER, PREDICTIONS = "adapter.safetensors", "predictions.csv"
+ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
@@ -92,13 +93,16 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
 
 
 def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
-    """Write a finished run's files; ``metrics.json``, which marks it as finished, comes last."""
+    """Write a finished run's files beside its adapter.
+
+    ``metrics.json``, which marks it as finished, comes last.
+    """
     folder, predictions = run.folder, run.predictions
-    run.adapter.save(folder / ADAPTER)
     _write_text(folder / "history.csv", _csv(run.history[0], (s.values() for s in run.history)))
-    _write_text(folder / "predictions.csv", predictions_csv(predictions))
+    _write_text(folder / PREDICTIONS, predictions_csv(predictions))
     figures.save(figures.curves(run.history, run.metrics), folder / "curves.png")
     figures.save(figures.confusions(predictions), folder / "confusion.png")
+    figures.save(figures.calibration(predictions), folder / "calibration.png")
     figures.save(figures.examples(predictions, data.test), folder / "examples.png")
     _write_text(folder / "README.md", _card(run, settings))
     _write_text(folder / _METRICS, json.dumps(run.metrics, indent=2, ensure_ascii=False) + "\n")
@@ -112,7 +116,7 @@ def predictions_csv(predictions: Predictions) -> str:
     of the answer only.
     """
     classes = predictions.classes
-    header = ["image", "label", "zero_shot", "tuned"]
+    header = [*ANSWER_COLUMNS]
     every = len(classes) <= _CLASSES_IN_FULL
     if every:
         header += [f"{which}: {name}" for which in ("zero_shot", "tuned") for name in classes]
@@ -131,6 +135,41 @@ def predictions_csv(predictions: Predictions) -> str:
         )
         rows.append(row + [f"{number:.9g}" for number in numbers])
     return _csv(header, rows)
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """Read a finished run's ``metrics.json``.
+
+    Raises:
+        UserError: the run is not finished, or the file is damaged.
+    """
+    path = Path(folder) / _METRICS
+    if not path.is_file():
+        raise UserError(f"{folder}: the run is not finished (it has no {_METRICS})")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if {"zero_shot", "tuned", "per_class"} <= metrics.keys():
+            return metrics
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: damaged, not the metrics of a run")
+
+
+def read_answers(folder: str | Path) -> list[dict[str, str]]:
+    """Read ``predictions.csv``: for each test image ``image``, ``label``, ``zero_shot``, ``tuned``.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = Path(folder) / PREDICTIONS
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{key: row[key] for key in ANSWER_COLUMNS} for row in rows]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: the run is not finished (it has no {PREDICTIONS})") from None
+    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged, not the predictions of a run") from error
 
 
 def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, attach
@@ -39,6 +38,8 @@ _LITE0_LEARNING_RATES = {"randlora": 2.5e-2, "lora": 3e-3}
 _STORED_SCALE = 1.15  # training images are kept this much larger than the crops made of them
 _SECONDS_BETWEEN_CHECKPOINTS = 15.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_WATCH_BATCH = 64
+_WATCHES = 8  # times that the watched test images are classified during a training
 _FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the reference's recipe
 
 
@@ -49,7 +50,9 @@ class TrainConfig(BaseModel):
         method: `RandLoRA`, `LoRA`, their names, or a mapping with ``method`` and settings.
         shots: training images per class; None for all.
         seed: of the draw of shots, the order of the images and the augmentation.
-        steps: optimiser steps; None: `default_steps`.
+        steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
+        epochs: passes over the training images, where ``steps`` is None.
+        min_steps: fewest steps, where ``steps`` is None.
         batch_size: images a step; all of them if there are fewer.
         learning_rate: peak; None: `default_learning_rate`.
         weight_decay: AdamW's.
@@ -73,6 +76,8 @@ class TrainConfig(BaseModel):
     shots: int | None = Field(16, ge=1)
     seed: int = Field(1, ge=0, lt=2**31)
     steps: int | None = Field(None, ge=1)
+    epochs: float = Field(12, gt=0)
+    min_steps: int = Field(60, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -119,7 +124,10 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of training showed: means since the last report."""
+    """What one step of training showed: means since the last report.
+
+    ``test_accuracy`` is that of the watched test images, at the steps that measure it.
+    """
 
     step: int
     steps: int
@@ -127,6 +135,7 @@ class Step:
     accuracy: float
     learning_rate: float
     seconds_left: float
+    test_accuracy: float | None = None
 
 
 @dataclass
@@ -153,12 +162,12 @@ class Interrupted(KeyboardInterrupt):
         self.step, self.folder = step, folder
 
 
-def default_steps(images: int, batch_size: int) -> int:
-    """Return how many steps to train on a number of images: 12 epochs, but 60 to 2,000 steps.
+def default_steps(images: int, batch_size: int, epochs: float = 12, min_steps: int = 60) -> int:
+    """Return how many steps to train on a number of images: the epochs' steps, 2,000 at most.
 
-    Steps, not epochs, decide at very low shots, where an epoch is one batch or less.
+    ``min_steps``, not epochs, decides at very low shots, where an epoch is one batch or less.
     """
-    return min(max(12 * math.ceil(images / batch_size), 60), 2000)
+    return max(min(math.ceil(epochs * math.ceil(images / batch_size)), 2000), min_steps)
 
 
 def default_crop_size(model: Model) -> int:
@@ -190,6 +199,8 @@ def fit(
     source: Mapping[str, Any] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_start: Callable[[Adapter, list[str]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    watch: int = 0,
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
@@ -202,6 +213,10 @@ def fit(
         source: what to record about where the data came from, such as ``{"data": PATH}``.
         on_step: called now and then during training.
         on_start: called before training with the adapter and the notes about the data.
+        should_stop: asked after every step; if it says so, training ends early, and the run is
+            finished with what was learned by then. The adapter file is written before the test
+            images are classified.
+        watch: classify this many test images now and then during training, for a curve.
 
     Raises:
         UserError: the settings do not fit the model or the data, or ``out`` is taken.
@@ -222,9 +237,15 @@ def fit(
         if on_start:
             on_start(adapter, notes)
         loop = _Loop(model, adapter, text, shots, crop_size, config, folder)
+        if watch:
+            loop.watched = _decode_watched(model, data, watch)
         if resume and folder is not None:
             loop.restore()
-        loop.run(on_step)
+        loop.run(on_step, should_stop or (lambda: False))
+        if loop.step < loop.steps:
+            notes.append(f"Stopped at step {loop.step} of {loop.steps}.")
+        if folder is not None:
+            adapter.save(folder / runs.ADAPTER, _task(model, data, config))
         predictions = predict_split(SideBySide(model, adapter, text), data.test)
         run = Run(
             model=model,
@@ -249,6 +270,14 @@ def fit(
         raise
 
 
+def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:
+    """Decode about ``watch`` test images, as many of each class as the others have."""
+    per_class = math.ceil(watch / len(data.classes))
+    drawn = decode_shots(data.test, per_class, 0, model.square())
+    rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:watch]
+    return Decoded(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+
+
 def _facts(loop: _Loop, config: TrainConfig, test_images: int) -> dict[str, Any]:
     """Gather what ``metrics.json`` says of the training itself."""
     model = loop.model
@@ -263,7 +292,7 @@ def _facts(loop: _Loop, config: TrainConfig, test_images: int) -> dict[str, Any]
         "method": config.method.method,
         "model": model.name,
         "pretrained": model.pretrained,
-        "steps": loop.steps,
+        "steps": loop.step,
         "precision": loop.precision,
         "device": str(model.device),
     }
@@ -288,7 +317,9 @@ class _Loop:
         self.labels = shots.labels.to(model.device)
         self.drawn = hashlib.sha256("\n".join(shots.names).encode()).hexdigest()
         self.batch_size = min(config.batch_size, len(shots))
-        self.steps = config.steps or default_steps(len(shots), config.batch_size)
+        self.steps = config.steps or default_steps(
+            len(shots), config.batch_size, config.epochs, config.min_steps
+        )
         self.precision = choose_precision(config.precision, model.device)
         self.step, self.seconds = 0, 0.0
         self.step_seconds: list[float] = []
@@ -302,20 +333,21 @@ class _Loop:
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        self.watched: Decoded | None = None
         self.frozen_text = None
         if "text" not in adapter.config.towers:
             with torch.no_grad():
                 self.frozen_text = text.features()
 
-    def run(self, on_step: Callable[[Step], None] | None) -> None:
-        """Train from the present step to the last."""
+    def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
+        """Train from the present step to the last, or until ``should_stop`` says so."""
         self.model.net.eval()  # frozen batch norm statistics stay as they are
         if self.model.device.type == "cpu":
             _keep_freed_memory()
         report = _Report(self, on_step)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
-            while self.step < self.steps:
+            while self.step < self.steps and not (self.step and should_stop()):
                 start = time.perf_counter()
                 loss, correct = self._train_step()
                 self.step += 1
@@ -344,7 +376,7 @@ class _Loop:
             flip=self.config.flip,
         )
         labels = self.labels[rows]
-        with parametrize.cached(), self.accelerator.autocast():
+        with self.adapter.formed_once(), self.accelerator.autocast():
             features = self.model.encode_image(images)
             classes, labels = self._class_features(labels, generator)
             logits = (self.model.logit_scale() * features @ classes.T).float()
@@ -357,6 +389,17 @@ class _Loop:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), (logits.detach().argmax(dim=-1) == labels).float().mean()
+
+    def watched_accuracy(self) -> float | None:
+        """Return the share of the watched images that the model gets right now, if any are."""
+        if self.watched is None:
+            return None
+        labels = self.watched.labels.to(self.model.device)
+        with torch.inference_mode(), self.adapter.formed_once(), self.accelerator.autocast():
+            batches = self.watched.images.split(_WATCH_BATCH)
+            features = torch.cat([self.model.encode_image(batch) for batch in batches])
+            answers = (features @ self.text.features().T).argmax(dim=-1)
+        return float((answers == labels).float().mean())
 
     def _batch_rows(self) -> Tensor:
         """Return the step's images, int64 (B,): epochs of permutations, laid end to end."""
@@ -469,6 +512,9 @@ class _Report:
     def __init__(self, loop: _Loop, on_step: Callable[[Step], None] | None):
         self.loop, self.on_step = loop, on_step
         self.every = max(1, loop.steps // 100)
+        self.watch_every = max(1, loop.steps // _WATCHES)
+        self.next_watch = loop.step + 1
+        self.first_step, self.started = loop.step, time.perf_counter()
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
 
@@ -487,13 +533,30 @@ class _Report:
                 f"learning_rate than {loop.config.learning_rate or 'the default'}"
             )
         rate = loop.schedule.get_last_lr()[0]
-        loop.history.append(
-            {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
-        )
+        row = {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
+        if loop.watched is not None:
+            row["test_accuracy"] = loop.watched_accuracy() if self._is_time_to_watch() else None
+        loop.history.append(row)
         if self.on_step:
-            recent = loop.step_seconds[-20:] or [0.0]
-            left = (loop.steps - loop.step) * sum(recent) / len(recent)
-            self.on_step(Step(loop.step, loop.steps, mean_loss, accuracy, rate, left))
+            elapsed = time.perf_counter() - self.started
+            left = elapsed / (loop.step - self.first_step) * (loop.steps - loop.step)
+            self.on_step(
+                Step(
+                    loop.step,
+                    loop.steps,
+                    mean_loss,
+                    accuracy,
+                    rate,
+                    left,
+                    row.get("test_accuracy"),
+                )
+            )
+
+    def _is_time_to_watch(self) -> bool:
+        if self.loop.step < self.next_watch and self.loop.step != self.loop.steps:
+            return False
+        self.next_watch = self.loop.step + self.watch_every
+        return True
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -530,6 +593,17 @@ def _accelerator(precision: str, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     mixed = "no" if precision == "fp32" else precision
     return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+
+
+def _task(model: Model, data: Data, config: TrainConfig) -> dict[str, Any]:
+    """Gather what a classifier needs beside the adapter's numbers."""
+    return {
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "classes": list(data.classes),
+        "templates": list(config.templates),
+        "prompts": {name: list(words) for name, words in config.prompts.items()},
+    }
 
 
 def _settings(

@@ -365,3 +365,31 @@ def test_unknown_settings_name_the_field():
         cr.TrainConfig.parse({"method": {"method": "randlora", "rank": 0}})
     with pytest.raises(cr.UserError, match="'randlora', 'lora'"):
         cr.TrainConfig.parse({"method": "dora"})
+
+
+def test_formed_once_gives_the_same_output_and_forms_each_weight_once(tiny):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
+    randomize(adapter)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = tiny.encode_image(images)
+        with adapter.formed_once():
+            assert torch.equal(tiny.encode_image(images), expected)
+            name, weight = next(iter(adapter.weights.items()))
+            assert weight.weight is weight.weight, name
+        assert weight.weight is not weight.weight
+
+
+def test_two_networks_are_formed_independently_in_two_threads(tiny_folder):
+    """The one that keeps its weights must not see those of the other, nor keep them too long."""
+    models = [cr.load_model(str(tiny_folder)) for _ in range(2)]
+    adapters = [cr.attach(model.net, cr.RandLoRA(rank=4)) for model in models]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), adapters[1].formed_once():
+        models[1].encode_image(images)
+        outputs = []
+        for step in range(2):
+            randomize(adapters[0], seed=step)
+            with adapters[0].formed_once():
+                outputs.append(models[0].encode_image(images))
+    assert not torch.equal(*outputs)

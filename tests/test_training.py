@@ -13,11 +13,14 @@ import clip_randlora as cr
 from clip_randlora.evaluation import (
     Predictions,
     SideBySide,
+    calibration_bins,
     confusion,
     expected_calibration_error,
     predict_split,
     score,
 )
+from clip_randlora.presets import PRESETS, read_preset
+from clip_randlora.runs import read_answers, read_metrics
 from clip_randlora.training import (
     choose_precision,
     default_crop_size,
@@ -72,6 +75,7 @@ def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path):
     assert files == {
         "README.md",
         "adapter.safetensors",
+        "calibration.png",
         "config.yaml",
         "confusion.png",
         "curves.png",
@@ -163,6 +167,88 @@ def test_a_folder_that_is_no_run_is_not_touched(tiny, colors, tmp_path):
     with pytest.raises(cr.UserError, match="not empty and not a run"):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(**FAST), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_asked_to_stop_it_finishes_with_what_was_learned(tiny, colors, tmp_path):
+    steps = []
+    run = cr.fit(
+        tiny,
+        cr.load_data(colors),
+        cr.TrainConfig(**FAST),
+        out=tmp_path / "run",
+        on_step=steps.append,
+        should_stop=lambda: len(steps) >= 7,
+    )
+    assert run.metrics["steps"] == steps[-1].step == 7
+    assert "Stopped at step 7 of 40." in run.notes
+    assert any(parameter.abs().sum() > 0 for parameter in run.adapter.parameters())
+    assert read_metrics(tmp_path / "run") == json.loads(json.dumps(run.metrics))
+    assert len(read_answers(tmp_path / "run")) == 15
+    run.adapter.detach()
+    assert cr.Classifier.load(tmp_path / "run").classes == tuple(COLORS)
+
+
+def test_watched_test_images_give_a_curve(tiny, colors, tmp_path):
+    seen = []
+    run = cr.fit(
+        tiny,
+        cr.load_data(colors),
+        cr.TrainConfig(**FAST, learning_rate=1e-2),
+        out=tmp_path / "run",
+        on_step=seen.append,
+        watch=15,
+    )
+    watched = [(step.step, step.test_accuracy) for step in seen if step.test_accuracy is not None]
+    assert watched[0][0] == 1
+    assert watched[-1] == (40, pytest.approx(run.metrics["tuned"]["top1"]))
+    assert 8 <= len(watched) <= 10
+    assert [row["test_accuracy"] for row in run.history if row["test_accuracy"]] == [
+        accuracy for _, accuracy in watched if accuracy
+    ]
+
+
+def test_watching_changes_no_weight(tiny_folder, colors):
+    runs = [
+        cr.fit(
+            cr.load_model(str(tiny_folder)),
+            cr.load_data(colors),
+            cr.TrainConfig(**FAST),
+            watch=watch,
+        )
+        for watch in (0, 6)
+    ]
+    plain, watched = (trained(run.adapter) for run in runs)
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+def test_the_adapter_file_alone_is_a_classifier(tiny_folder, colors, tmp_path):
+    config = cr.TrainConfig(**FAST, templates=("a {}.",), prompts={"green": ("lawn", "leaf")})
+    model = cr.load_model(str(tiny_folder))
+    cr.fit(model, cr.load_data(colors), config, out=tmp_path / "run").adapter.detach()
+    images = [Image.new("RGB", (50, 40), color) for color in COLORS.values()]
+    from_run = cr.Classifier.load(tmp_path / "run").predict(images)
+    alone = tmp_path / "downloaded.safetensors"
+    (tmp_path / "run" / "adapter.safetensors").rename(alone)
+    classifier = cr.Classifier.load(alone, model=model)
+    assert classifier.predict(images) == from_run
+    classifier.close()
+    again = cr.Classifier.load(alone, model=model, strength=0)
+    assert all(answer["tuned"] == answer["zero_shot"] for answer in again.predict(images))
+
+
+def test_an_adapter_without_classes_is_no_classifier(tiny, tmp_path):
+    cr.attach(tiny.net, cr.RandLoRA(rank=4)).save(tmp_path / "a.safetensors")
+    with pytest.raises(cr.UserError, match="names no classes"):
+        cr.Classifier.load(tmp_path / "a.safetensors")
+
+
+def test_presets_are_settings_and_balanced_is_the_default():
+    fast, balanced, thorough = (cr.TrainConfig.parse(read_preset(name)) for name in PRESETS)
+    assert balanced == cr.TrainConfig()
+    steps = [default_steps(160, 32, p.epochs, p.min_steps) for p in (fast, balanced, thorough)]
+    assert steps == [25, 60, 120]
+    with pytest.raises(cr.UserError, match="preset quick: choose fast, balanced, thorough"):
+        read_preset("quick")
 
 
 def test_same_seed_same_weights_other_seed_others(tiny_folder, colors):
@@ -314,6 +400,16 @@ def test_score_by_hand():
     zero_shot, tuned = confusion(both)
     assert zero_shot.tolist() == [[1, 0], [2, 1]]
     assert tuned.tolist() == [[1, 0], [0, 3]]
+
+
+def test_calibration_bins_by_hand():
+    probabilities = torch.tensor([[0.95, 0.05], [0.05, 0.95], [0.55, 0.45], [0.35, 0.65]])
+    bins = calibration_bins(probabilities, torch.tensor([0, 0, 0, 1]))
+    filled = {round(row.center, 3): row for row in bins if row.images}
+    assert set(filled) == {round(8.5 / 15, 3), round(9.5 / 15, 3), round(14.5 / 15, 3)}
+    surest = filled[round(14.5 / 15, 3)]
+    assert (surest.images, surest.accuracy) == (2, 0.5)
+    assert surest.confidence == pytest.approx(0.95)
 
 
 def test_top1_agrees_with_scikit_learn():

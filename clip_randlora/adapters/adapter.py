@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +30,21 @@ class AdaptedWeight(nn.Module):
         self.rows = {part.target: part.rows for part in weight.parts}
         self.strength = 1.0
         self.base_required_grad = weight.weight.requires_grad
+        self.keeps, self.kept = False, None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the adapted weight, in the weight's shape and dtype."""
+        if not self.keeps:
+            return self._adapt(weight)
+        if self.kept is None:
+            self.kept = self._adapt(weight)
+        return self.kept
+
+    def keep(self, keeps: bool) -> None:
+        """Form the weight anew at each reading, or once from now on."""
+        self.keeps, self.kept = keeps, None
+
+    def _adapt(self, weight: Tensor) -> Tensor:
         adapted = weight if self.strength == 0 else weight + self.strength * self.delta(weight)
         if self.base_required_grad and not adapted.requires_grad:
             # torch's CPU linear chooses its kernel by this flag: keep the base's choice, and bits
@@ -110,6 +124,21 @@ class Adapter:
         for adapted in self._adapted.values():
             adapted.strength = self._strength
 
+    @contextmanager
+    def formed_once(self) -> Iterator[None]:
+        """Form each updated weight once inside the block, however often the network reads it.
+
+        For one forward pass, and for passes without gradients at one strength. It is this
+        adapter's alone (`parametrize.cached` is the process's): others may train meanwhile.
+        """
+        for adapted in self._adapted.values():
+            adapted.keep(True)
+        try:
+            yield
+        finally:
+            for adapted in self._adapted.values():
+                adapted.keep(False)
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trained tensors as ``WEIGHT.TARGET.TENSOR``, in the network's order."""
         for name, adapted in self._adapted.items():
@@ -164,12 +193,16 @@ class Adapter:
         for parameter, required in self._required_grad.items():
             parameter.requires_grad_(required)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, task: Mapping[str, Any] | None = None) -> None:
         """Write the trained numbers, the settings and the base's fingerprint: one safetensors file.
 
         The frozen bases are not in it: they are made again from the seed.
+
+        Args:
+            path: the file to write.
+            task: what else a classifier needs, as `Classifier.load` reads it.
         """
-        files.write(path, self.config, self.base, dict(self.named_parameters()))
+        files.write(path, self.config, self.base, dict(self.named_parameters()), task)
 
 
 def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Adapter:

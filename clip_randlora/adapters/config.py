@@ -68,6 +68,9 @@ class LoRA(AdapterConfig):
         return self.alpha / self.rank
 
 
+METHODS: dict[str, type[AdapterConfig]] = {"randlora": RandLoRA, "lora": LoRA}
+"""The methods by the name that commands and files call them."""
+
 Method = Annotated[RandLoRA | LoRA, Field(discriminator="method")]
 
 _METHOD = TypeAdapter(Method)

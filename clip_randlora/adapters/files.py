@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,11 +35,12 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What an adapter file holds."""
+    """What an adapter file holds; ``task`` is what a classifier needs besides, if it was saved."""
 
     config: dict
     base: BaseModel
     tensors: dict[str, Tensor]
+    task: dict | None
 
 
 def identify(net: nn.Module, name: str | None = None) -> BaseModel:
@@ -58,7 +60,11 @@ def identify(net: nn.Module, name: str | None = None) -> BaseModel:
 
 
 def write(
-    path: str | Path, config: AdapterConfig, base: BaseModel, tensors: Mapping[str, Tensor]
+    path: str | Path,
+    config: AdapterConfig,
+    base: BaseModel,
+    tensors: Mapping[str, Tensor],
+    task: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter file under a temporary name, then rename it into place."""
     path = Path(path)
@@ -69,6 +75,8 @@ def write(
         "config": config.model_dump_json(),
         "base": json.dumps(asdict(base)),
     }
+    if task is not None:
+        metadata["task"] = json.dumps(dict(task), ensure_ascii=False)
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     save_file(contents, temporary, metadata=metadata)
     temporary.replace(path)
@@ -95,7 +103,8 @@ def read(path: str | Path) -> StoredAdapter:
                 )
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))
-            return StoredAdapter(json.loads(metadata["config"]), base, tensors)
+            task = json.loads(metadata.get("task", "null"))
+            return StoredAdapter(json.loads(metadata["config"]), base, tensors, task)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable adapter file ({error})") from error
 

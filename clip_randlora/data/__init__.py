@@ -1,18 +1,21 @@
 """Labelled images: where they come from, how they are split, drawn, decoded and augmented."""
 
 from clip_randlora.data.augmentation import augment
-from clip_randlora.data.dataset import Data, Item, Skipped, Split, summarize_skipped
+from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
 from clip_randlora.data.decoding import Decoded, decode_batches, decode_shots
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
-from clip_randlora.data.loading import load_data
+from clip_randlora.data.loading import list_images, load_data
 from clip_randlora.data.registry import DATASETS, Dataset
 from clip_randlora.data.sampling import draw_shots
+from clip_randlora.data.sources import DiskFile
 
 __all__ = [
     "DATASETS",
+    "Content",
     "Data",
     "Dataset",
     "Decoded",
+    "DiskFile",
     "Item",
     "Skipped",
     "Split",
@@ -23,6 +26,7 @@ __all__ = [
     "decode_image",
     "decode_shots",
     "draw_shots",
+    "list_images",
     "load_data",
     "summarize_skipped",
 ]

@@ -82,6 +82,25 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
     )
 
 
+def list_images(source: str | Path) -> tuple[list[Item], list[Skipped]]:
+    """List every image of a folder or ``.zip``, whatever its folders; the labels mean nothing.
+
+    Returns:
+        The images whose headers are in order, naturally sorted, and what was left out.
+
+    Raises:
+        UserError: the source is missing, cannot be read, or holds no image.
+    """
+    listing = _list(source)
+    images = [Item(f.name, 0, f.content) for f in listing.files if _extension(f) in EXTENSIONS]
+    others = [f for f in listing.files if _extension(f) not in EXTENSIONS]
+    good, broken = _readable(images)
+    if not good:
+        raise UserError(f"{source}: no images that can be read")
+    left_out = [Skipped(file.name, _not_image(_extension(file))) for file in others]
+    return good, [*listing.skipped, *left_out, *broken]
+
+
 @dataclass
 class _Layout:
     """The files of a source by split and class; ``test`` is None where it has no test split."""

@@ -1,0 +1,93 @@
+"""The last tab: download what was trained, load it again, delete what is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import clip_randlora as cr
+from clip_randlora_app import views
+from clip_randlora_app.events import PRIVATE, as_sentences
+from clip_randlora_app.service import Service
+
+Update = dict[gr.components.Component, Any]
+
+
+class TakeTab:
+    """Downloads with the lines that load them, and uploads of earlier ones."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        with gr.Row():
+            with gr.Column():
+                gr.Markdown("### Download")
+                self.format = gr.Radio(
+                    [(text, name) for name, text in service.formats().items()],
+                    value="adapter",
+                    label="What",
+                    elem_id="format",
+                )
+                self.strength = gr.Slider(
+                    0,
+                    1,
+                    value=1,
+                    step=0.05,
+                    label="Strength",
+                    info="How much of the update goes into merged weights.",
+                    elem_id="export-strength",
+                )
+                self.prepare = gr.Button("Prepare", variant="primary", elem_id="prepare")
+                self.file = gr.File(label="Download", interactive=False, elem_id="download")
+                self.snippet = gr.Code(
+                    language="python", label="Load it with", interactive=False, elem_id="snippet"
+                )
+            with gr.Column():
+                gr.Markdown("### Load an adapter or a run, and go on from Try")
+                self.upload = gr.File(
+                    label="adapter.safetensors, or the zip of a run",
+                    file_types=[".safetensors", ".zip"],
+                    height=150,
+                    elem_id="load-run",
+                )
+                self.message = gr.HTML(elem_id="load-message")
+                gr.Markdown("### Delete")
+                hours = service.settings.keep_hours
+                gr.Markdown(
+                    f"Your images and runs are kept for {hours:g} hours after their last use.",
+                    elem_classes="hint",
+                )
+                self.delete = gr.Button(
+                    "Delete all my images and runs now", variant="stop", elem_id="delete"
+                )
+
+    def bind(self, after_loading: Any) -> None:
+        """Bind the events; ``after_loading`` binds what follows on a loaded run."""
+        self.prepare.click(
+            as_sentences(self._prepare),
+            [self.format, self.strength],
+            [self.file, self.snippet],
+            **PRIVATE,
+        )
+        loaded = self.upload.upload(
+            as_sentences(self._load), [self.upload], [self.upload, self.message], **PRIVATE
+        )
+        after_loading(loaded)
+
+    def _prepare(self, name: str, strength: float, request: gr.Request) -> tuple[str, str]:
+        workspace = self.service.workspace(request)
+        path = self.service.export(workspace, name, strength)
+        return str(path), self.service.snippet(name)
+
+    def _load(self, upload: str, request: gr.Request) -> Update:
+        workspace, path = self.service.workspace(request), Path(upload)
+        try:
+            workspace.load_run(path, path.name)
+        except cr.UserError as error:
+            return {self.upload: None, self.message: views.messages([str(error)], "warning")}
+        classes = ", ".join(cr.read_task(workspace.run).classes)
+        return {
+            self.upload: None,
+            self.message: views.messages([f"Loaded {path.name}: {classes}. Go on at Try."]),
+        }

@@ -1,0 +1,498 @@
+"""The real app, started as a user starts it, driven by a real browser and by its client library."""
+
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CLIPART = Path(__file__).parent.parent / "clip_randlora" / "bundled" / "clipart"
+UPLOAD_LIMIT_MB = 20
+MINUTE = 60_000
+
+pytestmark = pytest.mark.slow
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+class App:
+    """A running app: its address, its process, its folder."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url, self.folder = f"http://127.0.0.1:{port}", folder
+        command = [sys.executable, "-m", "clip_randlora", "app", "--port", str(port)]
+        options = ["--folder", str(folder), "--max-upload-mb", str(UPLOAD_LIMIT_MB)]
+        self.process = subprocess.Popen([*command, *options])
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            assert self.process.poll() is None, "the app ended"
+            time.sleep(0.3)
+        raise AssertionError("the app did not start")
+
+    def client(self) -> Client:
+        return Client(self.url, verbose=False)
+
+    def resident_bytes(self) -> int:
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    app = App(tmp_path_factory.mktemp("app"))
+    yield app
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+def zip_of(path: Path, classes: dict[str, str], images: int) -> Path:
+    """Zip the first training drawings of some classes, ``{name in the zip: name in clipart}``."""
+    with zipfile.ZipFile(path, "w") as zipped:
+        for name, folder in classes.items():
+            for image in sorted((CLIPART / "train" / folder).iterdir())[:images]:
+                zipped.write(image, f"{name}/{image.name}")
+    return path
+
+
+def drawing(class_name: str, number: int) -> Path:
+    """Return one of clipart's test images."""
+    return sorted((CLIPART / "test" / class_name).iterdir())[number]
+
+
+def open_page(browser, app: App):
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.set_default_timeout(MINUTE)
+    page.goto(app.url)
+    page.get_by_text("Nothing here yet").wait_for()
+    return page
+
+
+def open_tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def upload_archive(page, path: Path) -> None:
+    page.locator("#archive input[type=file]").set_input_files(path)
+
+
+def answers(page) -> dict[str, dict[str, str]]:
+    """Read both bar lists as ``{"zero-shot": {class: percent}, "tuned": {...}}``."""
+    return {
+        which: {
+            row.locator(".bar-name").inner_text().split("\n")[0]: row.locator(
+                ".bar-value"
+            ).inner_text()
+            for row in page.locator(f"#{which} li").all()
+        }
+        for which in ("zero-shot", "tuned")
+    }
+
+
+def wait_for_new_answers(page, before: dict) -> dict:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (now := answers(page)) != before and now["tuned"]:
+            return now
+        page.wait_for_timeout(100)
+    raise AssertionError("the answers did not change")
+
+
+@needs_chromium
+def test_the_whole_way_in_the_browser(app, browser, tmp_path):
+    classes = {"bird": "bird", "cake_or_sweet": "dessert", "vehicle": "vehicle"}
+    archive = zip_of(tmp_path / "mine.zip", classes, images=12)
+    new_image = drawing("vehicle", 3)
+    started = time.monotonic()
+    page = open_page(browser, app)
+
+    upload_archive(page, archive)
+    page.get_by_text("Added 36 images.").wait_for()
+    assert page.locator(".class-name").all_inner_texts() == list(classes)
+
+    open_tab(page, "2 Train")
+    page.get_by_label("Fast").check()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("step 3 of 25").wait_for()
+    early = page.locator("#loss-curve path.mark-line, #loss-curve .mark-line path").first
+    early.wait_for(state="attached")
+    shape = early.get_attribute("d")
+    page.get_by_text("Done:").wait_for(timeout=3 * MINUTE)
+    assert early.get_attribute("d") != shape, "the loss curve did not move"
+
+    open_tab(page, "3 Try")
+    page.locator("#try-image input[type=file]").set_input_files(new_image)
+    tuned = wait_for_new_answers(page, {"zero-shot": {}, "tuned": {}})
+    assert set(tuned["tuned"]) == set(tuned["zero-shot"]) == set(classes)
+    slider = page.get_by_role("slider", name="Strength").first
+    slider.focus()
+    page.keyboard.press("Home")  # strength 0, by keyboard
+    at_zero = wait_for_new_answers(page, tuned)
+    assert at_zero["tuned"] == at_zero["zero-shot"] == tuned["zero-shot"]
+
+    open_tab(page, "5 Take away")
+    page.get_by_role("button", name="Prepare").click()
+    with page.expect_download() as download:
+        page.locator("#download a").first.click()
+    adapter = tmp_path / "adapter.safetensors"
+    download.value.save_as(adapter)
+    assert 0 < adapter.stat().st_size < 5e6
+
+    page.reload()
+    page.locator(".class-name").first.wait_for()
+    open_tab(page, "2 Train")
+    page.get_by_text("Done:").wait_for()
+
+    other = open_page(browser, app)
+    open_tab(other, "5 Take away")
+    other.locator("#load-run input[type=file]").set_input_files(adapter)
+    other.get_by_text("Loaded adapter.safetensors: bird, cake_or_sweet, vehicle").wait_for()
+    open_tab(other, "3 Try")
+    other.locator("#try-image input[type=file]").set_input_files(new_image)
+    again = wait_for_new_answers(other, {"zero-shot": {}, "tuned": {}})
+    assert again == tuned
+    elapsed = time.monotonic() - started
+    print(f"the whole way: {elapsed:.0f} s")
+    assert elapsed < 180
+
+
+@needs_chromium
+def test_stop_leaves_a_usable_model_within_five_seconds(app, browser):
+    page = open_page(browser, app)
+    page.get_by_role("button", name="Load it").click()
+    page.get_by_text("Added 452 images.").wait_for()
+    open_tab(page, "2 Train")
+    page.get_by_label("Thorough").check()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("step 2 of").wait_for()
+    stopped = time.monotonic()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Start", exact=True).wait_for()
+    open_tab(page, "3 Try")
+    page.locator("#try-image input[type=file]").set_input_files(drawing("fruit", 3))
+    wait_for_new_answers(page, {"zero-shot": {}, "tuned": {}})
+    elapsed = time.monotonic() - stopped
+    print(f"stopped, and an answer, after {elapsed:.1f} s")
+    assert elapsed < 5
+
+
+@needs_chromium
+def test_bad_uploads_give_a_sentence_and_the_session_goes_on(app, browser, tmp_path):
+    page = open_page(browser, app)
+
+    no_zip = tmp_path / "no.zip"
+    no_zip.write_bytes(b"this is no archive")
+    upload_archive(page, no_zip)
+    page.get_by_text("no.zip: not a zip archive that can be read").wait_for()
+
+    climbing = tmp_path / "climbing.zip"
+    with zipfile.ZipFile(climbing, "w") as zipped:
+        image = (drawing("fruit", 3)).read_bytes()
+        zipped.writestr("../../outside/1.webp", image)
+        zipped.writestr("fruit/1.webp", image)
+        zipped.writestr("fruit/2.webp", image + b" ")
+        zipped.writestr("bird/1.webp", (drawing("bird", 1)).read_bytes())
+        zipped.writestr("bird/2.webp", (drawing("bird", 2)).read_bytes())
+        zipped.writestr("bird/text.jpg", b"no image at all")
+        zipped.writestr("empty/", b"")
+    upload_archive(page, climbing)
+    page.get_by_text("../../outside/1.webp (unsafe path)").wait_for()
+    page.get_by_text("bird/text.jpg (not an image that can be read").wait_for()
+    assert page.locator(".class-name").all_inner_texts() == ["bird", "fruit"]
+    assert not (app.folder.parent / "outside").exists()
+
+    one = zip_of(tmp_path / "one.zip", {"only": "tool"}, images=3)
+    upload_archive(page, one)
+    page.get_by_text('one.zip: only one class ("only")').wait_for()
+
+    too_large = tmp_path / "large.zip"
+    with open(too_large, "wb") as file:
+        file.truncate((UPLOAD_LIMIT_MB + 50) * 2**20)
+    upload_archive(page, too_large)
+    page.get_by_text("exceed the maximum allowed size of 20.0 Mb").wait_for()
+    upload_archive(page, one)
+    page.get_by_text('one.zip: only one class ("only")').wait_for()
+
+    page.get_by_label("Class name").fill("nothing in it")
+    page.get_by_role("button", name="Add class").click()
+    page.get_by_text("nothing in it has no images yet.").wait_for()
+
+    page.locator("#class-files input[type=file]").set_input_files(
+        {"name": "fake.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+    )
+    page.get_by_text("fake.jpg (not an image that can be read").wait_for()
+
+    page.locator("#class-files input[type=file]").set_input_files(drawing("tool", 1))
+    page.get_by_text("Added 1 image.").wait_for()
+
+
+@needs_chromium
+def test_classes_are_edited_and_names_are_shown_as_text(app, browser):
+    page = open_page(browser, app)
+    name = "b onmouseover=1 {{7+7}} ${7+7} &lt;"
+    page.get_by_label("Class name").fill("a/b")
+    page.get_by_role("button", name="Add class").click()
+    page.get_by_text("leave out / \\").wait_for()
+    page.get_by_label("Class name").fill(name)
+    page.get_by_role("button", name="Add class").click()
+    page.locator(".class-name", has_text=name).wait_for()
+
+    drawings = sorted((CLIPART / "test/tool").iterdir())[:3]
+    page.locator("#class-files input[type=file]").set_input_files(drawings)
+    page.get_by_text("Added 3 images.").wait_for()
+    page.locator("#class-gallery .thumbnail-item").nth(1).click()
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Remove the selected image").click()
+    page.get_by_text("2 images", exact=True).wait_for()
+    page.get_by_label("Name", exact=True).fill("hammer")
+    page.get_by_role("button", name="Rename the class").click()
+    page.locator(".class-name", has_text="hammer").wait_for()
+    page.get_by_text("Prompts and held-out images").click()
+    page.get_by_label("Prompt templates").fill("a drawing of a {}.\nno place for the name")
+    page.get_by_role("button", name="Use these templates").click()
+    page.get_by_text("write {} once, where the class name goes").wait_for()
+    page.get_by_label("Prompt templates").fill("a drawing of a {}.")
+    page.get_by_role("button", name="Use these templates").click()
+    page.get_by_text("a drawing of a hammer.").wait_for()
+    page.get_by_role("button", name="Remove the class").click()
+    page.get_by_text("Nothing here yet").wait_for()
+
+
+def train(client: Client, **settings) -> list[dict]:
+    chosen = {"model": "lite0", "method": "randlora", "shots": 8, "seed": 1, "preset": "fast"}
+    job = client.submit(**{**chosen, **settings}, api_name="/train")
+    rows = list(job)
+    job.result()  # raises what the endpoint raised
+    return rows
+
+
+def test_the_whole_way_by_client(app, tmp_path):
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=10)
+    summary = client.predict(handle_file(str(archive)), api_name="/load_archive")
+    assert summary["classes"] == ["bird", "car"]
+    assert summary["counts"]["bird"] == {"train": 10, "test": 0}
+    assert summary["skipped"] == []
+    with pytest.raises(AppError, match="/etc: no bundled set; there are clipart, digits"):
+        client.predict("/etc", api_name="/load_sample")
+    image = handle_file(str(drawing("vehicle", 2)))
+    with pytest.raises(AppError, match="There is no tuned model yet"):
+        client.predict(image, 1.0, api_name="/predict")
+    with pytest.raises(AppError, match="method"):
+        train(client, method="magic")
+
+    *progress, metrics = train(client)
+    assert {"waiting", "preparing", "training"} & {row["state"] for row in progress}
+    steps = [row["step"] for row in progress if "step" in row]
+    assert steps == sorted(steps) and steps[-1] <= 25
+    assert metrics["method"] == "randlora"
+    assert metrics["images"] == {"train": 14, "test": 6}
+    assert client.predict(api_name="/evaluate") == metrics
+
+    answer = client.predict(image, 1.0, api_name="/predict")
+    assert set(answer) == {"zero_shot", "tuned"}
+    assert sum(answer["tuned"].values()) == pytest.approx(1, abs=1e-5)
+    assert client.predict(image, 0.0, api_name="/predict")["tuned"] == answer["zero_shot"]
+    with pytest.raises(AppError, match="between 0 and 1"):
+        client.predict(image, 1.5, api_name="/predict")
+
+    adapter = client.predict("adapter", api_name="/export")
+    run = client.predict("run", api_name="/export")
+    assert Path(adapter).suffix == ".safetensors"
+    with zipfile.ZipFile(run) as zipped:
+        assert json.load(io.TextIOWrapper(zipped.open("run/metrics.json"))) == metrics
+    with pytest.raises(AppError, match="format magic: choose adapter, run"):
+        client.predict("magic", api_name="/export")
+
+    import clip_randlora as cr
+
+    (same,) = cr.Classifier.load(adapter).predict([drawing("vehicle", 2)])
+    for which in ("zero_shot", "tuned"):
+        assert same[which] == pytest.approx(answer[which], abs=1e-5)
+
+
+def test_eight_clients_at_once_get_only_their_own_classes(app, tmp_path):
+    names = sorted(folder.name for folder in (CLIPART / "train").iterdir())
+    archives = [
+        zip_of(tmp_path / f"{n}.zip", {f"{n}-a": names[n], f"{n}-b": names[n + 1]}, images=4)
+        for n in range(8)
+    ]
+
+    def whole_way(number: int) -> set[str]:
+        client = app.client()
+        client.predict(handle_file(str(archives[number])), api_name="/load_archive")
+        rows = train(client, shots=2)
+        places = [row["place"] for row in rows if "place" in row]
+        assert places == sorted(places, reverse=True)
+        assert set(rows[-1]["per_class"]) == {f"{number}-a", f"{number}-b"}
+        image = handle_file(str(drawing("vehicle", 2)))
+        return set(client.predict(image, 1.0, api_name="/predict")["tuned"])
+
+    with ThreadPoolExecutor(8) as pool:
+        answered = list(pool.map(whole_way, range(8)))
+    assert answered == [{f"{n}-a", f"{n}-b"} for n in range(8)]
+
+
+def test_predictions_do_not_wait_for_a_training(app, tmp_path):
+    ready, busy = app.client(), app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    ready.predict(handle_file(str(archive)), api_name="/load_archive")
+    train(ready, shots=2)
+    busy.predict("clipart", api_name="/load_sample")
+    job = busy.submit("lite0", "randlora", 16, 1, "fast", api_name="/train")
+    while not any("step" in row for row in job.outputs()):
+        time.sleep(0.2)
+    image = handle_file(str(drawing("vehicle", 2)))
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        ready.predict(image, 0.5, api_name="/predict")
+        seconds.append(time.monotonic() - started)
+    assert not job.done(), "the training ended too early to show anything"
+    print("answers while another trains:", ", ".join(f"{s:.2f} s" for s in seconds))
+    assert max(seconds) < 3
+    job.result()
+
+
+def test_memory_does_not_grow_from_training_to_training(tmp_path_factory, tmp_path):
+    app = App(tmp_path_factory.mktemp("memory"))
+    try:
+        client = app.client()
+        archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=16)
+        client.predict(handle_file(str(archive)), api_name="/load_archive")
+        image = handle_file(str(drawing("vehicle", 2)))
+        resident = []
+        for seed in (1, 2, 3):
+            train(client, seed=seed)
+            client.predict(image, 1.0, api_name="/predict")
+            resident.append(app.resident_bytes())
+        print("resident after each training:", ", ".join(f"{r / 1e6:.0f} MB" for r in resident))
+        assert resident[2] < 1.10 * resident[1]
+    finally:
+        app.close()
+
+
+def test_what_is_old_or_deleted_is_gone(tmp_path):
+    from clip_randlora_app.settings import Settings
+    from clip_randlora_app.workspaces import Workspaces
+
+    workspaces = Workspaces(Settings(folder=tmp_path / "all", keep_hours=1))
+    mine, token = workspaces.enter("page 1", None)
+    other, _ = workspaces.enter("page 2", None)
+    mine.add_class("cat")
+    mine.add_images("cat", [drawing("mammal", 1)])
+    assert workspaces.enter("page 3", token)[0] is mine
+    assert Workspaces(workspaces.settings).enter("after a restart", token)[0].classes == ["cat"]
+    assert other.classes == []
+    assert workspaces.sweep() == 0
+    assert workspaces.sweep(now=time.time() + 3700) == 2
+    assert list((tmp_path / "all").iterdir()) == []
+    again, _ = workspaces.enter("page 4", token)
+    assert again.classes == []
+    again.add_class("dog")
+    workspaces.delete("page 4")
+    assert list((tmp_path / "all").iterdir()) == []
+
+
+def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
+    from clip_randlora_app.settings import Settings
+    from clip_randlora_app.workspace import Workspace
+
+    import clip_randlora as cr
+
+    workspace = Workspace(tmp_path / "mine", Settings(folder=tmp_path))
+    model = cr.load_model("lite0")
+    task = {
+        "model": "/etc",
+        "pretrained": None,
+        "classes": ["a"],
+        "templates": ["{}"],
+        "prompts": {},
+    }
+    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",)))
+    adapter.save(tmp_path / "a.safetensors", task)
+    with pytest.raises(cr.UserError, match="base model /etc"):
+        workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as zipped:
+        zipped.write(tmp_path / "a.safetensors", "run/adapter.safetensors")
+        zipped.writestr("run/config.yaml", "model: /etc\npretrained: null\nclasses: [a]\ntrain: {}")
+    with pytest.raises(cr.UserError, match="base model /etc"):
+        workspace.load_run(tmp_path / "run.zip", "run.zip")
+    assert workspace.run is None
+    assert list((tmp_path / "mine" / "runs").iterdir()) == []
+
+
+def test_many_images_at_once_give_a_table(tmp_path):
+    from clip_randlora_app.service import Service
+    from clip_randlora_app.settings import Settings
+
+    import clip_randlora as cr
+
+    service = Service(Settings(folder=tmp_path / "all"))
+    workspace, _ = service.workspaces.enter("page", None)
+    model = cr.load_model("lite0")
+    task = {
+        "model": "lite0",
+        "pretrained": "default",
+        "classes": ["bird", "car"],
+        "templates": ["a photo of a {}."],
+        "prompts": {},
+    }
+    cr.attach(model.net, cr.LoRA(rank=1, targets=("q",))).save(tmp_path / "a.safetensors", task)
+    workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+    archive = zip_of(tmp_path / "some.zip", {"any": "bird"}, images=3)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no")
+    Image.new("RGB", (9, 9)).save(tmp_path / "black.png")
+    seen = []
+    rows, table, skipped = service.classify_many(
+        workspace,
+        [archive, broken, tmp_path / "black.png"],
+        1.0,
+        lambda done, images: seen.append((done, images)),
+    )
+    assert len(rows) == 4 and seen[-1] == (4, 5)
+    assert [row[1] for row in rows] == [row[3] for row in rows]  # a fresh adapter changes nothing
+    assert [entry.name for entry in skipped] == ["broken.png"]
+    lines = table.read_text().splitlines()
+    assert lines[0] == (
+        "image,zero_shot,tuned,zero_shot: bird,zero_shot: car,tuned: bird,tuned: car"
+    )
+    assert len(lines) == 5
