@@ -8,10 +8,12 @@ if TYPE_CHECKING:
         Adapter,
         LoRA,
         RandLoRA,
+        add_adapters,
         attach,
         find_weights,
         load_adapter,
         randlora_delta,
+        save_peft_adapter,
         select_weights,
     )
     from clip_randlora.classifier import Classifier
@@ -27,10 +29,12 @@ _HOMES = {
         "Adapter",
         "LoRA",
         "RandLoRA",
+        "add_adapters",
         "attach",
         "find_weights",
         "load_adapter",
         "randlora_delta",
+        "save_peft_adapter",
         "select_weights",
     ),
     "classifier": ("Classifier",),
@@ -52,6 +56,7 @@ __all__ = [
     "Run",
     "TrainConfig",
     "UserError",
+    "add_adapters",
     "attach",
     "find_weights",
     "fit",
@@ -59,6 +64,7 @@ __all__ = [
     "load_data",
     "load_model",
     "randlora_delta",
+    "save_peft_adapter",
     "select_weights",
 ]
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from clip_randlora import figures
+from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from clip_randlora.training import Run
 
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
-ADAPTER = "adapter.safetensors"
+ADAPTER = files.FILE_NAME
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
@@ -71,6 +72,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path}: damaged, not the settings of a run")
     return config
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """Read a finished run's metrics.
+
+    Raises:
+        UserError: the run is not finished, or its metrics cannot be read.
+    """
+    path = Path(folder) / _METRICS
+    if not path.is_file():
+        raise UserError(f"{folder}: the run is not finished; go on with it by --resume")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged, not the metrics of a run") from error
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
