@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clip_randlora.classifier import Classifier
     from clip_randlora.data import Data, load_data
     from clip_randlora.errors import UserError
+    from clip_randlora.export import export_formats, export_run, loading_snippet
     from clip_randlora.models import Model, load_model
     from clip_randlora.training import Interrupted, Run, TrainConfig, fit
 
@@ -40,6 +41,7 @@ _HOMES = {
     "classifier": ("Classifier",),
     "data": ("Data", "load_data"),
     "errors": ("UserError",),
+    "export": ("export_formats", "export_run", "loading_snippet"),
     "models": ("Model", "load_model"),
     "training": ("Interrupted", "Run", "TrainConfig", "fit"),
 }
@@ -58,11 +60,14 @@ __all__ = [
     "UserError",
     "add_adapters",
     "attach",
+    "export_formats",
+    "export_run",
     "find_weights",
     "fit",
     "load_adapter",
     "load_data",
     "load_model",
+    "loading_snippet",
     "randlora_delta",
     "save_peft_adapter",
     "select_weights",

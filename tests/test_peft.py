@@ -190,7 +190,7 @@ def test_other_kinds_of_peft_adapters_are_named(tiny, theirs, tmp_path):
 def test_an_adapter_of_another_size_is_refused(tiny, theirs, tmp_path):
     trained_by_peft(theirs, ["q_proj"], tmp_path / "peft")
     other = cr.load_model("ViT-B-32", pretrained=None)
-    with pytest.raises(cr.UserError, match="adapts some layers|another shape"):
+    with pytest.raises(cr.UserError, match="adapts some layers"):
         cr.load_adapter(other.net, tmp_path / "peft")
     with pytest.raises(cr.UserError, match="has no place for"):
         cr.load_adapter(cr.load_model("lite0").net, tmp_path / "peft")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -68,7 +67,8 @@ def read(path: str | Path, net: nn.Module) -> PeftAdapter:
         raise UserError(f"{folder}: not a readable peft adapter ({error})") from error
     if settings.get("peft_type") != "RANDLORA":
         raise UserError(
-            f"{folder}: a peft adapter of type {settings.get('peft_type')}; only RANDLORA loads here"
+            f"{folder}: a peft adapter of type {settings.get('peft_type')}; only RANDLORA loads "
+            f"here"
         )
     bases = _pop_bases(folder, tensors)
     found = _by_our_names(folder, tensors, net)
