@@ -221,9 +221,10 @@ def export(
     """Write the tuned model for another library, checked by loading it back."""
     with _loading():
         from clip_randlora.export import export_run, push, require_token
-
-        if push_to:
-            require_token()
+    if push_to:
+        require_token()
+    factors = _parse_weights(weights)
+    with messages.status("exporting, then loading it back"):
         export_run(
             run,
             format,
@@ -231,7 +232,7 @@ def export(
             strength=strength,
             precision=precision,
             add=add or (),
-            weights=_parse_weights(weights),
+            weights=factors,
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     results.print(

@@ -555,7 +555,19 @@ def test_nothing_is_left_if_the_check_fails(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip_model, "write", write_damaged)
     with pytest.raises(cr.UserError, match="nothing written: image features of the export differ"):
         cr.export_run(tiny_run, "open_clip", tmp_path / "deep" / "exported")
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_fails_is_told_in_one_line(tiny_run, tmp_path, monkeypatch):
+    from clip_randlora.export import head
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(head, "write", full)
+    with pytest.raises(cr.UserError, match=r"nothing written \(No space left on device\); choose"):
+        cr.export_run(tiny_run, "head", tmp_path / "exported")
+    assert not list(tmp_path.iterdir())
 
 
 def test_random_weights_that_were_not_kept_are_refused(tiny_folder, drawings, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -105,6 +106,7 @@ def export_run(
     writer.check(source)
     expected = source.features()
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)
         writer.write(source, temporary, precision)
@@ -112,12 +114,19 @@ def export_run(
         text = card.write(source, format, out.name, precision)
         (temporary / "README.md").write_text(text, encoding="utf-8")
         temporary.rename(out)
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:  # the other libraries raise many kinds
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
-            f"--out {out}: cannot be written ({error.strerror or error}); choose another folder"
+            f"--format {format} --out {out}: nothing written ({reason or type(error).__name__}); "
+            f"choose another folder or format"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # not empty: the export is in it
+                parent.rmdir()
     return out
 
 

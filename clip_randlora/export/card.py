@@ -123,7 +123,7 @@ def write(source: Source, format: str, path: str, precision: str) -> str:
     run = source.description
     library = f"library_name: {_LIBRARIES[format]}\n" if format in _LIBRARIES else ""
     classes = ", ".join(f"`{name}`" for name in source.classes)
-    results = "\n".join(map(_results, source.runs))
+    results = "\n".join(map(_results, source.trained))
     return f"""---
 {library}pipeline_tag: zero-shot-image-classification
 tags: [clip, randlora]
@@ -178,10 +178,10 @@ def _results(run: Description) -> str:
 
 def _remark(source: Source) -> str:
     remarks = []
-    if len(source.runs) > 1:
+    if len(source.trained) > 1:
         terms = " + ".join(
             f"{weight:g} x {run.folder.resolve().name}"
-            for weight, run in zip(source.weights, source.runs, strict=True)
+            for weight, run in zip(source.weights, source.trained, strict=True)
         )
         remarks.append(
             f"The update is {terms}, added in weight space; the figures are each run's own, not "
@@ -197,11 +197,11 @@ def _remark(source: Source) -> str:
 
 def _settings(source: Source) -> str:
     rows = ["| setting | value |", "|---|---|"]
-    for run in source.runs:
+    for run in source.trained:
         train: Mapping[str, Any] = run.settings["train"]
         flat = {key: value for key, value in train.items() if not isinstance(value, dict)}
         flat |= {f"method.{key}": value for key, value in train["method"].items()}
-        name = f"{run.folder.resolve().name}: " if len(source.runs) > 1 else ""
+        name = f"{run.folder.resolve().name}: " if len(source.trained) > 1 else ""
         rows += [f"| {name}{key} | {value} |" for key, value in flat.items() if value is not None]
     return "\n".join(rows)
 

@@ -66,12 +66,12 @@ class Source:
     """A finished run, or several added up, loaded on the CPU.
 
     Attributes:
-        runs: what is exported, the first one's base model and settings leading.
+        trained: the runs; the first one's base model and settings lead.
         weights: a factor for each; strength comes on top.
         prompts: ``{class: prompts}`` of all runs.
     """
 
-    runs: list[Description]
+    trained: list[Description]
     weights: tuple[float, ...]
     strength: float
     model: Model
@@ -128,7 +128,7 @@ class Source:
     @property
     def description(self) -> Description:
         """The first run."""
-        return self.runs[0]
+        return self.trained[0]
 
     @property
     def classes(self) -> list[str]:
@@ -171,7 +171,7 @@ class Source:
         if self.strength == 1:
             return self.adapter
         self.adapter.detach()
-        paths = [one.folder / runs.ADAPTER for one in self.runs]
+        paths = [one.folder / runs.ADAPTER for one in self.trained]
         return add_adapters(self.model.net, paths, [w * self.strength for w in self.weights])
 
 
