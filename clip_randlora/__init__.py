@@ -9,16 +9,19 @@ if TYPE_CHECKING:
         Adapter,
         LoRA,
         RandLoRA,
+        add_adapters,
         attach,
         find_weights,
         load_adapter,
         randlora_delta,
+        save_peft_adapter,
         select_weights,
     )
     from clip_randlora.classifier import Classifier, Task, read_task
     from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
     from clip_randlora.evaluation import SideBySide, as_mapping
+    from clip_randlora.export import export_formats, export_run, loading_snippet
     from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.presets import PRESETS, read_preset
     from clip_randlora.training import Interrupted, Run, Step, TrainConfig, fit
@@ -31,10 +34,12 @@ _HOMES = {
         "Adapter",
         "LoRA",
         "RandLoRA",
+        "add_adapters",
         "attach",
         "find_weights",
         "load_adapter",
         "randlora_delta",
+        "save_peft_adapter",
         "select_weights",
     ),
     "classifier": (
@@ -54,6 +59,7 @@ _HOMES = {
         "SideBySide",
         "as_mapping",
     ),
+    "export": ("export_formats", "export_run", "loading_snippet"),
     "models": (
         "SUGGESTIONS",
         "Model",
@@ -93,18 +99,23 @@ __all__ = [
     "Task",
     "TrainConfig",
     "UserError",
+    "add_adapters",
     "as_mapping",
     "attach",
     "decode_image",
+    "export_formats",
+    "export_run",
     "find_weights",
     "fit",
     "list_images",
     "load_adapter",
     "load_data",
     "load_model",
+    "loading_snippet",
     "randlora_delta",
     "read_preset",
     "read_task",
+    "save_peft_adapter",
     "select_weights",
 ]
 

@@ -2,9 +2,10 @@
 
 Every number is made from the raw 64-bit output of the Philox counter-based generator, whose
 stream NumPy guarantees (unlike that of its distributions), by integer arithmetic and one float32
-product: the same bits on every device and under every version of torch. Base ``i`` has a stream
-of its own and fills its rows in order, so the base of a smaller layer is a prefix of a larger
-one's: slicing one pair for the largest shapes serves every layer.
+product: the same bits on every device and under every version of torch. The bases B_i are dealt
+from the columns of one matrix (D, n r), as peft deals them: column ``k n + i`` is B_i's k-th. Each
+run of r columns has a stream of its own and fills its rows in order, so a smaller layer's matrix
+is a corner of a larger one's: slicing one pair for the largest shapes serves every layer.
 
 Source: RandLoRA (Albert et al., ICLR 2025, arXiv 2502.00987). One departure: under the sparse
 distributions only B is sparse, and A holds +-1. A column of A that is all zeros makes that column
@@ -12,6 +13,7 @@ of the update zero (at r = 6, one column in eleven with s = 3, and four in five 
 so a sparse A would take away the full rank that the method is for.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, sqrt
 from typing import Literal, NamedTuple
@@ -22,7 +24,7 @@ import torch
 Distribution = Literal["uniform", "sparse", "very_sparse"]
 
 _CPU = torch.device("cpu")
-_STREAM_OF_A = 0  # base B_i draws from stream i + 1
+_STREAM_OF_A = 0  # the matrix of the B_i draws its columns j r to (j + 1) r from stream j + 1
 
 
 class Bases(NamedTuple):
@@ -34,10 +36,20 @@ class Bases(NamedTuple):
     b: torch.Tensor
     a: torch.Tensor
 
+    @classmethod
+    def deal(cls, matrix: torch.Tensor, a: torch.Tensor) -> "Bases":
+        """Make the pair whose B_i are dealt from the columns of ``matrix`` (D, n r), as views."""
+        return cls(matrix.unflatten(1, (a.shape[0], -1)).permute(2, 0, 1), a)
+
+    def matrix(self) -> torch.Tensor:
+        """Return all B_i as the one matrix (D, n r) that they were dealt from, a view of it."""
+        return self.b.permute(1, 2, 0).flatten(1)
+
     def sliced(self, rows: int, columns: int) -> "Bases":
         """Return the views that a weight of shape (rows, columns), rows >= columns, uses."""
-        count = number_of_bases(columns, self.a.shape[0])
-        return Bases(self.b[:count, :rows], self.a[:, :columns])
+        rank = self.a.shape[0]
+        width = number_of_bases(columns, rank) * rank
+        return Bases.deal(self.matrix()[:rows, :width], self.a[:, :columns])
 
 
 def number_of_bases(columns: int, rank: int) -> int:
@@ -75,16 +87,28 @@ def random_bases(
         made = random_bases(rank, rows, columns, distribution, seed)
         return Bases(made.b.to(device, dtype), made.a.to(device, dtype))
     count = number_of_bases(columns, rank)
-    b = np.empty((rows, count, rank), dtype=np.float32)  # laid out so that (D, n r) is a view
-    for i in range(count):
-        bits = _raw_uint32(seed, i + 1, rows * rank)
-        b[:, i] = _entries_of_b(bits, distribution, columns).reshape(rows, rank)
+    matrix = np.empty((rows, count * rank), dtype=np.float32)
+    for j in range(count):
+        bits = _raw_uint32(seed, j + 1, rows * rank)
+        entries = _entries_of_b(bits, distribution, columns)
+        matrix[:, j * rank : (j + 1) * rank] = entries.reshape(rows, rank)
     bits = _raw_uint32(seed, _STREAM_OF_A, columns * rank)
     a = _uniform(bits) if distribution == "uniform" else _ternary(bits, 1.0)
     # A is drawn column by column, so that a smaller layer's A is a prefix too
-    return Bases(
-        torch.from_numpy(b).transpose(0, 1), torch.from_numpy(a.reshape(columns, rank).T.copy())
-    )
+    return Bases.deal(torch.from_numpy(matrix), torch.from_numpy(a.reshape(columns, rank).T.copy()))
+
+
+def stored_bases(bases: Bases) -> Callable[..., Bases]:
+    """Return what gives a pair that came with an adapter in any ``dtype`` and on any ``device``.
+
+    For adapters that were trained elsewhere, whose bases no seed of ours makes.
+    """
+
+    @lru_cache
+    def converted(*, dtype: torch.dtype, device: torch.device) -> Bases:
+        return Bases(bases.b.to(device, dtype), bases.a.to(device, dtype))
+
+    return converted
 
 
 def _raw_uint32(seed: int, stream: int, count: int) -> np.ndarray:

@@ -84,6 +84,11 @@ class Model:
         except Exception as error:
             raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """open_clip's configuration of the network, as its model folders state it."""
+        return open_clip.get_model_config(_open_clip_name(self.name))
+
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """PIL image -> float32 (3, S, S), normalised: open_clip's own evaluation transform."""

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from clip_randlora import figures
+from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from clip_randlora.training import Run
 
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
-ADAPTER, PREDICTIONS = "adapter.safetensors", "predictions.csv"
+ADAPTER, PREDICTIONS = files.FILE_NAME, "predictions.csv"
 ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
@@ -72,6 +73,24 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path}: damaged, not the settings of a run")
     return config
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """Read a finished run's ``metrics.json``.
+
+    Raises:
+        UserError: the run is not finished, or the file is damaged.
+    """
+    path = Path(folder) / _METRICS
+    if not path.is_file():
+        raise UserError(f"{folder}: the run is not finished; go on with it by --resume")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if {"zero_shot", "tuned", "per_class"} <= metrics.keys():
+            return metrics
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: damaged, not the metrics of a run")
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -135,24 +154,6 @@ def predictions_csv(predictions: Predictions) -> str:
         )
         rows.append(row + [f"{number:.9g}" for number in numbers])
     return _csv(header, rows)
-
-
-def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """Read a finished run's ``metrics.json``.
-
-    Raises:
-        UserError: the run is not finished, or the file is damaged.
-    """
-    path = Path(folder) / _METRICS
-    if not path.is_file():
-        raise UserError(f"{folder}: the run is not finished (it has no {_METRICS})")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        if {"zero_shot", "tuned", "per_class"} <= metrics.keys():
-            return metrics
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path}: damaged, not the metrics of a run")
 
 
 def read_answers(folder: str | Path) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 from conftest import randomize
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
@@ -358,6 +359,16 @@ def test_files_that_are_no_adapters(tiny, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(cr.UserError, match="not an adapter of this project"):
         cr.load_adapter(tiny.net, tmp_path / "other.safetensors")
+
+
+def test_files_of_the_earlier_dealing_of_bases_are_refused(tiny, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    cr.attach(tiny.net, cr.RandLoRA(rank=4)).save(path)
+    with safe_open(path, "pt") as stored:
+        metadata = stored.metadata() | {"version": "1"}
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(cr.UserError, match=r"adapter format 1, this .* reads format 2"):
+        cr.load_adapter(tiny.net, path)
 
 
 def test_unknown_settings_name_the_field():

@@ -338,8 +338,12 @@ def test_the_whole_way_by_client(app, tmp_path):
     assert Path(adapter).suffix == ".safetensors"
     with zipfile.ZipFile(run) as zipped:
         assert json.load(io.TextIOWrapper(zipped.open("run/metrics.json"))) == metrics
-    with pytest.raises(AppError, match="format magic: choose adapter, run"):
+    with pytest.raises(AppError, match="Format magic: choose adapter, run, open_clip"):
         client.predict("magic", api_name="/export")
+
+    merged = client.predict("open_clip", api_name="/export")
+    with zipfile.ZipFile(merged) as zipped:
+        assert "open_clip/open_clip_model.safetensors" in zipped.namelist()
 
     import clip_randlora as cr
 

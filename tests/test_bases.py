@@ -11,9 +11,9 @@ from clip_randlora.bases import number_of_bases, random_bases
 DISTRIBUTIONS = ("uniform", "sparse", "very_sparse")
 # of r = 6, D = 96, d = 64, seed 7: a change of any bit breaks every saved adapter
 CHECKSUMS = {
-    "uniform": "a7afd598d46b0f16cb54bbd913a0b7a32f95a05b2cce6a15d8a94238f82416ed",
-    "sparse": "67a88220c922732a9ced5a2caef9a98cc5b07085dd4eedd097db3c0012e1dc94",
-    "very_sparse": "131bb15ddb54e8c15b5066fe413f0de782238b6f53987bdbb2d7fc6d6bebcc16",
+    "uniform": "0c2f67b931b33d9d467f7d6f1dc8ffdf96d8411b2725a7bb5f6078dd21e586ac",
+    "sparse": "52807ec23e382e24aa65da41da8134a2a71323664dc6e06d64975c35057322dd",
+    "very_sparse": "6036f05cf303531e2cb8d7ef8c997e8e849403ace5dcd5c1f758d175513233c4",
 }
 
 
@@ -28,11 +28,12 @@ def test_bits_are_pinned(distribution):
 
 
 def test_first_entry_by_hand():
-    # k is the top 24 bits of the low half of Philox's first raw word for key (7, 2)
+    # k is the top 24 bits of the low half of Philox's first raw word for key (7, 2), whose stream
+    # fills columns 6 to 11 of the matrix; n = 11 bases, so column 6 is the first of base 6
     word = int(np.random.Philox(key=np.array([7, 2], dtype=np.uint64)).random_raw())
     k = (word & 0xFFFFFFFF) >> 8
     expected = 3**0.5 * (2 * k + 1 - 2**24) / 2**24
-    assert random_bases(6, 96, 64, seed=7).b[1, 0, 0].item() == pytest.approx(expected, rel=1e-6)
+    assert random_bases(6, 96, 64, seed=7).b[6, 0, 0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_same_bits_in_a_new_process():
@@ -80,4 +81,11 @@ def test_other_dtypes_round_the_float32_entries():
     exact = random_bases(4, 64, 48)
     half = random_bases(4, 64, 48, dtype=torch.bfloat16)
     assert torch.equal(half.b, exact.b.bfloat16())
-    assert half.b.transpose(0, 1).is_contiguous()  # still a view away from one matrix
+    assert half.matrix().data_ptr() == half.b.data_ptr()  # still a view of one matrix
+
+
+def test_bases_are_dealt_from_the_columns_of_one_matrix():
+    bases = random_bases(4, 64, 48)  # n = 12
+    assert torch.equal(bases.b[5][:, 2], bases.matrix()[:, 2 * 12 + 5])
+    small = bases.sliced(40, 30)  # n = 8
+    assert torch.equal(small.b[5][:, 2], bases.matrix()[:40, 2 * 8 + 5])

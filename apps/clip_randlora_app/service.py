@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
 import threading
 import time
 import zipfile
@@ -125,22 +126,6 @@ class Service:
         path = _write_table(table, workspace.downloads() / "answers.csv")
         return [_short_row(name, answer) for name, answer in table], path, skipped
 
-    def run_zip(self, workspace: Workspace) -> Path:
-        """Return a zip of the run folder in use.
-
-        Raises:
-            UserError: there is none.
-        """
-        run = self.finished_run(workspace)
-        path = workspace.downloads() / f"run-{run.name}.zip"
-        if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped:
-                for file in sorted(run.iterdir()):
-                    zipped.write(file, f"run/{file.name}")
-            temporary.replace(path)
-        return path
-
     def finished_run(self, workspace: Workspace) -> Path:
         """Return the folder of the run in use.
 
@@ -168,30 +153,46 @@ class Service:
 
     def formats(self) -> dict[str, str]:
         """Return what can be downloaded: name -> what it is."""
+        others = {
+            name: f"{name}: {sentence}"
+            for name, sentence in cr.export_formats().items()
+            if name != "adapter"
+        }
         return {
-            "adapter": "Adapter: one small file, loads with clip-randlora on the base model",
-            "run": "Run: a zip with the adapter, metrics, predictions, figures and model card",
+            "adapter": "adapter: one small file that loads with clip-randlora.",
+            "run": "run: the adapter, metrics, predictions, figures and model card.",
+            **others,
         }
 
     def export(self, workspace: Workspace, name: str, strength: float) -> Path:
-        """Return a file of the run in use, in one of `formats`.
+        """Return a file of the run in use, in one of `formats`: the adapter, or a zip.
 
         Raises:
-            UserError: there is no run, or the format does not fit it.
+            UserError: there is no run, or the format does not fit its model.
         """
+        if name not in self.formats():
+            raise cr.UserError(f"format {name}: choose {', '.join(self.formats())}")
         if name == "adapter":
             return self.adapter_file(workspace)
-        if name == "run":
-            return self.run_zip(workspace)
-        raise cr.UserError(f"format {name}: choose {', '.join(self.formats())}")
+        run = self.finished_run(workspace)
+        marks = [name, *([f"strength{strength:g}"] if name != "run" else [])]
+        path = workspace.downloads() / f"{'-'.join(marks)}-{run.name}.zip"
+        if not path.exists() and name == "run":
+            _zip_folder(run, path, "run")
+        elif not path.exists():
+            with tempfile.TemporaryDirectory(dir=workspace.downloads()) as folder:
+                exported = cr.export_run(run, name, Path(folder) / name, strength=strength)
+                _zip_folder(exported, path, name)
+        return path
 
-    def snippet(self, name: str) -> str:
+    def snippet(self, workspace: Workspace, name: str) -> str:
         """Return the Python lines that load a download."""
+        if name not in ("adapter", "run"):
+            return cr.loading_snippet(self.finished_run(workspace), name, name)
         path = {"adapter": "adapter.safetensors", "run": "run"}[name]
         return (
             "import clip_randlora as cr\n\n"
-            f'classifier = cr.Classifier.load("{path}")'
-            f"{'  # the unpacked zip' if name == 'run' else ''}\n"
+            f'classifier = cr.Classifier.load("{path}")\n'
             'print(classifier.predict(["image.jpg"]))\n'
         )
 
@@ -232,6 +233,16 @@ def _short_row(name: str, answer: Answer) -> list[str]:
         top, probability = max(answer[which].items(), key=lambda pair: pair[1])
         row += [top, f"{probability:.1%}"]
     return row
+
+
+def _zip_folder(folder: Path, path: Path, name: str) -> None:
+    """Zip a folder under a name, written whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                zipped.write(file, f"{name}/{file.relative_to(folder).as_posix()}")
+    temporary.replace(path)
 
 
 def _write_table(table: Sequence[tuple[str, Answer]], path: Path) -> Path:

@@ -78,7 +78,7 @@ class TakeTab:
     def _prepare(self, name: str, strength: float, request: gr.Request) -> tuple[str, str]:
         workspace = self.service.workspace(request)
         path = self.service.export(workspace, name, strength)
-        return str(path), self.service.snippet(name)
+        return str(path), self.service.snippet(workspace, name)
 
     def _load(self, upload: str, request: gr.Request) -> Update:
         workspace, path = self.service.workspace(request), Path(upload)

@@ -1,8 +1,15 @@
 """Weight-space adapters: the trained updates, where they attach, how they are stored."""
 
-from clip_randlora.adapters.adapter import AdaptedSummary, Adapter, attach, load_adapter
+from clip_randlora.adapters.adapter import (
+    AdaptedSummary,
+    Adapter,
+    add_adapters,
+    attach,
+    load_adapter,
+)
 from clip_randlora.adapters.config import METHODS, AdapterConfig, LoRA, RandLoRA, parse_method
 from clip_randlora.adapters.deltas import randlora_delta
+from clip_randlora.adapters.peft_files import save_peft_adapter
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 
 __all__ = [
@@ -13,10 +20,12 @@ __all__ = [
     "LoRA",
     "RandLoRA",
     "TargetWeight",
+    "add_adapters",
     "attach",
     "find_weights",
     "load_adapter",
     "parse_method",
     "randlora_delta",
+    "save_peft_adapter",
     "select_weights",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from clip_randlora.adapters import files
-from clip_randlora.adapters.config import AdapterConfig, parse_method
+from clip_randlora.adapters import files, peft_files
+from clip_randlora.adapters.config import AdapterConfig, Sum, parse_method, parse_stored
 from clip_randlora.adapters.deltas import Delta, make_deltas
 from clip_randlora.adapters.targets import TargetWeight, select_weights
+from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 
 
@@ -77,12 +78,22 @@ class AdaptedSummary:
 
 
 class Adapter:
-    """The trained updates of one model; made by `attach` or `load_adapter`."""
+    """The trained updates of one model; made by `attach`, `load_adapter` or `add_adapters`.
 
-    def __init__(self, net: nn.Module, config: AdapterConfig, name: str | None = None):
+    ``bases``: RandLoRA's frozen bases if they came with the adapter; None if the config's seed
+    makes them.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        config: AdapterConfig,
+        name: str | None = None,
+        bases: Bases | None = None,
+    ):
         if any(isinstance(module, AdaptedWeight) for module in net.modules()):
             raise UserError("this model has an adapter already: detach() or merge() it first")
-        self.net, self.config = net, config
+        self.net, self.config, self.bases = net, config, bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
         self.base = files.identify(net, name)
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
@@ -95,7 +106,7 @@ class Adapter:
     def _register(self) -> None:
         parts = [(weight, part) for weight in self.weights.values() for part in weight.parts]
         shapes = [weight.part_shape(part) for weight, part in parts]
-        deltas = iter(make_deltas(shapes, self.config))
+        deltas = iter(make_deltas(shapes, self.config, self.bases))
         for name, weight in self.weights.items():
             adapted = AdaptedWeight(weight, [next(deltas) for _ in weight.parts])
             adapted.to(weight.weight.device)
@@ -196,13 +207,27 @@ class Adapter:
     def save(self, path: str | Path, task: Mapping[str, Any] | None = None) -> None:
         """Write the trained numbers, the settings and the base's fingerprint: one safetensors file.
 
-        The frozen bases are not in it: they are made again from the seed.
+        The frozen bases are not in it: they are made again from the seed. Only those of an
+        adapter that was trained elsewhere have to be.
 
         Args:
             path: the file to write.
             task: what else a classifier needs, as `Classifier.load` reads it.
         """
-        files.write(path, self.config, self.base, dict(self.named_parameters()), task)
+        tensors = dict(self.named_parameters()) | files.bases_to_tensors(self.bases)
+        files.write(path, self.config, self.base, tensors, task)
+
+    def _fill(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+        """Copy trained numbers from a file; if they do not fit, detach and raise a UserError."""
+        parameters = dict(self.named_parameters())
+        try:
+            files.check_tensors(source, tensors, parameters)
+        except UserError:
+            self.detach()
+            raise
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(tensors[key])
 
 
 def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Adapter:
@@ -220,21 +245,85 @@ def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Ad
 
 
 def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> Adapter:
-    """Attach the adapter in a file that `Adapter.save` wrote.
+    """Attach the adapter that `Adapter.save`, ``export --format adapter`` or peft wrote.
+
+    Args:
+        net: the base model, unadapted.
+        path: a file of this project's or the exported folder around one; or the folder (or its
+            ``adapter_model.safetensors``) of a RandLoRA adapter that peft trained on transformers'
+            ``CLIPModel``, for which ``net`` must be the same model in open_clip's layout: peft
+            stores no fingerprint to check that by.
+        name: of the model, for messages.
 
     Raises:
         UserError: the file cannot be read, or was trained on another base model; both are named.
     """
+    if peft_files.is_peft(path):
+        imported = peft_files.read(path, net)
+        adapter = Adapter(net, imported.config, name, imported.bases)
+        adapter._fill(imported.tensors, path)
+        return adapter
     stored = files.read(path)
     files.refuse_other_base(path, stored.base, files.identify(net, name))
-    adapter = Adapter(net, parse_method(stored.config), name)
-    parameters = dict(adapter.named_parameters())
-    try:
-        files.check_tensors(path, stored.tensors, parameters)
-    except UserError:
-        adapter.detach()
-        raise
-    with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(stored.tensors[key])
+    adapter = Adapter(net, parse_stored(stored.config), name, stored.bases)
+    adapter._fill(stored.tensors, path)
+    return adapter
+
+
+def add_adapters(
+    net: nn.Module,
+    paths: Sequence[str | Path],
+    weights: Sequence[float] | None = None,
+    name: str | None = None,
+) -> Adapter:
+    """Attach the weighted sum of several adapters' updates: their average, by default.
+
+    Arithmetic in weight space: ``dW = sum_i weight_i dW_i`` (Ilharco et al., ICLR 2023,
+    arXiv 2212.04089).
+
+    Args:
+        net: the base model, unadapted.
+        paths: adapter files as `Adapter.save` writes them, trained on ``net``.
+        weights: one for each, of any sign; by default 1 / their number.
+        name: of the model, for messages.
+
+    Raises:
+        UserError: an adapter is of another base or adapts other weights, or the numbers of
+            adapters and weights differ.
+    """
+    weights = tuple(weights) if weights is not None else (1 / len(paths),) * len(paths)
+    if len(weights) != len(paths):
+        raise UserError(f"weights: {len(weights)} for {len(paths)} adapters; give one for each")
+    stored = [files.read(path) for path in paths]
+    present = files.identify(net, name)
+    for path, one in zip(paths, stored, strict=True):
+        files.refuse_other_base(path, one.base, present)
+        if one.bases or one.config["method"] == "sum":
+            raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
+    terms = [parse_method(one.config) for one in stored]
+    for path, term in zip(paths, terms, strict=True):
+        for setting in ("towers", "targets", "blocks"):
+            first, this = getattr(terms[0], setting), getattr(term, setting)
+            if this != first:
+                raise UserError(
+                    f"{path}: adapts other weights than {paths[0]} ({setting} {this}, not "
+                    f"{first}); only adapters of the same weights can be added"
+                )
+    first = terms[0]
+    config = Sum(
+        towers=first.towers,
+        targets=first.targets,
+        blocks=first.blocks,
+        terms=tuple(terms),
+        weights=weights,
+    )
+    adapter = Adapter(net, config, name)
+    adapter._fill(
+        {
+            key.rpartition(".")[0] + f".terms.{i}." + key.rpartition(".")[2]: tensor
+            for i, one in enumerate(stored)
+            for key, tensor in one.tensors.items()
+        },
+        " + ".join(map(str, paths)),
+    )
     return adapter

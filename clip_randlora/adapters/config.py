@@ -73,7 +73,22 @@ METHODS: dict[str, type[AdapterConfig]] = {"randlora": RandLoRA, "lora": LoRA}
 
 Method = Annotated[RandLoRA | LoRA, Field(discriminator="method")]
 
+
+class Sum(AdapterConfig):
+    """Trained updates for one base model, added with weights; made by `add_adapters`.
+
+    Attributes:
+        terms: the settings of each update; all adapt the same weights.
+        weights: one factor each.
+    """
+
+    method: Literal["sum"] = "sum"
+    terms: tuple[Method, ...] = Field(min_length=1)
+    weights: tuple[float, ...]
+
+
 _METHOD = TypeAdapter(Method)
+_STORED = TypeAdapter(Annotated[RandLoRA | LoRA | Sum, Field(discriminator="method")])
 
 
 def parse_method(value: object) -> RandLoRA | LoRA:
@@ -88,6 +103,18 @@ def parse_method(value: object) -> RandLoRA | LoRA:
         value = {"method": value}
     try:
         return _METHOD.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"method {one_line(error)}") from error
+
+
+def parse_stored(value: object) -> RandLoRA | LoRA | Sum:
+    """Read the settings in an adapter file, which may be a sum's.
+
+    Raises:
+        UserError: they are damaged, or of a later version; the line names what is wrong.
+    """
+    try:
+        return _STORED.validate_python(value)
     except ValidationError as error:
         raise UserError(f"method {one_line(error)}") from error
 

@@ -5,16 +5,21 @@ numbers, starts at exactly zero, and forms ``dW`` whenever it is called.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.adapters.config import LoRA, RandLoRA
-from clip_randlora.bases import number_of_bases, random_bases
+from clip_randlora.adapters.config import LoRA, RandLoRA, Sum
+from clip_randlora.bases import Bases, number_of_bases, random_bases, stored_bases
 
 
 class _RandLoRAUpdate(torch.autograd.Function):
-    """``scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with B_i side by side as one matrix.
+    """``scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
+
+    Column ``k n + i`` of the matrix is the k-th of B_i, so it meets row k of A, scaled by i's
+    diagonals: one product does the whole sum.
 
     Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
     nothing in either pass has a size that depends on the batch or the number of tokens.
@@ -24,16 +29,17 @@ class _RandLoRAUpdate(torch.autograd.Function):
     def forward(ctx, b: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(b, a, lam, gamma)
         ctx.scale = scale
-        scaled_a = lam[:, :, None] * a * gamma[:, None, :]  # (n, r, d)
+        scaled_a = lam.T[:, :, None] * a[:, None, :] * gamma  # (r, n, d)
         return torch.mm(b, scaled_a.flatten(0, 1)).mul_(scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         b, a, lam, gamma = ctx.saved_tensors
-        m = torch.mm(b.T, grad).mul_(ctx.scale).view(*lam.shape, -1).mul_(a)  # (n, r, d)
-        grad_lam = torch.einsum("nrd,nd->nr", m, gamma) if ctx.needs_input_grad[2] else None
-        grad_gamma = torch.einsum("nrd,nr->nd", m, lam) if ctx.needs_input_grad[3] else None
+        m = torch.mm(b.T, grad).mul_(ctx.scale).view(*lam.T.shape, -1)  # (r, n, d)
+        m.mul_(a[:, None, :])
+        grad_lam = torch.einsum("rnd,nd->nr", m, gamma) if ctx.needs_input_grad[2] else None
+        grad_gamma = torch.einsum("rnd,nr->nd", m, lam) if ctx.needs_input_grad[3] else None
         return None, None, grad_lam, grad_gamma, None
 
 
@@ -58,14 +64,14 @@ def randlora_delta(
     Raises:
         ValueError: the shapes do not fit together, named.
     """
-    n, rows, rank = basis_b.shape
+    n, _, rank = basis_b.shape
     columns = basis_a.shape[-1]
     expected = {"basis_a": (rank, columns), "lam": (n, rank), "gamma": (n, columns)}
     for name, tensor in (("basis_a", basis_a), ("lam", lam), ("gamma", gamma)):
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
-    side_by_side = basis_b.transpose(0, 1).reshape(rows, n * rank)  # a view of `random_bases`
-    return _RandLoRAUpdate.apply(side_by_side, basis_a, lam, gamma, scale)
+    matrix = Bases(basis_b, basis_a).matrix()
+    return _RandLoRAUpdate.apply(matrix, basis_a, lam, gamma, scale)
 
 
 class Delta(nn.Module, ABC):
@@ -86,11 +92,11 @@ class RandLoRADelta(Delta):
     A weight that is wider than tall is updated through its transpose, so that D >= d.
     """
 
-    def __init__(self, shape: tuple[int, int], config: RandLoRA, largest: tuple[int, int]):
+    def __init__(self, shape: tuple[int, int], config: RandLoRA, bases: Callable[..., Bases]):
         super().__init__(shape)
         self.rows, self.columns = max(shape), min(shape)
         self.scale = config.scale
-        self.largest_bases = (config.rank, *largest, config.bases, config.seed)
+        self.bases = bases
         count = number_of_bases(self.columns, config.rank)
         self.lam = nn.Parameter(torch.zeros(count, config.rank))
         self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
@@ -98,7 +104,7 @@ class RandLoRADelta(Delta):
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
         # asked for at each use, not held: one pair a device serves all layers, wherever they move
-        bases = random_bases(*self.largest_bases, dtype=self.lam.dtype, device=self.lam.device)
+        bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
         b, a = bases.sliced(self.rows, self.columns)
         update = randlora_delta(b, a, self.lam, self.gamma, self.scale)
         return update if update.shape == self.shape else update.T
@@ -122,10 +128,43 @@ class LoRADelta(Delta):
         return torch.mm(self.up, self.down).mul(self.scale)
 
 
-def make_deltas(shapes: list[tuple[int, int]], config: RandLoRA | LoRA) -> list[Delta]:
-    """Make one fresh update for each weight shape (out, in), all from the config's one seed."""
+class WeightedSum(Delta):
+    """Updates of one weight added with fixed weights (task arithmetic, arXiv 2212.04089)."""
+
+    def __init__(self, shape: tuple[int, int], terms: list[Delta], weights: tuple[float, ...]):
+        super().__init__(shape)
+        self.terms, self.weights = nn.ModuleList(terms), weights
+
+    def forward(self) -> Tensor:
+        """Return dW, (out, in)."""
+        return sum(weight * term() for weight, term in zip(self.weights, self.terms, strict=True))
+
+
+def make_deltas(
+    shapes: list[tuple[int, int]], config: RandLoRA | LoRA | Sum, bases: Bases | None = None
+) -> list[Delta]:
+    """Make one fresh update for each weight shape (out, in), all from the config's one seed.
+
+    RandLoRA's frozen bases are ``bases``, if given, instead of those that the seed makes.
+    """
+    if isinstance(config, Sum):
+        of_each_term = [make_deltas(shapes, term) for term in config.terms]
+        return [
+            WeightedSum(shape, list(terms), config.weights)
+            for shape, *terms in zip(shapes, *of_each_term, strict=True)
+        ]
     if isinstance(config, RandLoRA):
-        largest = max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
-        return [RandLoRADelta(shape, config, largest) for shape in shapes]
+        source = stored_bases(bases) if bases else _seeded_bases(shapes, config)
+        return [RandLoRADelta(shape, config, source) for shape in shapes]
     generator = torch.Generator().manual_seed(config.seed)
     return [LoRADelta(shape, config, generator) for shape in shapes]
+
+
+def _seeded_bases(shapes: list[tuple[int, int]], config: RandLoRA) -> Callable[..., Bases]:
+    rows, columns = largest_sides(shapes)
+    return partial(random_bases, config.rank, rows, columns, config.bases, config.seed)
+
+
+def largest_sides(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the largest of the weights' larger sides, and of their smaller sides."""
+    return max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)

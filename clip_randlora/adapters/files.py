@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_randlora.adapters.config import AdapterConfig
+from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 
 _FORMAT = "clip-randlora-adapter"
-_VERSION = 1
+_VERSION = 2  # 1 dealt the bases' columns otherwise, so its numbers mean other updates
+_BASES = ("bases.b", "bases.a")
+FILE_NAME = "adapter.safetensors"
 _SAMPLES_PER_TENSOR = 256
 
 
@@ -35,11 +38,15 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What an adapter file holds; ``task`` is what a classifier needs besides, if it was saved."""
+    """What an adapter file holds.
+
+    ``bases`` only if no seed makes them; ``task`` is what a classifier needs besides, if saved.
+    """
 
     config: dict
     base: BaseModel
     tensors: dict[str, Tensor]
+    bases: Bases | None
     task: dict | None
 
 
@@ -82,13 +89,20 @@ def write(
     temporary.replace(path)
 
 
+def bases_to_tensors(bases: Bases | None) -> dict[str, Tensor]:
+    """Name the tensors that keep a pair of bases in a file: (D, n r) and (r, d)."""
+    return dict(zip(_BASES, (bases.matrix(), bases.a), strict=True)) if bases else {}
+
+
 def read(path: str | Path) -> StoredAdapter:
-    """Read an adapter file.
+    """Read an adapter file, or the one in a folder.
 
     Raises:
         UserError: there is no such file, or it is not an adapter file of a known version.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
     if not path.is_file():
         raise UserError(f"{path}: no such adapter file")
     try:
@@ -99,12 +113,15 @@ def read(path: str | Path) -> StoredAdapter:
             if metadata["version"] != str(_VERSION):
                 raise UserError(
                     f"{path}: adapter format {metadata['version']}, this version of clip-randlora "
-                    f"reads format {_VERSION}; upgrade clip-randlora"
+                    f"reads format {_VERSION}; use the version that wrote it, or train again"
                 )
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))
+            bases = None
+            if _BASES[0] in tensors:
+                bases = Bases.deal(*(tensors.pop(key) for key in _BASES))
             task = json.loads(metadata.get("task", "null"))
-            return StoredAdapter(json.loads(metadata["config"]), base, tensors, task)
+            return StoredAdapter(json.loads(metadata["config"]), base, tensors, bases, task)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable adapter file ({error})") from error
 

@@ -1,0 +1,48 @@
+"""The format ``peft``: a RandLoRA adapter for transformers' ``CLIPModel``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import CLIPModel
+
+from clip_randlora.adapters import save_peft_adapter
+from clip_randlora.adapters.transformers_names import to_transformers
+from clip_randlora.errors import UserError
+from clip_randlora.export.card import transformers_base
+from clip_randlora.export.source import Features, Source
+from clip_randlora.export.transformers_model import (
+    clip_config,
+    require_clip_layout,
+    require_equal_features,
+)
+
+
+def check(source: Source) -> None:
+    """Refuse what peft's RandLoRA on ``CLIPModel`` cannot hold, with the reason."""
+    method = source.adapter.config.method
+    if method != "randlora":
+        raise UserError(
+            f"--format peft: is for one randlora run, and this is a {method}; use open_clip or "
+            f"transformers"
+        )
+    require_clip_layout(source, "peft")
+
+
+def write(source: Source, folder: Path, precision: str) -> None:
+    """Write the adapter; its strength goes into alpha."""
+    save_peft_adapter(source.adapter, folder, transformers_base(source.description))
+
+
+def verify(source: Source, expected: Features, folder: Path, precision: str) -> None:
+    """Load it with peft onto transformers' form of the base and compare features."""
+    config = clip_config(source.model.net)
+    weights = to_transformers(source.base_weights())
+    net = CLIPModel(config)
+    net.load_state_dict(weights)
+    with warnings.catch_warnings():
+        # peft looks for the shared projections in each layer, where the file has them once
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        require_equal_features(PeftModel.from_pretrained(net, folder), expected)

@@ -1,0 +1,612 @@
+"""Every export as its user meets it: loaded in a process that cannot import this package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import clip_randlora as cr
+from clip_randlora import cli, export
+from clip_randlora.export import hub
+from clip_randlora.models import Model
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("transformers")
+
+# run before a check's own code: importing this package is an error, as where it is not installed
+WITHOUT_PACKAGE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "clip_randlora":
+            raise ImportError("this process has no clip_randlora")
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import clip_randlora
+except ImportError:
+    pass
+else:
+    raise SystemExit("clip_randlora could be imported")
+
+import torch
+torch.set_num_threads(1)
+"""
+
+
+def elsewhere(code: str, folder: Path, *, torch_too: bool = True) -> str:
+    """Run code in another process, in ``folder``, where this package cannot be imported."""
+    prelude = WITHOUT_PACKAGE if torch_too else WITHOUT_PACKAGE.split("import torch")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def files_in(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.rglob("*.*")) if path.is_file()]
+
+
+# ---------------------------------------------------------------- runs to export
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory) -> Path:
+    """Three classes of the bundled drawings, four test images each."""
+    bundled = Path(cr.__file__).parent / "bundled" / "clipart"
+    root = tmp_path_factory.mktemp("drawings")
+    for split, count in (("train", 2), ("test", 4)):
+        for folder in sorted((bundled / split).iterdir())[:3]:
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:count]:
+                shutil.copy(image, root / split / folder.name)
+    return root
+
+
+def train(model: Model, data: Path, out: Path, **settings) -> Path:
+    cr.fit(model, cr.load_data(str(data)), cr.TrainConfig(**settings), out=out)
+    return out
+
+
+def give_random_coefficients(run: Path, model: Model, seed: int = 0, spread: float = 0.02) -> None:
+    """Make a run's update large and arbitrary, as far as it is from one by training."""
+    adapter = cr.load_adapter(model.net, run / "adapter.safetensors")
+    randomize(adapter, seed, spread)
+    adapter.save(run / "adapter.safetensors")
+    adapter.detach()
+
+
+@pytest.fixture(scope="module")
+def lite0_run(drawings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "lite0"
+    model = cr.load_model("lite0", device="cpu")
+    return train(model, drawings, out, shots=2, steps=4, batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_folder, drawings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    model = cr.load_model(str(tiny_folder), device="cpu")
+    train(model, drawings, out, shots=1, steps=1, method={"method": "randlora", "rank": 5})
+    model = cr.load_model(str(tiny_folder), device="cpu")
+    give_random_coefficients(out, model, spread=0.1)
+    return out
+
+
+def architecture_run(name: str, drawings: Path, folder: Path, **method) -> Path:
+    """A run on an architecture with random weights, kept in a file, and random coefficients."""
+    torch.manual_seed(0)
+    weights = folder / "weights.safetensors"
+    save_file(cr.load_model(name, None, "cpu").net.state_dict(), weights)
+    model = cr.load_model(name, weights, "cpu")
+    settings = {"method": "randlora", "rank": 6, **method}
+    run = train(model, drawings, folder / "run", shots=1, steps=1, method=settings)
+    give_random_coefficients(run, cr.load_model(name, weights, "cpu"), spread=0.01)
+    return run
+
+
+@pytest.fixture(scope="module")
+def vit_b_32_run(drawings, tmp_path_factory) -> Path:
+    return architecture_run("ViT-B-32", drawings, tmp_path_factory.mktemp("vit_b_32"))
+
+
+def answers(run: Path, folder: Path, strength: float = 1.0) -> None:
+    """Write this package's features for some images and texts to ``answers.safetensors``."""
+    classifier = cr.Classifier.load(run, strength=strength, device="cpu")
+    model, size = classifier.model, classifier.model.image_size
+    generator = torch.Generator().manual_seed(3)
+    pixels = model.normalize(torch.rand(7, 3, size, size, generator=generator))
+    tokens = model.tokenizer(["a photo of a bird.", "Two cats & a dog's bone, 1999", "x"])
+    with torch.inference_mode():
+        images = model.net.encode_image(pixels, normalize=True)
+        texts = model.net.encode_text(tokens, normalize=True)
+        logits = model.logit_scale() * images @ classifier.text.features().T
+    expected = {
+        "pixels": pixels,
+        "images": images,
+        "tokens": tokens,
+        "texts": texts,
+        "probabilities": logits.softmax(dim=-1),
+    }
+    save_file(expected, folder / "answers.safetensors")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Export a run once for all tests, and show it to one of them as ``exported`` in its folder."""
+    known = {}
+
+    def show(run: Path, format: str, folder: Path, name: str = "exported", **options) -> Path:
+        key = (run, format, *options.items())
+        if key not in known:
+            known[key] = tmp_path_factory.mktemp("exports") / "it"
+            assert cr.export_run(run, format, known[key], **options) == known[key]
+        (folder / name).symlink_to(known[key])
+        return folder / name
+
+    return show
+
+
+def snippet(run: Path, format: str, folder: Path) -> str:
+    """The Python of the model card, and an image for it."""
+    Image.radial_gradient("L").convert("RGB").save(folder / "image.jpg")
+    return cr.loading_snippet(run, format, "exported")
+
+
+RUNS = ["lite0_run", pytest.param("vit_b_32_run", marks=pytest.mark.slow)]
+CLIP_RUNS = ["tiny_run", pytest.param("vit_b_32_run", marks=pytest.mark.slow)]
+
+EXPECTED = """
+from safetensors.torch import load_file
+expected = load_file("answers.safetensors")
+"""
+
+COMPARE_OPEN_CLIP = """
+with torch.inference_mode():
+    images = model.encode_image(expected["pixels"], normalize=True)
+    texts = model.encode_text(expected["tokens"], normalize=True)
+assert (images - expected["images"]).abs().max() < 1e-5
+assert (texts - expected["texts"]).abs().max() < 1e-5
+"""
+
+COMPARE_TRANSFORMERS = """
+model.eval()
+with torch.inference_mode():
+    got = model(pixel_values=expected["pixels"], input_ids=expected["tokens"])
+assert (got.image_embeds - expected["images"]).abs().max() < 1e-4
+assert (got.text_embeds - expected["texts"]).abs().max() < 1e-4
+"""
+
+STEP_IN_PEFT = """
+before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+model(
+    pixel_values=expected["pixels"][:2], input_ids=expected["tokens"][:2]
+).logits_per_image.diagonal().sum().backward()
+optimizer.step()
+after = model.state_dict()
+changed = {name for name in before if not torch.equal(before[name], after[name])}
+assert changed == {n for n in before if "randlora_lambda" in n or "randlora_gamma" in n}
+assert changed
+"""
+
+COMPARE_ONNX = """
+import json
+import numpy as np
+import onnxruntime
+from safetensors.numpy import load_file
+
+expected = load_file("answers.safetensors")
+for name, takes, gives in (
+    ("image_encoder", "pixels", "images"),
+    ("text_encoder", "tokens", "texts"),
+    ("classifier", "pixels", "probabilities"),
+):
+    session = onnxruntime.InferenceSession(f"exported/{name}.onnx")
+    for count in (1, 7):
+        (got,) = session.run(None, {takes: expected[takes][:count]})
+        assert np.abs(got - expected[gives][:count]).max() < TOLERANCE, (name, count)
+"""
+
+WITHOUT_TORCH = """
+class RefuseTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "transformers", "open_clip"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, RefuseTorch())
+"""
+
+
+# ---------------------------------------------------------------- equal features elsewhere
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_open_clip(run, request, exported, tmp_path):
+    run = request.getfixturevalue(run)
+    exported(run, "open_clip", tmp_path)
+    answers(run, tmp_path)
+    elsewhere(snippet(run, "open_clip", tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
+
+
+@pytest.mark.parametrize("run", CLIP_RUNS)
+def test_transformers(run, request, exported, drawings, tmp_path):
+    """Features, and the processor's tokens and pixels."""
+    run = request.getfixturevalue(run)
+    exported(run, "transformers", tmp_path)
+    answers(run, tmp_path)
+    model = cr.Classifier.load(run).model
+    noise = torch.randint(0, 256, (300, 200, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(tmp_path / "tall.png")
+    Image.fromarray(noise).resize((640, 480)).save(tmp_path / "wide.png")
+    images = [*files_in(drawings)[:12], "tall.png", "wide.png"]
+    texts = ["a photo of a cat.", "Hello, World! it's 1999 & naïve café   x", "日本語 text 😀", ""]
+    pixels = [model.preprocess(Image.open(tmp_path / path).convert("RGB")) for path in images]
+    prepared = {"prepared": torch.stack(pixels), "texts_as_tokens": model.tokenizer(texts)}
+    save_file(prepared, tmp_path / "prepared.safetensors")
+    compare = f"""
+prepared = load_file("prepared.safetensors")
+images = [Image.open(path).convert("RGB") for path in {images!r}]
+got = processor(text={texts!r}, images=images, padding="max_length", return_tensors="pt")
+assert (torch.as_tensor(got["pixel_values"]) - prepared["prepared"]).abs().max() < 1e-3
+for ours, theirs in zip(prepared["texts_as_tokens"], got["input_ids"], strict=True):
+    end = int(ours.argmax())
+    assert ours[: end + 1].tolist() == theirs[: end + 1].tolist()
+"""
+    load = snippet(run, "transformers", tmp_path) + EXPECTED
+    elsewhere(load + COMPARE_TRANSFORMERS + compare, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-L-14", "ViT-B-32-quickgelu"])
+def test_transformers_other_layouts(name, drawings, exported, tmp_path):
+    run = architecture_run(name, drawings, tmp_path, blocks=2)
+    out = exported(run, "transformers", tmp_path)
+    config = json.loads((out / "config.json").read_text())
+    quick = "quick_gelu" if name.endswith("quickgelu") else "gelu"
+    assert config["text_config"]["hidden_act"] == config["vision_config"]["hidden_act"] == quick
+    answers(run, tmp_path)
+    load = snippet(run, "transformers", tmp_path) + EXPECTED
+    elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
+    shutil.rmtree(out.resolve())  # gigabytes
+
+
+def test_quick_gelu_of_the_weights_goes_into_the_config(tiny_folder, drawings, tmp_path):
+    """OpenAI's weights need it though the architecture's name does not say so."""
+    folder = tmp_path / "quick"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    run = train(cr.load_model(str(folder)), drawings, tmp_path / "run", shots=1, steps=1)
+    cr.export_run(run, "transformers", tmp_path / "transformers")
+    cr.export_run(run, "open_clip", tmp_path / "open_clip")
+    for tower in ("text_config", "vision_config"):
+        theirs = json.loads((tmp_path / "transformers" / "config.json").read_text())[tower]
+        assert theirs["hidden_act"] == "quick_gelu"
+    ours = json.loads((tmp_path / "open_clip" / "open_clip_config.json").read_text())
+    assert ours["model_cfg"]["quick_gelu"] is True
+
+
+@pytest.mark.parametrize("run", CLIP_RUNS)
+def test_peft(run, request, exported, tmp_path):
+    run = request.getfixturevalue(run)
+    exported(run, "transformers", tmp_path, "BASE", strength=0)
+    exported(run, "peft", tmp_path)
+    answers(run, tmp_path)
+    load = snippet(run, "peft", tmp_path) + EXPECTED
+    elsewhere(load + COMPARE_TRANSFORMERS + STEP_IN_PEFT, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_adapter_is_a_tenth_of_what_peft_saves(tmp_path):
+    """On one block of each tower of ViT-B-32; both files grow with every further block alike."""
+    from peft import PeftModel
+    from transformers import CLIPConfig, CLIPModel
+
+    net = cr.load_model("ViT-B-32", None, "cpu").net
+    adapter = cr.attach(net, cr.RandLoRA(rank=6, blocks=1))
+    adapter.save(tmp_path / "adapter.safetensors")
+    cr.save_peft_adapter(adapter, tmp_path / "compact")
+    loaded = PeftModel.from_pretrained(CLIPModel(CLIPConfig()), tmp_path / "compact")
+    loaded.save_pretrained(tmp_path / "theirs")
+    ours = (tmp_path / "adapter.safetensors").stat().st_size
+    theirs = (tmp_path / "theirs" / "adapter_model.safetensors").stat().st_size
+    shutil.rmtree(tmp_path / "theirs")
+    assert ours * 10 <= theirs, (ours, theirs)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_onnx_at_half_strength(run, request, exported, drawings, tmp_path):
+    """Features and probabilities in batches of 1 and 7; the script answers as predict does."""
+    run = request.getfixturevalue(run)
+    out = exported(run, "onnx", tmp_path, strength=0.5)
+    answers(run, tmp_path, strength=0.5)
+    paths = files_in(drawings / "test")
+    print_answers = f"print(json.dumps([classify(path) for path in {paths!r}]))"
+    load = WITHOUT_TORCH + snippet(run, "onnx", tmp_path)
+    compare = COMPARE_ONNX.replace("TOLERANCE", "1e-4")
+    printed = elsewhere(load + compare + print_answers, tmp_path, torch_too=False)
+    predicted = cr.Classifier.load(run, strength=0.5).predict(paths)
+    for got, wanted in zip(json.loads(printed.splitlines()[-1]), predicted, strict=True):
+        assert next(iter(got)) == next(iter(wanted["tuned"]))
+        assert got == pytest.approx(wanted["tuned"], abs=1e-4)
+    script = [sys.executable, "exported/classify.py", paths[0]]
+    line = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert line.split("\t")[:2] == [paths[0], next(iter(predicted[0]["tuned"]))]
+    facts = onnx.load(out / "classifier.onnx").metadata_props
+    facts = {prop.key: json.loads(prop.value) for prop in facts}
+    model = cr.Classifier.load(run).model
+    assert facts["classes"] == [folder.name for folder in sorted((drawings / "test").iterdir())]
+    assert facts["image_size"] == model.image_size
+    assert facts["mean"] == list(model.net.visual.preprocess_cfg["mean"])
+    assert (facts["strength"], facts["precision"]) == (0.5, "fp32")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_onnx_in_half_precision(run, request, exported, drawings, tmp_path):
+    """The same top-1 on every test image, from files of about half the size."""
+    run = request.getfixturevalue(run)
+    out = exported(run, "onnx", tmp_path, precision="fp16")
+    paths = files_in(drawings / "test")
+    print_answers = f"import json; print(json.dumps([classify(path) for path in {paths!r}]))"
+    load = WITHOUT_TORCH + snippet(run, "onnx", tmp_path)
+    printed = elsewhere(load + print_answers, tmp_path, torch_too=False)
+    predicted = cr.Classifier.load(run).predict(paths)
+    for got, wanted in zip(json.loads(printed.splitlines()[-1]), predicted, strict=True):
+        assert next(iter(got)) == next(iter(wanted["tuned"]))
+        assert got == pytest.approx(wanted["tuned"], abs=2e-2)
+    vision = cr.Classifier.load(run).model.net.visual.state_dict().values()
+    assert (out / "classifier.onnx").stat().st_size < 2.3 * sum(t.numel() for t in vision)
+
+
+def test_head(lite0_run, exported, tmp_path):
+    exported(lite0_run, "head", tmp_path)
+    answers(lite0_run, tmp_path)
+    compare = """
+import numpy as np
+from safetensors.numpy import load_file
+
+expected = load_file("answers.safetensors")
+exponentials = np.exp(logits(expected["images"]))
+probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+assert probabilities.shape == (7, len(classes))
+assert np.abs(probabilities - expected["probabilities"]).max() < 1e-5
+print(json.dumps(classes))
+"""
+    printed = elsewhere(
+        WITHOUT_TORCH + snippet(lite0_run, "head", tmp_path) + compare, tmp_path, torch_too=False
+    )
+    assert json.loads(printed) == list(cr.Classifier.load(lite0_run).classes)
+
+
+# ---------------------------------------------------------------- adapters and sums
+
+
+def test_an_adapter_at_half_strength(tiny_run, tiny_folder, tmp_path):
+    cr.export_run(tiny_run, "adapter", tmp_path / "half", strength=0.5)
+    whole = cr.load_adapter(cr.load_model(str(tiny_folder)).net, tiny_run / "adapter.safetensors")
+    half = cr.load_adapter(cr.load_model(str(tiny_folder)).net, tmp_path / "half")
+    for name, delta in whole.deltas().items():
+        torch.testing.assert_close(half.deltas()[name], 0.5 * delta)
+
+
+def test_runs_are_added_in_weight_space(tiny_run, tiny_folder, drawings, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    # another seed has other bases: only the updates can be added, not the coefficients
+    settings = {"method": {"method": "randlora", "rank": 3, "seed": 9}, "shots": 1, "steps": 1}
+    shutil.rmtree(other)
+    train(cr.load_model(str(tiny_folder)), drawings, other, **settings)
+    give_random_coefficients(other, cr.load_model(str(tiny_folder)), seed=4, spread=0.1)
+
+    def deltas(path: Path) -> dict[str, torch.Tensor]:
+        return cr.load_adapter(cr.load_model(str(tiny_folder)).net, path).deltas()
+
+    first, second = (deltas(run / "adapter.safetensors") for run in (tiny_run, other))
+    cr.export_run(tiny_run, "adapter", tmp_path / "average", add=[other])
+    cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[other], weights=[1.0, -0.5])
+    for name, delta in deltas(tmp_path / "average").items():
+        torch.testing.assert_close(delta, (first[name] + second[name]) / 2)
+    for name, delta in deltas(tmp_path / "sum").items():
+        torch.testing.assert_close(delta, first[name] - 0.5 * second[name])
+    assert "1 x tiny + -0.5 x other" in (tmp_path / "sum" / "README.md").read_text()
+    cr.export_run(
+        tiny_run, "open_clip", tmp_path / "merged", add=[other], weights=[1, -0.5], strength=0.5
+    )
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")[name]
+    base = load_file(tiny_folder / "open_clip_model.safetensors")[name]
+    torch.testing.assert_close(merged - base, 0.5 * (first[name] - 0.5 * second[name]))
+    with pytest.raises(cr.UserError, match="is for one randlora run"):
+        cr.export_run(tiny_run, "peft", tmp_path / "peft", add=[other])
+
+
+def test_runs_that_cannot_be_added_are_named(tiny_run, tiny_folder, drawings, lite0_run, tmp_path):
+    with pytest.raises(
+        cr.UserError, match=r"lite0.*trained on lite0.*and the model here is local-dir"
+    ):
+        cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[lite0_run])
+    method = {"method": "randlora", "rank": 5, "towers": ["vision"]}
+    model = cr.load_model(str(tiny_folder))
+    other = train(model, drawings, tmp_path / "other", shots=1, steps=1, method=method)
+    with pytest.raises(cr.UserError, match=r"adapts other weights .*towers"):
+        cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[other])
+    with pytest.raises(cr.UserError, match="3 for 2 adapters"):
+        cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[tiny_run], weights=[1, 2, 3])
+    assert not (tmp_path / "sum").exists()
+
+
+# ---------------------------------------------------------------- strength
+
+
+def test_strength_0_is_the_base_model(lite0_run, tmp_path):
+    cr.export_run(lite0_run, "open_clip", tmp_path / "exported", strength=0)
+    merged = load_file(tmp_path / "exported" / "open_clip_model.safetensors")
+    base = cr.load_model("lite0", device="cpu").net.state_dict()
+    assert merged.keys() == base.keys()
+    assert all(torch.equal(merged[key], tensor) for key, tensor in base.items())
+
+
+# ---------------------------------------------------------------- cards
+
+
+@pytest.mark.parametrize("format", list(cr.export_formats()))
+def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
+    card = (exported(tiny_run, format, tmp_path) / "README.md").read_text()
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    for said in (
+        f"{metrics['zero_shot']['top1']:.1%}",
+        f"{metrics['tuned']['top1']:.1%}",
+        "Base model: ",
+        "Licence of the base: ",
+        "method.rank | 5",
+        "classes: `bird`, `computer`, `dessert`.",
+    ):
+        assert said in card
+    assert cr.loading_snippet(tiny_run, format, "it").strip() in card
+    if format != "adapter":  # whose base has to be found again
+        assert str(tmp_path.parent) not in card  # it may be published: no path of this machine
+    written = {path.suffix for path in (tmp_path / "exported").resolve().iterdir()}
+    assert written <= {".safetensors", ".json", ".md", ".onnx", ".py"}  # no pickle
+
+
+def test_the_adapters_snippet_runs(tiny_run, exported, tmp_path, monkeypatch):
+    exported(tiny_run, "adapter", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet(tiny_run, "adapter", tmp_path), names)
+    assert names["adapter"].strength == 1
+
+
+def test_formats_are_listed_in_order():
+    formats = cr.export_formats()
+    assert list(formats) == ["adapter", "open_clip", "transformers", "peft", "onnx", "head"]
+    assert all(sentence.endswith(".") for sentence in formats.values())
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refused(monkeypatch, capsys, *arguments) -> str:
+    """Run the command, which must end with status 2 and one line; return the line."""
+    monkeypatch.setattr(sys, "argv", ["clip-randlora", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_bad_input_is_one_line_and_status_2(tiny_run, lite0_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("x")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(tiny_run, unfinished)
+    (unfinished / "metrics.json").unlink()
+    out = tmp_path / "out"
+    before = sorted(tmp_path.rglob("*"))
+    for run, options, says in (
+        (lite0_run, ["--format", "transformers", "--out", out], "has no place for visual.trunk"),
+        (lite0_run, ["--format", "peft", "--out", out], "use open_clip or onnx for lite0"),
+        (tiny_run, ["--format", "gguf", "--out", out], "--format gguf: there is adapter, open_cl"),
+        (tiny_run, ["--format", "head", "--out", out, "--strength", "2"], "--strength 2"),
+        (tiny_run, ["--format", "head", "--out", out, "--precision", "fp16"], "--precision fp16"),
+        (tiny_run, ["--format", "head", "--out", out, "--weights", "1,2"], "one run only"),
+        (tiny_run, ["--format", "head", "--out", out, "--weights", "a"], "--weights a"),
+        (tiny_run, ["--format", "head", "--out", tmp_path / "taken"], "exists; choose another"),
+        (tiny_run, ["--format", "head", "--out", tmp_path / "file" / "x"], "cannot be written"),
+        (unfinished, ["--format", "head", "--out", out], "the run is not finished"),
+        (tmp_path / "no", ["--format", "head", "--out", out], "not a run folder"),
+    ):
+        assert says in refused(monkeypatch, capsys, "export", run, *options)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_is_left_if_the_check_fails(tiny_run, tmp_path, monkeypatch):
+    from clip_randlora.export import open_clip_model
+
+    written = open_clip_model.write
+
+    def write_damaged(source, folder, precision):
+        written(source, folder, precision)
+        path = folder / "open_clip_model.safetensors"
+        weights = load_file(path)
+        weights["visual.proj"] *= -1
+        save_file(weights, path)
+
+    monkeypatch.setattr(open_clip_model, "write", write_damaged)
+    with pytest.raises(cr.UserError, match="nothing written: image features of the export differ"):
+        cr.export_run(tiny_run, "open_clip", tmp_path / "deep" / "exported")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_fails_is_told_in_one_line(tiny_run, tmp_path, monkeypatch):
+    from clip_randlora.export import head
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(head, "write", full)
+    with pytest.raises(cr.UserError, match=r"nothing written \(No space left on device\); choose"):
+        cr.export_run(tiny_run, "head", tmp_path / "exported")
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_that_were_not_kept_are_refused(tiny_folder, drawings, tmp_path):
+    model = cr.load_model(str(tiny_folder), pretrained=None)
+    run = train(model, drawings, tmp_path / "run", shots=1, steps=1)
+    with pytest.raises(cr.UserError, match="had random weights that were not kept"):
+        cr.export_run(run, "head", tmp_path / "exported")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def test_push_to_without_a_token_says_what_is_needed(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    options = ["--format", "head", "--out", tmp_path / "exported", "--push-to", "someone/birds"]
+    line = refused(monkeypatch, capsys, "export", tiny_run, *options)
+    assert "--push-to: needs a Hugging Face token that may write; run `hf auth login`" in line
+    assert not (tmp_path / "exported").exists()
+
+
+def test_push_uploads_the_folder(tiny_run, tmp_path, monkeypatch):
+    """The hub's client is the boundary: what it is asked to do is recorded, nothing is sent."""
+    from huggingface_hub import HfApi
+
+    asked = []
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, name, **options: asked.append(name) or f"hub/{name}"
+    )
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, **options: asked.append(options) or "done"
+    )
+    folder = cr.export_run(tiny_run, "head", tmp_path / "exported")
+    assert export.push(folder, "someone/birds") == "hub/someone/birds"
+    assert asked == ["someone/birds", {"repo_id": "someone/birds", "folder_path": folder}]
+    assert (folder / "README.md").exists()
+
+
+def test_push_reports_what_the_hub_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    with pytest.raises(cr.UserError, match="--push-to not a name"):
+        export.push(tmp_path, "not a name")

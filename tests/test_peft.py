@@ -1,0 +1,211 @@
+"""Adapters of the peft library, both ways, on small models of CLIP's own layout."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import randomize
+from safetensors.torch import load_file
+
+import clip_randlora as cr
+from clip_randlora.adapters.transformers_names import to_transformers
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+EVERY_TARGET = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+@pytest.fixture
+def theirs(tiny) -> "transformers.CLIPModel":
+    """transformers' form of the tiny model: its size in `conftest.TINY`, its own weights."""
+    tower = {"num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "gelu"}
+    net = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**tower, "hidden_size": 48, "intermediate_size": 192}
+            | {"eos_token_id": 49407, "vocab_size": 49408},
+            vision_config={**tower, "hidden_size": 64, "intermediate_size": 256}
+            | {"image_size": 32, "patch_size": 8},
+            projection_dim=32,
+        )
+    )
+    net.load_state_dict(to_transformers(tiny.net.state_dict()))
+    return net.eval()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 32, 32, generator=generator)
+    tokens = torch.randint(1, 30000, (2, 77), generator=generator)
+    tokens[:, 6:] = 0
+    tokens[:, 5] = 49407  # end of text
+    return images, tokens
+
+
+@torch.no_grad()
+def our_features(net) -> tuple[torch.Tensor, torch.Tensor]:
+    images, tokens = inputs()
+    return net.encode_image(images), net.encode_text(tokens)
+
+
+@torch.no_grad()
+def their_features(net) -> tuple[torch.Tensor, torch.Tensor]:
+    images, tokens = inputs()
+    image, text = net.get_image_features(images), net.get_text_features(tokens)
+    return image.pooler_output, text.pooler_output
+
+
+def trained_by_peft(net, targets, folder, **settings):
+    """Give CLIPModel a RandLoRA adapter with random coefficients, and let peft save it."""
+    config = peft.RandLoraConfig(r=4, randlora_alpha=3, target_modules=targets, **settings)
+    adapted = peft.get_peft_model(net, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "randlora_" in name:
+                parameter.normal_(0, 0.05, generator=generator)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("bases", ["uniform", "sparse", "very_sparse"])
+def test_our_adapter_gives_the_same_features_in_peft(tiny, theirs, tmp_path, bases):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=5, bases=bases, alpha=2))
+    randomize(adapter, spread=0.1)
+    cr.save_peft_adapter(adapter, tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft")
+    with loaded.disable_adapter():
+        base = their_features(loaded)
+    for ours, others, before in zip(
+        our_features(tiny.net), their_features(loaded), base, strict=True
+    ):
+        torch.testing.assert_close(ours, others, rtol=0, atol=1e-5 * float(ours.abs().max()))
+        assert (others - before).abs().max() > 0.1 * before.abs().max()
+
+
+def test_strength_goes_into_alpha(tiny, theirs, tmp_path):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=5))
+    randomize(adapter, spread=0.1)
+    adapter.strength = 0.5
+    cr.save_peft_adapter(adapter, tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft")
+    for ours, others in zip(our_features(tiny.net), their_features(loaded), strict=True):
+        torch.testing.assert_close(ours, others, rtol=0, atol=1e-5 * float(ours.abs().max()))
+
+
+def test_an_optimiser_step_in_peft_changes_lambda_and_gamma_only(tiny, theirs, tmp_path):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=5))
+    randomize(adapter)
+    cr.save_peft_adapter(adapter, tmp_path / "peft")
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft", is_trainable=True)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in loaded.parameters() if p.requires_grad], lr=1.0)
+    loaded(
+        pixel_values=torch.randn(2, 3, 32, 32), input_ids=torch.tensor([[1, 49407], [2, 49407]])
+    ).logits_per_image.diagonal().sum().backward()
+    optimizer.step()
+    changed = {n for n, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[n])}
+    trained = {name for name in before if "randlora_lambda" in name or "randlora_gamma" in name}
+    assert changed == trained
+    # 3 blocks of q, k, v, out, fc1 and fc2 in each of two towers
+    assert len(trained) == 2 * 3 * 6 * 2
+
+
+@pytest.mark.parametrize(
+    ("targets", "settings", "adapted"),
+    [
+        (EVERY_TARGET, {}, 2 * 3 * 4),
+        (["q_proj", "v_proj"], {"sparse": True}, 2 * 3),
+        (r"vision_model.*\.[12]\..*(fc1|fc2)", {"very_sparse": True}, 2 * 2),
+    ],
+)
+def test_an_adapter_that_peft_trained_loads_here(
+    tiny, theirs, tmp_path, targets, settings, adapted
+):
+    trained = trained_by_peft(theirs, targets, tmp_path / "peft", **settings)
+    before = our_features(tiny.net)
+    adapter = cr.load_adapter(tiny.net, tmp_path / "peft")
+    assert len(adapter.weights) == adapted
+    for ours, others in zip(our_features(tiny.net), their_features(trained), strict=True):
+        torch.testing.assert_close(ours, others, rtol=0, atol=1e-5 * float(ours.abs().max()))
+    assert not torch.allclose(before[0], our_features(tiny.net)[0], atol=1e-3)
+
+
+def test_round_trip_keeps_every_number(tiny, theirs, tmp_path):
+    trained_by_peft(theirs, EVERY_TARGET, tmp_path / "first")
+    adapter = cr.load_adapter(tiny.net, tmp_path / "first" / "adapter_model.safetensors")
+    adapter.save(tmp_path / "adapter.safetensors")
+    adapter.detach()
+    again = cr.load_adapter(tiny.net, tmp_path / "adapter.safetensors")
+    cr.save_peft_adapter(again, tmp_path / "second")
+    first, second = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second")
+    )
+    for key, tensor in first.items():
+        if key.endswith(("randlora_A", "randlora_B")):  # peft repeats the shared pair in each layer
+            key = "base_model." + key.rsplit(".", 1)[1]
+        assert torch.equal(tensor, second[key]), key
+    settings = [
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("first", "second")
+    ]
+    for key in ("r", "randlora_alpha", "projection_prng_key", "sparse", "very_sparse"):
+        assert settings[0][key] == settings[1][key]
+
+
+def test_only_the_numbers_that_are_needed_are_written(tiny, theirs, tmp_path):
+    trained_by_peft(theirs, EVERY_TARGET, tmp_path / "theirs")
+    adapter = cr.load_adapter(tiny.net, tmp_path / "theirs")
+    cr.save_peft_adapter(adapter, tmp_path / "ours")
+    sizes = [
+        (tmp_path / name / "adapter_model.safetensors").stat().st_size
+        for name in ("ours", "theirs")
+    ]
+    assert sizes[0] < sizes[1] / 10
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["fc1"], "some layers and not others"),
+        (["q_proj", "visual_projection"], "trains visual_projection"),
+    ],
+)
+def test_what_cannot_be_expressed_here_is_named(tiny, theirs, tmp_path, targets, says):
+    trained_by_peft(theirs, targets, tmp_path / "peft")
+    with pytest.raises(cr.UserError, match=says):
+        cr.load_adapter(tiny.net, tmp_path / "peft")
+    cr.attach(tiny.net, cr.RandLoRA(rank=4))  # nothing was left attached
+
+
+def test_other_kinds_of_peft_adapters_are_named(tiny, theirs, tmp_path):
+    peft.get_peft_model(theirs, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "lora"
+    )
+    with pytest.raises(cr.UserError, match="of type LORA; only RANDLORA"):
+        cr.load_adapter(tiny.net, tmp_path / "lora")
+
+
+def test_an_adapter_of_another_size_is_refused(tiny, theirs, tmp_path):
+    trained_by_peft(theirs, ["q_proj"], tmp_path / "peft")
+    other = cr.load_model("ViT-B-32", pretrained=None)
+    with pytest.raises(cr.UserError, match="adapts some layers"):
+        cr.load_adapter(other.net, tmp_path / "peft")
+    with pytest.raises(cr.UserError, match="has no place for"):
+        cr.load_adapter(cr.load_model("lite0").net, tmp_path / "peft")
+
+
+def test_without_projections_the_line_says_how_to_save_them(tiny, theirs, tmp_path):
+    trained_by_peft(theirs, ["q_proj"], tmp_path / "peft", save_projection=False)
+    with pytest.raises(cr.UserError, match="save_projection=True"):
+        cr.load_adapter(tiny.net, tmp_path / "peft")
+    shutil.rmtree(tmp_path / "peft")
+    with pytest.raises(cr.UserError, match="no such adapter file"):
+        cr.load_adapter(tiny.net, tmp_path / "peft")
+
+
+def test_a_lora_run_is_refused_for_peft(tiny, tmp_path):
+    adapter = cr.attach(tiny.net, cr.LoRA(rank=2))
+    with pytest.raises(cr.UserError, match="only randlora"):
+        cr.save_peft_adapter(adapter, tmp_path / "peft")
