@@ -1,7 +1,7 @@
 """What the text tower is taught: names, the direction of each, and how often it is shown.
 
 A name has one direction here. Where it has several meanings, a class of the classifier comes
-first, then general nouns above the classes, then the most common visible thing of that name.
+first, then the most common visible thing of that name.
 """
 
 import re
