@@ -9,7 +9,15 @@ import open_clip
 import torch
 from open_clip.transformer import TextTransformer
 
-from lite0.lexicon import Lexicon, Secret, concept_lexicon, concept_names, dictionary_lexicon
+from lite0.lexicon import (
+    Lexicon,
+    Secret,
+    class_names,
+    common_meanings,
+    concept_lexicon,
+    dictionary_lexicon,
+    hypernym_names,
+)
 from lite0.student import Prompts, Stage, token_table, train
 from lite0.teacher import (
     Concept,
@@ -65,9 +73,9 @@ class Settings:
     heads: int = 6
     embed_dim: int = 512
     table_std: float = 0.5
-    batch_size: int = 768
-    groups: int = 6
-    gamma: float = 1.5
+    batch_size: int = 384
+    groups: int = 4
+    gamma: float = 2.5
     ridge: float = 0.1
 
 
@@ -82,23 +90,20 @@ def teach(
     material: Material,
     held_out: HeldOut,
     settings: Settings,
-    stages: list[Stage],
+    stage: Stage,
     seed: int,
     report=print,
 ) -> Course:
-    """Run a course from the start, through all of its stages."""
+    """Run a course from the start."""
     torch.manual_seed(seed)
     classes, projection = fitted_classes(material, held_out, settings.embed_dim)
     lexicons = write_lexicons(material, classes, held_out, settings)
     report(f"  names taught (dictionary, classes, hypernyms): {[len(x) for x in lexicons]}")
     tower = new_tower(settings, material.token_embeddings)
     directions = torch.stack([c.direction for c in classes])
-    for number, stage in enumerate(stages):
-        shares = zip(stage.shares, lexicons, strict=True)
-        prompts = Prompts(
-            list(shares), settings.batch_size, settings.groups, seed=100 * number + seed
-        )
-        train(tower, prompts, directions, stage, report=report)
+    shares = list(zip(stage.shares, lexicons, strict=True))
+    prompts = Prompts(shares, settings.batch_size, settings.groups, seed)
+    train(tower, prompts, directions, stage, report=report)
     return Course(tower.eval(), projection, directions)
 
 
@@ -124,24 +129,22 @@ def write_lexicons(
     """Lexicons of the dictionary, of the classes and of the hypernyms, less secret names."""
     secret = Secret([name for index in held_out.names for name in material.names_of(index)])
     hypernyms = hypernym_concepts(material.wordnet, classes)
-    class_names = concept_names(classes, secret)
-    hypernym_names = {
-        name: direction
-        for name, direction in concept_names(hypernyms, secret).items()
-        if name not in class_names
-    }
+    concepts = [*classes, *hypernyms]
     teacher = Teacher(
-        material.wordnet,
-        material.embeddings,
-        [*classes, *hypernyms],
-        settings.gamma,
-        settings.ridge,
+        material.wordnet, material.embeddings, concepts, settings.gamma, settings.ridge
     )
-    taught = {*class_names, *hypernym_names}
+    of_classes = class_names(classes, secret)
+    meanings = {
+        name: meaning
+        for name, meaning in common_meanings(material.wordnet).items()
+        if name not in of_classes
+    }
+    of_hypernyms = hypernym_names(hypernyms, meanings, secret)
+    others = {name: meaning for name, meaning in meanings.items() if name not in of_hypernyms}
     return [
-        dictionary_lexicon(material.wordnet, teacher, classes, taught, secret),
-        concept_lexicon(class_names),
-        concept_lexicon(hypernym_names),
+        dictionary_lexicon(material.wordnet, teacher, concepts, others, secret),
+        concept_lexicon(of_classes),
+        concept_lexicon(of_hypernyms),
     ]
 
 

@@ -1,7 +1,7 @@
 """What the text tower is taught: names, the direction of each, and how often it is shown.
 
 A name has one direction here. Where it has several meanings, a class of the classifier comes
-first, then general nouns above the classes, then the most common visible thing of that name.
+first, then the most common visible thing of that name.
 """
 
 import re
@@ -15,6 +15,8 @@ from lite0.teacher import Concept, Teacher
 from lite0.wordnet import HALF_VISIBLE_FIELDS, VISIBLE_FIELDS, Synset, WordNet
 
 LONGEST_NAME = 9  # tokens
+SYNONYM = 0.7  # how often the next name of a thing is shown, against the one before it
+OUT_OF_REACH = 0.1  # the same for a name that is no kind of a known concept
 
 # "{}" stands for the name; users write prompts of this kind.
 TEMPLATES = [
@@ -61,53 +63,61 @@ class Secret:
         )
 
 
-def concept_names(concepts: list[Concept], secret: Secret) -> dict[str, torch.Tensor]:
-    """Every name of the concepts with its direction; the first concept of a name wins."""
-    directions: dict[str, torch.Tensor] = {}
-    for concept in concepts:
-        for name in concept.names:
+def class_names(classes: list[Concept], secret: Secret) -> dict[str, tuple[torch.Tensor, float]]:
+    """Every name of the classes with its direction and weight; the first class of a name wins."""
+    names: dict[str, tuple[torch.Tensor, float]] = {}
+    for concept in classes:
+        for place, name in enumerate(concept.names):
             if not secret.is_in(name):
-                directions.setdefault(name.lower(), concept.direction)
-    return directions
+                names.setdefault(name.lower(), (concept.direction, SYNONYM**place))
+    return names
 
 
-def concept_lexicon(names: dict[str, torch.Tensor]) -> Lexicon:
-    """The names of known concepts, all alike, and their plurals at a fifth of the weight."""
-    plurals = {plural(name): direction for name, direction in names.items()}
-    weights = {**dict.fromkeys(plurals, 0.2), **dict.fromkeys(names, 1.0)}
-    return _tokenize({**plurals, **names}, weights)
+def hypernym_names(
+    hypernyms: list[Concept], meanings: dict[str, tuple[str, float]], secret: Secret
+) -> dict[str, tuple[torch.Tensor, float]]:
+    """The names whose main meaning is one of the hypernyms, with direction and weight."""
+    directions = {hypernym.synset_id: hypernym.direction for hypernym in hypernyms}
+    return {
+        name: (directions[synset_id], weight)
+        for name, (synset_id, weight) in meanings.items()
+        if synset_id in directions and not secret.is_in(name)
+    }
+
+
+def concept_lexicon(names: dict[str, tuple[torch.Tensor, float]]) -> Lexicon:
+    """The names of known concepts, and their plurals at a fifth of the weight."""
+    plurals = {
+        plural(name): (direction, 0.2 * weight) for name, (direction, weight) in names.items()
+    }
+    both = {**plurals, **names}
+    return _tokenize(
+        {name: direction for name, (direction, _) in both.items()},
+        {name: weight for name, (_, weight) in both.items()},
+    )
 
 
 def dictionary_lexicon(
     wordnet: WordNet,
     teacher: Teacher,
-    classes: list[Concept],
-    taught: set[str],
+    concepts: list[Concept],
+    meanings: dict[str, tuple[str, float]],
     secret: Secret,
 ) -> Lexicon:
-    """All other names of the dictionary with the directions that the teacher gives.
+    """The names of these meanings with the directions that the teacher gives.
 
-    A kind of one of the classes points half to the class. Names that the teacher can place
-    (a long prediction) are shown more often.
+    Names of kinds of the concepts are shown most, the more often the surer the teacher is.
     """
-    class_direction = {c.synset_id: c.direction for c in classes}
-    meanings = {
-        name: meaning
-        for name, meaning in _meanings(wordnet).items()
-        if name not in taught and not secret.is_in(name)
-    }
+    known = {concept.synset_id for concept in concepts}
     predictions = teacher.ask(sorted({synset_id for synset_id, _ in meanings.values()}))
     directions, weights = {}, {}
     for name, (synset_id, weight) in meanings.items():
-        prediction = predictions[synset_id]
-        direction = normalize(prediction, dim=-1)
-        above = [class_direction[a] for a in wordnet.ancestors(synset_id) if a in class_direction]
-        directions[name] = direction + above[0] if above else direction
-        weights[name] = weight * (0.2 + min(1.0, prediction.norm().item()))
-    for name in [name for name, weight in weights.items() if weight > 0.5]:
-        many = plural(name)
-        if many not in directions and many not in taught and not secret.is_in(many):
-            directions[many], weights[many] = directions[name], 0.3 * weights[name]
+        if secret.is_in(name):
+            continue
+        within_reach = not known.isdisjoint(wordnet.ancestors(synset_id))
+        sureness = min(1.0, predictions[synset_id].norm().item())
+        directions[name] = predictions[synset_id]
+        weights[name] = weight * sureness**2 * (1.0 if within_reach else OUT_OF_REACH)
     return _tokenize(directions, weights)
 
 
@@ -120,12 +130,13 @@ def plural(name: str) -> str:
     return name + "s"
 
 
-def _meanings(wordnet: WordNet) -> dict[str, tuple[str, float]]:
+def common_meanings(wordnet: WordNet) -> dict[str, tuple[str, float]]:
     """For every name in the dictionary the synset to teach and the weight to teach it with."""
     best: dict[str, tuple[str, float]] = {}
     for synset in wordnet.synsets.values():
-        for name in synset.names:
-            weight = _visibility(synset) * 0.6 ** wordnet.sense_rank(name, synset.id)
+        for place, name in enumerate(synset.names):
+            weight = _visibility(synset) * SYNONYM**place
+            weight *= 0.6 ** wordnet.sense_rank(name, synset.id)
             if name != name.lower():  # proper and Latin names
                 weight *= 0.2
             key = name.lower()
