@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clip_randlora.errors import UserError
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
-    from clip_randlora.data import Data, Split
+    from clip_randlora.data import Data, Description, Split
     from clip_randlora.training import Run, Step, TrainConfig
 
 app = typer.Typer(
@@ -32,7 +33,10 @@ app = typer.Typer(
 results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
 
 DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="Folder of class folders, .zip, or a data set's name.")
+    str,
+    typer.Argument(
+        metavar="DATA", help="Folder of class folders, .zip, a data set's name or its YAML file."
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 ModelOption = Annotated[
@@ -266,15 +270,28 @@ def models() -> None:
 
 
 @app.command()
-def datasets() -> None:
-    """List the registered data sets."""
+def datasets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, or a YAML file.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch it.")] = False,
+) -> None:
+    """List the data sets and what is on disk; show one; download one."""
+    if name is None:
+        if download:
+            raise UserError("--download: name the data set")
+        _list_datasets()
+        return
     with _loading():
-        from clip_randlora.data import DATASETS
-    table = Table("name", "classes", "images", "what", "licence")
-    for name, entry in DATASETS.items():
-        table.add_row(name, str(entry.classes), str(entry.images), entry.description, entry.licence)
-    results.print(table)
-    results.print("Your own: a folder of class folders, or a .zip of one.")
+        from clip_randlora.data import DATASETS, find_description
+        from clip_randlora.data.download import download as fetch
+    if name in DATASETS:
+        results.print(f"{name}: {DATASETS[name].description}; bundled, nothing to download")
+        return
+    description = find_description(name)
+    if download:
+        fetch(description)
+    _show_dataset(description)
 
 
 @app.command("app")
@@ -368,6 +385,51 @@ def _train(
             f"--resume to go on",
         )
     _print_run(run, config)
+
+
+def _list_datasets() -> None:
+    with _loading():
+        from clip_randlora.data import DATASETS, described_sets, find_description
+        from clip_randlora.data.download import is_on_disk, show_size
+        from clip_randlora.paths import data_root
+
+        table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
+        for name, entry in DATASETS.items():
+            row = str(entry.classes), f"{entry.images:,}", "bundled", "", entry.licence
+            table.add_row(name, *row, entry.description)
+        for name in described_sets():
+            entry = find_description(name)
+            table.add_row(
+                name,
+                str(entry.number_of_classes),
+                f"{sum(entry.images.values()):,}",
+                "yes" if is_on_disk(entry) else "",
+                show_size(entry.download_megabytes) if entry.download_megabytes else "?",
+                entry.licence,
+                entry.description,
+            )
+    results.print(table)
+    results.print(
+        f"torchvision's lie in {data_root()} (set CLIP_RANDLORA_DATA to change that), those of the "
+        f"Hugging Face hub in its cache. Your own: a folder of class folders, a .zip of one, or a "
+        f"YAML file that describes it.",
+        markup=False,
+    )
+
+
+def _show_dataset(description: Description) -> None:
+    from clip_randlora.data.download import is_on_disk
+
+    shown = description.model_dump(exclude={"file"}, exclude_defaults=True)
+    table = Table(show_header=False)
+    for field, value in shown.items():
+        if isinstance(value, dict):
+            value = [f"{key}: {what}" for key, what in value.items()]
+        separator = "\n" if field in ("templates", "notes") else ", "
+        text = separator.join(value) if isinstance(value, list | tuple) else str(value)
+        table.add_row(field, Text(text))
+    table.add_row("on this machine", "yes" if is_on_disk(description) else "no")
+    results.print(table)
 
 
 def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:

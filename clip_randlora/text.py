@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from string import Formatter
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from torch.func import functional_call
 
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
-
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
+from clip_randlora.templates import DEFAULT_TEMPLATES, check_templates
 
 
 def clean_class_name(name: str) -> str:
@@ -29,41 +27,23 @@ def clean_class_name(name: str) -> str:
     return " ".join(word if word.isupper() else word.lower() for word in words.split()) or name
 
 
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates, each with exactly one ``{}`` for the class name.
-
-    Raises:
-        UserError: there is none, or one has not exactly one place for the name.
-    """
-    if not templates:
-        raise UserError("templates: at least one is needed, such as 'a photo of a {}.'")
-    for template in templates:
-        try:
-            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-        except ValueError:
-            fields = []
-        if fields != [""]:
-            raise UserError(f"template {template!r}: write {{}} once, where the class name goes")
-    return tuple(templates)
-
-
 def make_prompts(
     classes: Sequence[str],
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> list[list[str]]:
     """Return each class's prompts: every template filled with every name of the class.
 
     Args:
         classes: class names as the folders spell them.
-        templates: with one ``{}`` each.
+        templates: with one ``{}`` each; by default "a photo of a {}."
         names: ``{class: [name or whole prompt, ...]}`` to use instead of the cleaned folder name;
             an entry that ends with a full stop is taken as a whole prompt.
 
     Raises:
         UserError: a template is wrong, or ``names`` has a class that is not there.
     """
-    templates = check_templates(templates)
+    templates = check_templates(DEFAULT_TEMPLATES if templates is None else templates)
     names = names or {}
     for unknown in names.keys() - set(classes):
         raise UserError(f"prompts: there is no class {unknown!r}; it has {', '.join(classes)}")

@@ -29,7 +29,8 @@ from clip_randlora.data import Data, Decoded, Skipped, augment, decode_shots
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
 from clip_randlora.models import Model
-from clip_randlora.text import DEFAULT_TEMPLATES, TextClassifier, check_templates, make_prompts
+from clip_randlora.templates import DEFAULT_TEMPLATES, check_templates
+from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
 
 # RandLoRA's from its authors' recipe for CLIP, LoRA's from CLIP-LoRA (arXiv 2405.18541)
 _LEARNING_RATES = {"randlora": 1e-3, "lora": 2e-4}
@@ -61,8 +62,10 @@ class TrainConfig(BaseModel):
         clip_norm: bound on the gradient's norm.
         precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` takes bf16 where the
             hardware is fast in it.
-        templates: prompt templates with one ``{}`` each.
-        prompts: ``{class: [name or whole prompt, ...]}`` in place of a class's folder name.
+        templates: prompt templates with one ``{}`` each; None: the data set's, if it has any,
+            else "a photo of a {}."
+        prompts: ``{class: [name or whole prompt, ...]}`` in place of the class's name in the data
+            set.
         crop_scale: range of the share of an image's area that a random crop keeps.
         crop_size: side of the crops, pixels; None: `default_crop_size`.
         flip: mirror half of the images.
@@ -85,7 +88,7 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    templates: tuple[str, ...] | None = None
     prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_size: int | None = Field(None, ge=32)
@@ -99,8 +102,8 @@ class TrainConfig(BaseModel):
 
     @field_validator("templates")
     @classmethod
-    def _check_templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_templates(value)
+    def _check_templates(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value if value is None else check_templates(value)
 
     @field_validator("crop_scale")
     @classmethod
@@ -222,7 +225,7 @@ def fit(
         UserError: the settings do not fit the model or the data, or ``out`` is taken.
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """
-    config = config or TrainConfig()
+    config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
     folder = runs.prepare(out, settings, resume) if out is not None else None
     adapter = loop = None
@@ -276,6 +279,15 @@ def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:
     drawn = decode_shots(data.test, per_class, 0, model.square())
     rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:watch]
     return Decoded(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+
+
+def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
+    """Fill in the data set's templates and names, so that ``config.yaml`` records what is used."""
+    named = {
+        name: words for name, words in data.prompts.items() if words != (clean_class_name(name),)
+    }
+    templates = config.templates or data.templates or DEFAULT_TEMPLATES
+    return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
 
 
 def _facts(loop: _Loop, config: TrainConfig, test_images: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from clip_randlora.data.augmentation import augment
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
 from clip_randlora.data.decoding import Decoded, decode_batches, decode_shots
+from clip_randlora.data.described import Description, described_sets, find_description
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.data.loading import list_images, load_data
 from clip_randlora.data.registry import DATASETS, Dataset
@@ -15,6 +16,7 @@ __all__ = [
     "Data",
     "Dataset",
     "Decoded",
+    "Description",
     "DiskFile",
     "Item",
     "Skipped",
@@ -25,7 +27,9 @@ __all__ = [
     "decode_batches",
     "decode_image",
     "decode_shots",
+    "described_sets",
     "draw_shots",
+    "find_description",
     "list_images",
     "load_data",
     "summarize_skipped",

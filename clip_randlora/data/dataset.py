@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,7 +44,7 @@ def summarize_skipped(skipped: Sequence[Skipped], most: int = 5) -> str:
     return f"Left out {len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {named}{more}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One labelled image that has not been decoded yet.
 
@@ -101,9 +101,11 @@ class Split:
 class Data:
     """A labelled image set with a training and a test split.
 
-    ``classes`` are spelled as the folders are and sorted naturally; ``skipped`` are the files
-    left out so far (others show only when they are decoded); ``notes`` are one-line things the
-    user should know; ``held_out`` says that the source had no test split of its own.
+    ``classes`` are spelled as the folders are and sorted naturally, or named and in the order of
+    the data set's description; ``skipped`` are the files left out so far (others show only when
+    they are decoded); ``notes`` are one-line things the user should know; ``held_out`` says that
+    the source had no test split of its own. ``templates`` and ``prompts`` (names by class) are the
+    description's: a training uses them unless it is told otherwise.
     """
 
     name: str
@@ -113,3 +115,5 @@ class Data:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     held_out: bool = False
+    templates: tuple[str, ...] = ()
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

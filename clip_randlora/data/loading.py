@@ -1,27 +1,19 @@
-"""From a folder, an archive or a registered name to a labelled image set with a test split."""
+"""From a folder, an archive, a name or a description to a labelled image set with a test split."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
-from clip_randlora.data.images import EXTENSIONS, UnreadableImage
+from clip_randlora.data.described import SUFFIXES, read_description
+from clip_randlora.data.images import UnreadableImage
+from clip_randlora.data.layouts import EXPECTED, list_source, name_some, read_layout
 from clip_randlora.data.parallel import parallel_map
-from clip_randlora.data.registry import DATASETS
 from clip_randlora.data.sampling import hold_out
-from clip_randlora.data.sources import File, Listing, list_folder, list_zip, natural_key
+from clip_randlora.data.sources import ClassFiles, Layout, natural_key
 from clip_randlora.errors import UserError
-
-_LAYOUT = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing")
-_VALIDATION = ("val", "valid", "validation")
-
-ClassFiles = dict[str, list[File]]
-Folder = tuple[str, ...]
 
 
 def load_data(source: str | Path, test: str | Path | None = None, held_out: float = 0.3) -> Data:
@@ -29,40 +21,42 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
 
     Args:
         source: a folder or ``.zip`` of class folders, or one with ``train/`` and ``test/`` (else
-            ``val/``) folders of class folders, or a registered name (see ``DATASETS``). An
-            existing path wins over a name.
+            ``val/``) folders of class folders, or a YAML file that describes the set (see
+            ``Description``), or the name of a set that comes with the package or is described in
+            it (``clip-randlora datasets`` lists them). An existing path wins over a name.
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
         held_out: share of each class held out for testing where there is no test split. Which
             images is fixed: it depends on the class's name and the order of its images' names.
 
     Raises:
-        UserError: the source is missing or not in this form, has fewer than two classes, test
-            classes that training has not, or a class with no readable training image.
+        UserError: the source is missing, not downloaded or not in this form, has fewer than two
+            classes, test classes that training has not, or a class with no readable training
+            image.
     """
     if not 0 < held_out < 1:
         raise UserError(f"held_out: {held_out} is not a share; give a number between 0 and 1")
-    layout = _read_layout(source)
+    layout = read_layout(source)
     notes, skipped = layout.notes, layout.skipped
     train_files, test_files = layout.train, layout.test
-    if test is not None:
+    other = read_layout(test) if test is not None else None
+    if other is not None:
         if test_files is not None:
             count = sum(map(len, test_files.values()))
             notes.append(f"The {count} test images of {source} are not used: {test} is given.")
-        other = _read_layout(test)
         test_files = other.test if other.test is not None else other.train
         notes += other.notes
         skipped += other.skipped
-    classes = tuple(sorted(train_files, key=natural_key))
+    classes = tuple(train_files if layout.is_described else sorted(train_files, key=natural_key))
     _check_classes(source, test or source, classes, test_files)
 
-    train, broken = _readable(_items(train_files, classes))
+    train, broken = _items(train_files, classes, layout)
     skipped += broken
     _check_not_empty(classes, train, broken)
     if test_files is not None:
-        tested, broken = _readable(_items(test_files, classes))
+        tested, broken = _items(test_files, classes, other or layout)
         skipped += broken
-        digests = _digests([*train, *tested])
+        digests = {} if layout.is_ready_made else _digests([*train, *tested])
     else:
         digests = _digests(train)
         train, tested, note = _hold_out(train, classes, digests, held_out)
@@ -79,6 +73,8 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         tuple(skipped),
         tuple(notes),
         held_out=test_files is None,
+        templates=layout.templates,
+        prompts=layout.prompts,
     )
 
 
@@ -91,148 +87,32 @@ def list_images(source: str | Path) -> tuple[list[Item], list[Skipped]]:
     Raises:
         UserError: the source is missing, cannot be read, or holds no image.
     """
-    listing = _list(source)
-    images = [Item(f.name, 0, f.content) for f in listing.files if _extension(f) in EXTENSIONS]
-    others = [f for f in listing.files if _extension(f) not in EXTENSIONS]
-    good, broken = _readable(images)
+    listing, images = list_source(source)
+    good, broken = _readable([Item(file.name, 0, file.content) for file in images])
     if not good:
         raise UserError(f"{source}: no images that can be read")
-    left_out = [Skipped(file.name, _not_image(_extension(file))) for file in others]
-    return good, [*listing.skipped, *left_out, *broken]
-
-
-@dataclass
-class _Layout:
-    """The files of a source by split and class; ``test`` is None where it has no test split."""
-
-    train: ClassFiles
-    test: ClassFiles | None = None
-    roots: list[Folder] = field(default_factory=list)  # the folders that class folders lie in
-    notes: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-
-
-def _read_layout(source: str | Path) -> _Layout:
-    listing = _list(source)
-    images, others = [], []
-    for file in listing.files:
-        (images if _extension(file) in EXTENSIONS else others).append(file)
-    if not images:
-        raise UserError(f"{source}: no images found; {_LAYOUT}")
-    top = _wrapper(images)
-    layout = _split_layout(images, top) or _Layout(_below(images, top), roots=[top])
-    if not layout.train:
-        raise UserError(f"{source}: {len(images)} images but no class folders; {_LAYOUT}")
-    layout.notes += _empty_folders(listing, layout)
-    layout.skipped = [
-        *listing.skipped,
-        *(Skipped(file.name, _not_image(_extension(file))) for file in others),
-        *(Skipped(file.name, "not in a class folder") for file in _loose(images, layout, top)),
-    ]
-    return layout
-
-
-def _list(source: str | Path) -> Listing:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return list_folder(path)
-    if path.exists():
-        return list_zip(path)
-    if str(source) in DATASETS:
-        return DATASETS[str(source)].load()
-    raise UserError(
-        f"{source}: no such folder, .zip or registered name ({', '.join(DATASETS)}); "
-        "give a folder with one folder of images per class"
-    )
+    return good, [*listing.skipped, *broken]
 
 
 def _name_of(source: str | Path) -> str:
     path = Path(source).expanduser()
     if not path.exists():
         return str(source)
+    if path.suffix in SUFFIXES and path.is_file():
+        return read_description(path).name
     return path.stem if path.is_file() else path.resolve().name
 
 
-def _extension(file: File) -> str:
-    return Path(file.parts[-1]).suffix.lower()
-
-
-def _not_image(extension: str) -> str:
-    if extension in (".heic", ".heif"):
-        return "HEIC is not supported; convert it to JPEG"
-    return f"not an image ({extension or 'no extension'})"
-
-
-def _wrapper(images: Sequence[File]) -> Folder:
-    """The folders that all images lie in and that still have class folders below them."""
-    depth = 0
-    while (
-        len({file.parts[depth] for file in images}) == 1
-        and min(len(file.parts) for file in images) >= depth + 3
-    ):
-        depth += 1
-    return images[0].parts[:depth]
-
-
-def _below(images: Iterable[File], folder: Folder) -> dict[str, list[File]]:
-    """Files by the name that follows ``folder`` in their path, of those that lie deeper."""
-    groups: dict[str, list[File]] = defaultdict(list)
-    depth = len(folder)
-    for file in images:
-        if file.parts[:depth] == folder and len(file.parts) >= depth + 2:
-            groups[file.parts[depth]].append(file)
-    return dict(groups)
-
-
-def _split_layout(images: Sequence[File], top: Folder) -> _Layout | None:
-    """Read ``train/`` and ``test/`` or ``val/``; None where there are no such two folders."""
-    folders = _below(images, top)
-    with_classes = [name for name in folders if _below(folders[name], (*top, name))]
-
-    def find(candidates: Sequence[str], names: tuple[str, ...]) -> str | None:
-        return next((folder for folder in candidates if folder.lower() in names), None)
-
-    train = find(with_classes, _TRAIN)
-    if train is None or find(list(folders), _TEST + _VALIDATION) is None:
-        return None
-    test = find(with_classes, _TEST)
-    validation = find(with_classes, _VALIDATION)
-    chosen = test or validation
-    used = [name for name in (train, chosen) if name is not None]
-    by_class = {name: _below(folders[name], (*top, name)) for name in used}
-    notes = [f"No test/ with class folders: {validation}/ is the test split."] * (chosen != test)
-    notes += [
-        f"{name}/ is left out ({len(files)} images"
-        f"{'' if name in with_classes else ', no class folders'})."
-        for name, files in folders.items()
-        if name not in used
-    ]
-    roots = [(*top, name) for name in used]
-    return _Layout(by_class[train], by_class[chosen] if chosen else None, roots, notes)
-
-
-def _loose(images: Sequence[File], layout: _Layout, top: Folder) -> list[File]:
-    """Images beside the class folders, or beside the split folders."""
-    return [file for file in images if file.parts[:-1] in {top, *layout.roots}]
-
-
-def _empty_folders(listing: Listing, layout: _Layout) -> list[str]:
-    """A note that names the class folders without images, if there are any."""
-    groups = [*layout.train.values(), *(layout.test or {}).values()]
-    depth = len(layout.roots[0]) + 1
-    filled = {group[0].parts[:depth] for group in groups}
-    empty = sorted(
-        "/".join(folder) + "/" for folder in listing.folders - filled if folder[:-1] in layout.roots
-    )
-    return [f"No images in {_some(empty)}: left out."] if empty else []
-
-
-def _items(files: ClassFiles, classes: Sequence[str]) -> list[Item]:
-    return [
+def _items(
+    files: ClassFiles, classes: Sequence[str], layout: Layout
+) -> tuple[list[Item], list[Skipped]]:
+    """The files as items, less those that are no images; ready-made sets are not looked through."""
+    items = [
         Item(file.name, label, file.content)
         for label, name in enumerate(classes)
         for file in files.get(name, [])
     ]
+    return (items, []) if layout.is_ready_made else _readable(items)
 
 
 def _check_classes(
@@ -240,7 +120,7 @@ def _check_classes(
 ) -> None:
     if len(classes) < 2:
         raise UserError(
-            f'{source}: only one class ("{classes[0]}"), at least two are needed; {_LAYOUT}'
+            f'{source}: only one class ("{classes[0]}"), at least two are needed; {EXPECTED}'
         )
     unknown = sorted(set(test_files or ()) - set(classes), key=natural_key)
     if unknown:
@@ -253,6 +133,8 @@ def _check_classes(
 def _check_not_empty(classes: Sequence[str], train: list[Item], broken: list[Skipped]) -> None:
     present = {item.label for item in train}
     for label, name in enumerate(classes):
+        if label not in present and not broken:
+            raise UserError(f'class "{name}": there is no training image; add some')
         if label not in present:
             raise UserError(
                 f'class "{name}": no training image can be read; replace or remove them '
@@ -319,6 +201,8 @@ def _notes(
     if untested := [name for label, name in enumerate(classes) if label not in tested]:
         named = ", ".join(untested[:10]) + ", ..." * (len(untested) > 10)
         notes.append(f"No test images for {named}.")
+    if not digests:
+        return notes
     first: dict[str, Item] = {}
     contradictions = []
     for item in [*train, *test]:
@@ -328,7 +212,7 @@ def _notes(
     if contradictions:
         notes.append(
             f"The same image under two classes, {len(contradictions)} times: "
-            f"{_some(contradictions)}; remove one of each."
+            f"{name_some(contradictions)}; remove one of each."
         )
     in_train = {digests[id(item)]: item for item in reversed(train)}
     leaks = [
@@ -339,10 +223,6 @@ def _notes(
     if leaks:
         notes.append(
             f"{len(leaks)} of {len(test)} test images are also training images "
-            f"({_some(leaks)}): test figures will be too good."
+            f"({name_some(leaks)}): test figures will be too good."
         )
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

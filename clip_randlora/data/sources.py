@@ -46,6 +46,38 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
 
 
+ClassFiles = dict[str, list[File]]
+
+
+@dataclass
+class Layout:
+    """The files of a source by split and class; ``test`` is None where it has no test split.
+
+    ``is_described`` says that the classes are in the order that a description gives them, and
+    ``is_ready_made`` that the images are those of a published data set, whose split is taken as it
+    is: they are not looked through for broken and double ones before they are used.
+    """
+
+    train: ClassFiles
+    test: ClassFiles | None = None
+    roots: list[tuple[str, ...]] = field(default_factory=list)  # what class folders lie in
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    is_described: bool = False
+    is_ready_made: bool = False
+    templates: tuple[str, ...] = ()
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class LabelledFiles:
+    """One split of a data set: files with their labels, and the labels' names if it has any."""
+
+    files: list[File]
+    labels: list[int]
+    names: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True)
 class DiskFile:
     """An image file on disk."""

@@ -1,0 +1,259 @@
+"""What a source holds by split and class: folders, archives, named and described sets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from clip_randlora.data.dataset import Skipped
+from clip_randlora.data.described import (
+    SUFFIXES,
+    Description,
+    described_sets,
+    find_description,
+    name_classes,
+)
+from clip_randlora.data.download import require_on_disk
+from clip_randlora.data.images import EXTENSIONS
+from clip_randlora.data.registry import DATASETS
+from clip_randlora.data.sources import (
+    ClassFiles,
+    File,
+    LabelledFiles,
+    Layout,
+    Listing,
+    list_folder,
+    list_zip,
+    natural_key,
+)
+from clip_randlora.errors import UserError
+
+EXPECTED = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing")
+_VALIDATION = ("val", "valid", "validation")
+
+Folder = tuple[str, ...]
+
+
+def read_layout(source: str | Path) -> Layout:
+    """Read what a source holds; no image is opened.
+
+    Args:
+        source: a folder, a ``.zip``, a YAML file that describes a set, or the name of a set.
+
+    Raises:
+        UserError: the source is missing, not downloaded, or not in one of these forms.
+    """
+    path = Path(source).expanduser()
+    is_file = path.suffix in SUFFIXES and not path.is_dir()
+    if is_file or (not path.exists() and str(source) in described_sets()):
+        return _read_described(find_description(source))
+    return _read_listed(source)
+
+
+def _read_described(description: Description) -> Layout:
+    """Read what a description describes, with its class names, templates and notes."""
+    require_on_disk(description)
+    layout = _described_folder(description) if description.folder else _ready_made(description)
+    layout.templates = description.templates
+    layout.notes += description.notes
+    return layout
+
+
+def _described_folder(description: Description) -> Layout:
+    """Read a folder of class folders, and give the classes the names of the description."""
+    root = description.path_of(description.folder)
+    layout = _read_listed(root / description.train if description.train else root)
+    if description.test:
+        other = _read_listed(root / description.test)
+        layout.test = other.test or other.train
+        layout.notes += other.notes
+        layout.skipped += other.skipped
+    elif description.test_files:
+        layout.train, layout.test = _split_by_name(layout.train, description.test_files)
+        if not layout.test:
+            raise UserError(
+                f"{description.file}: test_files: no file in {root} is named like "
+                f"{description.test_files}"
+            )
+    folders = sorted(layout.train, key=natural_key)
+    classes, layout.prompts = name_classes(description, folders, len(folders))
+    renamed = dict(zip(folders, classes, strict=True))
+    layout.train = {renamed[folder]: layout.train[folder] for folder in folders}
+    if layout.test is not None:
+        layout.test = {renamed.get(name, name): files for name, files in layout.test.items()}
+    layout.is_described = True
+    return layout
+
+
+def _split_by_name(files: ClassFiles, pattern: str) -> tuple[ClassFiles, ClassFiles]:
+    """Set the files apart whose names are like the pattern."""
+    train: ClassFiles = {}
+    test: ClassFiles = {}
+    for name, group in files.items():
+        for file in group:
+            chosen = test if fnmatchcase(file.parts[-1], pattern) else train
+            chosen.setdefault(name, []).append(file)
+    return train, test
+
+
+def _ready_made(description: Description) -> Layout:
+    """Read the splits of a data set of the Hugging Face hub or of torchvision."""
+    if description.hub:
+        from clip_randlora.data.hub import read_split  # imported only where they are needed
+    else:
+        from clip_randlora.data.torchvision_sets import read_split
+    train = read_split(description, description.train)
+    labels = max(train.labels, default=-1) + 1
+    classes, prompts = name_classes(description, train.names, labels)
+    layout = Layout(_by_class(description, train, classes), prompts=prompts)
+    if description.test is not None:
+        test = read_split(description, description.test)
+        named = dict(zip(train.names or (), classes, strict=False))
+        ordered = tuple(named.get(name, name) for name in test.names) if test.names else classes
+        layout.test = _by_class(description, test, ordered)
+    layout.is_described = layout.is_ready_made = True
+    return layout
+
+
+def _by_class(description: Description, split: LabelledFiles, classes: Sequence[str]) -> ClassFiles:
+    """Group a split's files by the names of their labels, in the order of the labels."""
+    groups: ClassFiles = {name: [] for name in classes}
+    for file, label in zip(split.files, split.labels, strict=True):
+        if not 0 <= label < len(classes):
+            raise UserError(
+                f"{description.file}: {file.name} has the label {label}, there are "
+                f"{len(classes)} classes"
+            )
+        groups[classes[label]].append(file)
+    return groups
+
+
+def list_source(source: str | Path) -> tuple[Listing, list[File]]:
+    """List a folder, an archive or a bundled set, and which of its files are images by their name.
+
+    The files that are not are among the listing's ``skipped``.
+
+    Raises:
+        UserError: the source is missing or cannot be read.
+    """
+    listing, images = _list(source), []
+    for file in listing.files:
+        if _extension(file) in EXTENSIONS:
+            images.append(file)
+        else:
+            listing.skipped.append(Skipped(file.name, _not_image(_extension(file))))
+    return listing, images
+
+
+def _read_listed(source: str | Path) -> Layout:
+    listing, images = list_source(source)
+    if not images:
+        raise UserError(f"{source}: no images found; {EXPECTED}")
+    top = _wrapper(images)
+    layout = _split_layout(images, top) or Layout(_below(images, top), roots=[top])
+    if not layout.train:
+        raise UserError(f"{source}: {len(images)} images but no class folders; {EXPECTED}")
+    layout.notes += _empty_folders(listing, layout)
+    layout.skipped = [
+        *listing.skipped,
+        *(Skipped(file.name, "not in a class folder") for file in _loose(images, layout, top)),
+    ]
+    return layout
+
+
+def _list(source: str | Path) -> Listing:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return list_folder(path)
+    if path.exists():
+        return list_zip(path)
+    if str(source) in DATASETS:
+        return DATASETS[str(source)].load()
+    raise UserError(
+        f"{source}: no such folder, .zip, description or name "
+        f"({', '.join([*DATASETS, *described_sets()])}); "
+        "give a folder with one folder of images per class"
+    )
+
+
+def _extension(file: File) -> str:
+    return Path(file.parts[-1]).suffix.lower()
+
+
+def _not_image(extension: str) -> str:
+    if extension in (".heic", ".heif"):
+        return "HEIC is not supported; convert it to JPEG"
+    return f"not an image ({extension or 'no extension'})"
+
+
+def _wrapper(images: Sequence[File]) -> Folder:
+    """The folders that all images lie in and that still have class folders below them."""
+    depth = 0
+    while (
+        len({file.parts[depth] for file in images}) == 1
+        and min(len(file.parts) for file in images) >= depth + 3
+    ):
+        depth += 1
+    return images[0].parts[:depth]
+
+
+def _below(images: Iterable[File], folder: Folder) -> dict[str, list[File]]:
+    """Files by the name that follows ``folder`` in their path, of those that lie deeper."""
+    groups: dict[str, list[File]] = defaultdict(list)
+    depth = len(folder)
+    for file in images:
+        if file.parts[:depth] == folder and len(file.parts) >= depth + 2:
+            groups[file.parts[depth]].append(file)
+    return dict(groups)
+
+
+def _split_layout(images: Sequence[File], top: Folder) -> Layout | None:
+    """Read ``train/`` and ``test/`` or ``val/``; None where there are no such two folders."""
+    folders = _below(images, top)
+    with_classes = [name for name in folders if _below(folders[name], (*top, name))]
+
+    def find(candidates: Sequence[str], names: tuple[str, ...]) -> str | None:
+        return next((folder for folder in candidates if folder.lower() in names), None)
+
+    train = find(with_classes, _TRAIN)
+    if train is None or find(list(folders), _TEST + _VALIDATION) is None:
+        return None
+    test = find(with_classes, _TEST)
+    validation = find(with_classes, _VALIDATION)
+    chosen = test or validation
+    used = [name for name in (train, chosen) if name is not None]
+    by_class = {name: _below(folders[name], (*top, name)) for name in used}
+    notes = [f"No test/ with class folders: {validation}/ is the test split."] * (chosen != test)
+    notes += [
+        f"{name}/ is left out ({len(files)} images"
+        f"{'' if name in with_classes else ', no class folders'})."
+        for name, files in folders.items()
+        if name not in used
+    ]
+    roots = [(*top, name) for name in used]
+    return Layout(by_class[train], by_class[chosen] if chosen else None, roots, notes)
+
+
+def _loose(images: Sequence[File], layout: Layout, top: Folder) -> list[File]:
+    """Images beside the class folders, or beside the split folders."""
+    return [file for file in images if file.parts[:-1] in {top, *layout.roots}]
+
+
+def _empty_folders(listing: Listing, layout: Layout) -> list[str]:
+    """A note that names the class folders without images, if there are any."""
+    groups = [*layout.train.values(), *(layout.test or {}).values()]
+    depth = len(layout.roots[0]) + 1
+    filled = {group[0].parts[:depth] for group in groups}
+    empty = sorted(
+        "/".join(folder) + "/" for folder in listing.folders - filled if folder[:-1] in layout.roots
+    )
+    return [f"No images in {name_some(empty)}: left out."] if empty else []
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first three of the names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,28 @@
+"""Prompt templates: the default, and what every template has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import Formatter
+
+from clip_randlora.errors import UserError
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Return the templates, each with exactly one ``{}`` for the class name.
+
+    Raises:
+        UserError: there is none, or one has not exactly one place for the name.
+    """
+    if not templates:
+        raise UserError("templates: at least one is needed, such as 'a photo of a {}.'")
+    for template in templates:
+        try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        except ValueError:
+            fields = []
+        if fields != [""]:
+            raise UserError(f"template {template!r}: write {{}} once, where the class name goes")
+    return tuple(templates)
