@@ -58,6 +58,7 @@ def number_of_bases(columns: int, rank: int) -> int:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what inference asked for first has to serve training too
 def random_bases(
     rank: int,
     rows: int,
@@ -105,6 +106,7 @@ def stored_bases(bases: Bases) -> Callable[..., Bases]:
     """
 
     @lru_cache
+    @torch.inference_mode(False)
     def converted(*, dtype: torch.dtype, device: torch.device) -> Bases:
         return Bases(bases.b.to(device, dtype), bases.a.to(device, dtype))
 

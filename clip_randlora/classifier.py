@@ -41,6 +41,8 @@ def read_task(path: str | Path) -> Task:
         UserError: neither of the two, or an unfinished run.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: not a run folder, nor the adapter file of one: no such path")
     if not path.is_dir():
         return _parse_task(path, files.read(path).task)
     config = runs.read_config(path)

@@ -89,3 +89,9 @@ def test_bases_are_dealt_from_the_columns_of_one_matrix():
     assert torch.equal(bases.b[5][:, 2], bases.matrix()[:, 2 * 12 + 5])
     small = bases.sliced(40, 30)  # n = 8
     assert torch.equal(small.b[5][:, 2], bases.matrix()[:40, 2 * 8 + 5])
+
+
+def test_bases_made_for_inference_serve_training_too():
+    with torch.inference_mode():
+        made = random_bases(3, 31, 17, seed=77)
+    assert not made.b.is_inference() and not made.a.is_inference()

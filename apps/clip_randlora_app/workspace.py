@@ -184,6 +184,8 @@ class Workspace:
         """
         if isinstance(source, Path):
             self.remember_uploads([source])
+            if source.suffix.lower() != ".zip":  # other forms could name paths of the server
+                raise cr.UserError(f"{called}: not a zip archive")
         elif source not in cr.DATASETS:
             raise cr.UserError(f"{source}: no bundled set; there are {', '.join(cr.DATASETS)}")
         data = without_paths(lambda: cr.load_data(source), Path(source).parent, called)
