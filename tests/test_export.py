@@ -373,7 +373,8 @@ def test_onnx_in_half_precision(run, request, exported, drawings, tmp_path):
         assert next(iter(got)) == next(iter(wanted["tuned"]))
         assert got == pytest.approx(wanted["tuned"], abs=2e-2)
     vision = cr.Classifier.load(run).model.net.visual.state_dict().values()
-    assert (out / "classifier.onnx").stat().st_size < 2.3 * sum(t.numel() for t in vision)
+    graph = 300_000  # bytes, without weights
+    assert (out / "classifier.onnx").stat().st_size < 2.1 * sum(t.numel() for t in vision) + graph
 
 
 def test_head(lite0_run, exported, tmp_path):
@@ -466,7 +467,8 @@ def test_strength_0_is_the_base_model(lite0_run, tmp_path):
 
 @pytest.mark.parametrize("format", list(cr.export_formats()))
 def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
-    card = (exported(tiny_run, format, tmp_path) / "README.md").read_text()
+    options = {"precision": "fp16"} if format == "onnx" else {}
+    card = (exported(tiny_run, format, tmp_path, **options) / "README.md").read_text()
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     for said in (
         f"{metrics['zero_shot']['top1']:.1%}",
