@@ -84,8 +84,7 @@ def random_bases(
         Tensors of standard deviation 1; shared by all callers, so not to be written to.
     """
     if dtype != torch.float32 or device != _CPU:
-        made = random_bases(rank, rows, columns, distribution, seed)
-        return Bases(made.b.to(device, dtype), made.a.to(device, dtype))
+        return _converted(random_bases(rank, rows, columns, distribution, seed), dtype, device)
     count = number_of_bases(columns, rank)
     matrix = np.empty((rows, count * rank), dtype=np.float32)
     for j in range(count):
@@ -94,8 +93,10 @@ def random_bases(
         matrix[:, j * rank : (j + 1) * rank] = entries.reshape(rows, rank)
     bits = _raw_uint32(seed, _STREAM_OF_A, columns * rank)
     a = _uniform(bits) if distribution == "uniform" else _ternary(bits, 1.0)
-    # A is drawn column by column, so that a smaller layer's A is a prefix too
-    return Bases.deal(torch.from_numpy(matrix), torch.from_numpy(a.reshape(columns, rank).T.copy()))
+    with torch.inference_mode(False):  # made once, also for those who train later
+        # A is drawn column by column, so that a smaller layer's A is a prefix too
+        shared_a = torch.from_numpy(a.reshape(columns, rank).T.copy())
+        return Bases.deal(torch.from_numpy(matrix), shared_a)
 
 
 def stored_bases(bases: Bases) -> Callable[..., Bases]:
@@ -106,9 +107,14 @@ def stored_bases(bases: Bases) -> Callable[..., Bases]:
 
     @lru_cache
     def converted(*, dtype: torch.dtype, device: torch.device) -> Bases:
-        return Bases(bases.b.to(device, dtype), bases.a.to(device, dtype))
+        return _converted(bases, dtype, device)
 
     return converted
+
+
+def _converted(bases: Bases, dtype: torch.dtype, device: torch.device) -> Bases:
+    with torch.inference_mode(False):
+        return Bases(bases.b.to(device, dtype), bases.a.to(device, dtype))
 
 
 def _raw_uint32(seed: int, stream: int, count: int) -> np.ndarray:

@@ -89,3 +89,9 @@ def test_bases_are_dealt_from_the_columns_of_one_matrix():
     assert torch.equal(bases.b[5][:, 2], bases.matrix()[:, 2 * 12 + 5])
     small = bases.sliced(40, 30)  # n = 8
     assert torch.equal(small.b[5][:, 2], bases.matrix()[:40, 2 * 8 + 5])
+
+
+def test_made_in_inference_they_serve_training_too():
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.float64):
+            assert not random_bases(2, 33, 17, seed=99, dtype=dtype).b.is_inference()

@@ -138,7 +138,7 @@ def _modules(weights: Iterable[TargetWeight]) -> dict[str, str]:
 
 
 def _shared_projections(adapter: Adapter, config: RandLoRA) -> dict[str, Tensor]:
-    shapes = [w.part_shape(part) for w in adapter.weights.values() for part in w.parts]
+    shapes = adapter.shapes()
     bases = adapter.bases
     if bases is None:
         rows, columns = largest_sides(shapes)
