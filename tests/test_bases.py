@@ -91,7 +91,7 @@ def test_bases_are_dealt_from_the_columns_of_one_matrix():
     assert torch.equal(small.b[5][:, 2], bases.matrix()[:40, 2 * 8 + 5])
 
 
-def test_bases_made_for_inference_serve_training_too():
+def test_made_in_inference_they_serve_training_too():
     with torch.inference_mode():
-        made = random_bases(3, 31, 17, seed=77)
-    assert not made.b.is_inference() and not made.a.is_inference()
+        for dtype in (torch.float32, torch.float64):
+            assert not random_bases(2, 33, 17, seed=99, dtype=dtype).b.is_inference()

@@ -66,47 +66,49 @@ def files_in(folder: Path) -> list[str]:
 # ---------------------------------------------------------------- runs to export
 
 
-@pytest.fixture(scope="module")
-def drawings(tmp_path_factory) -> Path:
-    """Three classes of the bundled drawings, four test images each."""
+def some_drawings(root: Path, classes: int, training: int, test: int) -> Path:
+    """Copy the first classes of the bundled drawings, and the first images of each."""
     bundled = Path(cr.__file__).parent / "bundled" / "clipart"
-    root = tmp_path_factory.mktemp("drawings")
-    for split, count in (("train", 2), ("test", 4)):
-        for folder in sorted((bundled / split).iterdir())[:3]:
+    for split, count in (("train", training), ("test", test)):
+        for folder in sorted((bundled / split).iterdir())[:classes]:
             (root / split / folder.name).mkdir(parents=True)
             for image in sorted(folder.iterdir())[:count]:
                 shutil.copy(image, root / split / folder.name)
     return root
 
 
-def train(model: Model, data: Path, out: Path, **settings) -> Path:
-    cr.fit(model, cr.load_data(str(data)), cr.TrainConfig(**settings), out=out)
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory) -> Path:
+    return some_drawings(tmp_path_factory.mktemp("drawings"), 3, training=2, test=4)
+
+
+@pytest.fixture(scope="module")
+def few_drawings(tmp_path_factory) -> Path:
+    """As few as can be, for models of full size."""
+    return some_drawings(tmp_path_factory.mktemp("few"), 2, training=1, test=1)
+
+
+def train(model: Model, data: Path, out: Path, spread: float = 0, **settings) -> Path:
+    """Train for a step or a few; with a spread, put random coefficients into the run after it."""
+    config = cr.TrainConfig(**{"shots": 1, "steps": 1, **settings})
+    run = cr.fit(model, cr.load_data(str(data)), config, out=out)
+    if spread:
+        randomize(run.adapter, spread=spread)
+        run.adapter.save(out / "adapter.safetensors")
     return out
-
-
-def give_random_coefficients(run: Path, model: Model, seed: int = 0, spread: float = 0.02) -> None:
-    """Make a run's update large and arbitrary, as far as it is from one by training."""
-    adapter = cr.load_adapter(model.net, run / "adapter.safetensors")
-    randomize(adapter, seed, spread)
-    adapter.save(run / "adapter.safetensors")
-    adapter.detach()
 
 
 @pytest.fixture(scope="module")
 def lite0_run(drawings, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "lite0"
-    model = cr.load_model("lite0", device="cpu")
-    return train(model, drawings, out, shots=2, steps=4, batch_size=6)
+    return train(cr.load_model("lite0", device="cpu"), drawings, out, shots=2, steps=4)
 
 
 @pytest.fixture(scope="module")
 def tiny_run(tiny_folder, drawings, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    model = cr.load_model(str(tiny_folder), device="cpu")
-    train(model, drawings, out, shots=1, steps=1, method={"method": "randlora", "rank": 5})
-    model = cr.load_model(str(tiny_folder), device="cpu")
-    give_random_coefficients(out, model, spread=0.1)
-    return out
+    method = {"method": "randlora", "rank": 5}
+    return train(cr.load_model(str(tiny_folder)), drawings, out, spread=0.1, method=method)
 
 
 def architecture_run(name: str, drawings: Path, folder: Path, **method) -> Path:
@@ -114,16 +116,14 @@ def architecture_run(name: str, drawings: Path, folder: Path, **method) -> Path:
     torch.manual_seed(0)
     weights = folder / "weights.safetensors"
     save_file(cr.load_model(name, None, "cpu").net.state_dict(), weights)
+    method = {"method": "randlora", "rank": 6, **method}
     model = cr.load_model(name, weights, "cpu")
-    settings = {"method": "randlora", "rank": 6, **method}
-    run = train(model, drawings, folder / "run", shots=1, steps=1, method=settings)
-    give_random_coefficients(run, cr.load_model(name, weights, "cpu"), spread=0.01)
-    return run
+    return train(model, drawings, folder / "run", spread=0.01, method=method)
 
 
 @pytest.fixture(scope="module")
-def vit_b_32_run(drawings, tmp_path_factory) -> Path:
-    return architecture_run("ViT-B-32", drawings, tmp_path_factory.mktemp("vit_b_32"))
+def vit_b_32_run(few_drawings, tmp_path_factory) -> Path:
+    return architecture_run("ViT-B-32", few_drawings, tmp_path_factory.mktemp("vit_b_32"))
 
 
 def answers(run: Path, folder: Path, strength: float = 1.0) -> None:
@@ -274,33 +274,32 @@ for ours, theirs in zip(prepared["texts_as_tokens"], got["input_ids"], strict=Tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-L-14", "ViT-B-32-quickgelu"])
-def test_transformers_other_layouts(name, drawings, exported, tmp_path):
-    run = architecture_run(name, drawings, tmp_path, blocks=2)
+def test_transformers_of_vit_l_14(few_drawings, exported, tmp_path):
+    run = architecture_run("ViT-L-14", few_drawings, tmp_path, blocks=2)
     out = exported(run, "transformers", tmp_path)
-    config = json.loads((out / "config.json").read_text())
-    quick = "quick_gelu" if name.endswith("quickgelu") else "gelu"
-    assert config["text_config"]["hidden_act"] == config["vision_config"]["hidden_act"] == quick
     answers(run, tmp_path)
     load = snippet(run, "transformers", tmp_path) + EXPECTED
     elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
     shutil.rmtree(out.resolve())  # gigabytes
 
 
-def test_quick_gelu_of_the_weights_goes_into_the_config(tiny_folder, drawings, tmp_path):
-    """OpenAI's weights need it though the architecture's name does not say so."""
+def test_quick_gelu(tiny_folder, drawings, exported, tmp_path):
+    """What OpenAI's weights were trained with goes into both configurations."""
     folder = tmp_path / "quick"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    run = train(cr.load_model(str(folder)), drawings, tmp_path / "run", shots=1, steps=1)
-    cr.export_run(run, "transformers", tmp_path / "transformers")
-    cr.export_run(run, "open_clip", tmp_path / "open_clip")
+    run = train(cr.load_model(str(folder)), drawings, tmp_path / "run", spread=0.1)
+    answers(run, tmp_path)
+    out = exported(run, "transformers", tmp_path)
+    load = snippet(run, "transformers", tmp_path) + EXPECTED
+    elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
     for tower in ("text_config", "vision_config"):
-        theirs = json.loads((tmp_path / "transformers" / "config.json").read_text())[tower]
+        theirs = json.loads((out / "config.json").read_text())[tower]
         assert theirs["hidden_act"] == "quick_gelu"
-    ours = json.loads((tmp_path / "open_clip" / "open_clip_config.json").read_text())
+    out = exported(run, "open_clip", tmp_path, "open_clip")
+    ours = json.loads((out / "open_clip_config.json").read_text())
     assert ours["model_cfg"]["quick_gelu"] is True
 
 
@@ -343,7 +342,8 @@ def test_onnx_at_half_strength(run, request, exported, drawings, tmp_path):
     load = WITHOUT_TORCH + snippet(run, "onnx", tmp_path)
     compare = COMPARE_ONNX.replace("TOLERANCE", "1e-4")
     printed = elsewhere(load + compare + print_answers, tmp_path, torch_too=False)
-    predicted = cr.Classifier.load(run, strength=0.5).predict(paths)
+    classifier = cr.Classifier.load(run, strength=0.5)
+    predicted = classifier.predict(paths)
     for got, wanted in zip(json.loads(printed.splitlines()[-1]), predicted, strict=True):
         assert next(iter(got)) == next(iter(wanted["tuned"]))
         assert got == pytest.approx(wanted["tuned"], abs=1e-4)
@@ -352,14 +352,14 @@ def test_onnx_at_half_strength(run, request, exported, drawings, tmp_path):
     assert line.split("\t")[:2] == [paths[0], next(iter(predicted[0]["tuned"]))]
     facts = onnx.load(out / "classifier.onnx").metadata_props
     facts = {prop.key: json.loads(prop.value) for prop in facts}
-    model = cr.Classifier.load(run).model
-    assert facts["classes"] == [folder.name for folder in sorted((drawings / "test").iterdir())]
+    model = classifier.model
+    assert facts["classes"] == list(classifier.classes)
     assert facts["image_size"] == model.image_size
     assert facts["mean"] == list(model.net.visual.preprocess_cfg["mean"])
     assert (facts["strength"], facts["precision"]) == (0.5, "fp32")
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ["lite0_run", "tiny_run"])
 def test_onnx_in_half_precision(run, request, exported, drawings, tmp_path):
     """The same top-1 on every test image, from files of about half the size."""
     run = request.getfixturevalue(run)
@@ -373,7 +373,8 @@ def test_onnx_in_half_precision(run, request, exported, drawings, tmp_path):
         assert next(iter(got)) == next(iter(wanted["tuned"]))
         assert got == pytest.approx(wanted["tuned"], abs=2e-2)
     vision = cr.Classifier.load(run).model.net.visual.state_dict().values()
-    assert (out / "classifier.onnx").stat().st_size < 2.3 * sum(t.numel() for t in vision)
+    graph = 300_000  # bytes, without weights
+    assert (out / "classifier.onnx").stat().st_size < 2.1 * sum(t.numel() for t in vision) + graph
 
 
 def test_head(lite0_run, exported, tmp_path):
@@ -408,13 +409,10 @@ def test_an_adapter_at_half_strength(tiny_run, tiny_folder, tmp_path):
 
 
 def test_runs_are_added_in_weight_space(tiny_run, tiny_folder, drawings, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(tiny_run, other)
     # another seed has other bases: only the updates can be added, not the coefficients
-    settings = {"method": {"method": "randlora", "rank": 3, "seed": 9}, "shots": 1, "steps": 1}
-    shutil.rmtree(other)
-    train(cr.load_model(str(tiny_folder)), drawings, other, **settings)
-    give_random_coefficients(other, cr.load_model(str(tiny_folder)), seed=4, spread=0.1)
+    method = {"method": "randlora", "rank": 3, "seed": 9}
+    model = cr.load_model(str(tiny_folder))
+    other = train(model, drawings, tmp_path / "other", spread=0.1, method=method)
 
     def deltas(path: Path) -> dict[str, torch.Tensor]:
         return cr.load_adapter(cr.load_model(str(tiny_folder)).net, path).deltas()
@@ -445,7 +443,7 @@ def test_runs_that_cannot_be_added_are_named(tiny_run, tiny_folder, drawings, li
         cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[lite0_run])
     method = {"method": "randlora", "rank": 5, "towers": ["vision"]}
     model = cr.load_model(str(tiny_folder))
-    other = train(model, drawings, tmp_path / "other", shots=1, steps=1, method=method)
+    other = train(model, drawings, tmp_path / "other", method=method)
     with pytest.raises(cr.UserError, match=r"adapts other weights .*towers"):
         cr.export_run(tiny_run, "adapter", tmp_path / "sum", add=[other])
     with pytest.raises(cr.UserError, match="3 for 2 adapters"):
@@ -469,7 +467,8 @@ def test_strength_0_is_the_base_model(lite0_run, tmp_path):
 
 @pytest.mark.parametrize("format", list(cr.export_formats()))
 def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
-    card = (exported(tiny_run, format, tmp_path) / "README.md").read_text()
+    options = {"precision": "fp16"} if format == "onnx" else {}
+    card = (exported(tiny_run, format, tmp_path, **options) / "README.md").read_text()
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     for said in (
         f"{metrics['zero_shot']['top1']:.1%}",
@@ -572,7 +571,7 @@ def test_a_library_that_fails_is_told_in_one_line(tiny_run, tmp_path, monkeypatc
 
 def test_random_weights_that_were_not_kept_are_refused(tiny_folder, drawings, tmp_path):
     model = cr.load_model(str(tiny_folder), pretrained=None)
-    run = train(model, drawings, tmp_path / "run", shots=1, steps=1)
+    run = train(model, drawings, tmp_path / "run")
     with pytest.raises(cr.UserError, match="had random weights that were not kept"):
         cr.export_run(run, "head", tmp_path / "exported")
 

@@ -164,6 +164,10 @@ class Adapter:
         """Count the trained numbers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """Return (out, in) of every part of a weight that is adapted on its own."""
+        return [d.shape for adapted in self._adapted.values() for d in adapted.deltas.values()]
+
     def deltas(self) -> dict[str, Tensor]:
         """Return ``{weight name: dW}`` at full strength, each in its weight's shape and dtype."""
         deltas = {}

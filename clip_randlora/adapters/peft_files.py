@@ -47,9 +47,7 @@ class PeftAdapter:
 
 def is_peft(path: str | Path) -> bool:
     """Tell a folder that peft saved an adapter to, or the weights file in one."""
-    path = Path(path)
-    folder = path.parent if path.name == _WEIGHTS else path
-    return (folder / _CONFIG).is_file()
+    return (_folder(path) / _CONFIG).is_file()
 
 
 def read(path: str | Path, net: nn.Module) -> PeftAdapter:
@@ -59,7 +57,7 @@ def read(path: str | Path, net: nn.Module) -> PeftAdapter:
         UserError: another kind of adapter, one without its bases, or one that adapts what this
             package does not; the line names it.
     """
-    folder = Path(path).parent if Path(path).name == _WEIGHTS else Path(path)
+    folder = _folder(path)
     try:
         settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / _WEIGHTS)
@@ -124,6 +122,10 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
     save_file(contents, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
+def _folder(path: str | Path) -> Path:
+    return Path(path).parent if Path(path).name == _WEIGHTS else Path(path)
+
+
 def _modules(weights: Iterable[TargetWeight]) -> dict[str, str]:
     """Return ``{WEIGHT.TARGET: module of CLIPModel}`` for every adapted part."""
     modules = {}
@@ -136,7 +138,7 @@ def _modules(weights: Iterable[TargetWeight]) -> dict[str, str]:
 
 
 def _shared_projections(adapter: Adapter, config: RandLoRA) -> dict[str, Tensor]:
-    shapes = [w.part_shape(part) for w in adapter.weights.values() for part in w.parts]
+    shapes = adapter.shapes()
     bases = adapter.bases
     if bases is None:
         rows, columns = largest_sides(shapes)

@@ -115,7 +115,7 @@ class Source:
         model = load_model(settings["model"], settings["pretrained"], "cpu")
         prompts: dict[str, list[str]] = {}
         for one in described:
-            prompts = one.prompts() | prompts
+            prompts |= {name: own for name, own in one.prompts().items() if name not in prompts}
         paths = [one.folder / runs.ADAPTER for one in described]
         if len(paths) > 1:
             adapter = add_adapters(model.net, paths, weights)
