@@ -1,9 +1,9 @@
-# `make demo` and `make test` do all the set-up themselves, in .venv.
+# Every target does all the set-up itself, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/clip-randlora demo
@@ -11,7 +11,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow --durations=10
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

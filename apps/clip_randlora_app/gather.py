@@ -213,7 +213,8 @@ class GatherTab:
     def _add_class(self, name: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         name = workspace.add_class(name)
-        return {**self.show(workspace, name), **self._say(f"{name} is there: add images to it.")}
+        said = self._say(f"{name} is there: add images to it.")
+        return {**self.show(workspace, name), **said, self.class_name: ""}
 
     def _add_files(self, name: str | None, files: list[str], request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
@@ -287,7 +288,6 @@ class GatherTab:
             self.archive: None,
             self.files: None,
             self.webcam: None,
-            self.class_name: "",
         }
 
 
