@@ -185,11 +185,11 @@ def default_crop_size(model: Model) -> int:
 def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
     """Return the peak learning rate that a method gets on a model.
 
-    Below 16 images a class it falls as their square root: the fewer images, the more alike the
-    steps' gradients are, and the further the same number of steps would go from zero-shot.
+    Below 16 images a class it falls with them: the fewer images, the more alike the steps'
+    gradients are, and the further the same number of steps would go from zero-shot.
     """
     rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
-    return rates[method] * min(1.0, math.sqrt(images_per_class / 16))
+    return rates[method] * min(1.0, images_per_class / 16)
 
 
 def fit(

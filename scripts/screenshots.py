@@ -116,7 +116,7 @@ def photograph(page: Page, url: str, out: Path, suffix: str) -> None:
     for name in TABS:
         open_tab(page, name)
         if name == "try":
-            page.locator("#try-examples .thumbnail-item").nth(1).click()
+            page.locator("#try-examples .thumbnail-item").nth(2).click()
             page.locator("#tuned .bar-value").first.wait_for(timeout=60_000)
         if name == "take":
             page.get_by_role("button", name="Prepare").click()

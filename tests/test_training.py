@@ -343,7 +343,7 @@ def test_steps_by_images():
 
 def test_learning_rate_falls_with_the_images():
     assert default_learning_rate("lite0", "randlora", 4) == pytest.approx(
-        default_learning_rate("lite0", "randlora", 16) / 2
+        default_learning_rate("lite0", "randlora", 16) / 4
     )
     assert default_learning_rate("x", "lora", 100) == default_learning_rate("x", "lora", 16)
 
