@@ -181,8 +181,8 @@ class Service:
             _zip_folder(run, path, "run")
         elif not path.exists():
             with tempfile.TemporaryDirectory(dir=workspace.downloads()) as folder:
-                exported = cr.export_run(run, name, Path(folder) / name, strength=strength)
-                _zip_folder(exported, path, name)
+                write = partial(cr.export_run, run, name, Path(folder) / name, strength=strength)
+                _zip_folder(without_paths(write, workspace.folder, "your run"), path, name)
         return path
 
     def snippet(self, workspace: Workspace, name: str) -> str:
