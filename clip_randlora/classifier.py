@@ -16,8 +16,8 @@ from clip_randlora.data import decode_image
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
 from clip_randlora.models import Model, load_model
+from clip_randlora.recipe import TrainConfig
 from clip_randlora.text import TextClassifier, make_prompts
-from clip_randlora.training import TrainConfig
 
 _IMAGES_AT_ONCE = 256
 

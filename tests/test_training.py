@@ -20,13 +20,13 @@ from clip_randlora.evaluation import (
     score,
 )
 from clip_randlora.presets import PRESETS, read_preset
-from clip_randlora.runs import read_answers, read_metrics
-from clip_randlora.training import (
+from clip_randlora.recipe import (
     choose_precision,
     default_crop_size,
     default_learning_rate,
     default_steps,
 )
+from clip_randlora.runs import read_answers, read_metrics
 
 COLORS = {"blue_things": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 FAST = {"method": cr.RandLoRA(rank=4), "steps": 40, "batch_size": 12, "shots": 4}

@@ -15,8 +15,8 @@ from clip_randlora import runs
 from clip_randlora.adapters import Adapter, add_adapters, load_adapter
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model, load_model
+from clip_randlora.recipe import TrainConfig
 from clip_randlora.text import TextClassifier, make_prompts
-from clip_randlora.training import TrainConfig
 
 _IMAGES = 3
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")

@@ -1,0 +1,146 @@
+"""The recipe: every setting of a training, and the defaults that nobody needs to tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from clip_randlora.adapters.config import Method, RandLoRA, one_line, parse_method
+from clip_randlora.errors import UserError
+from clip_randlora.models import Model
+from clip_randlora.templates import check_templates
+
+# RandLoRA's from its authors' recipe for CLIP, LoRA's from CLIP-LoRA (arXiv 2405.18541)
+_LEARNING_RATES = {"randlora": 1e-3, "lora": 2e-4}
+# lite0's batch-normalised convolutions are far less easily upset: found on its own data
+_LITE0_LEARNING_RATES = {"randlora": 2.5e-2, "lora": 3e-3}
+
+
+class TrainConfig(BaseModel):
+    """How to train.
+
+    Attributes:
+        method: `RandLoRA`, `LoRA`, their names, or a mapping with ``method`` and settings.
+        shots: training images per class; None for all.
+        seed: of the draw of shots, the order of the images and the augmentation.
+        steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
+        epochs: passes over the training images, where ``steps`` is None.
+        min_steps: fewest steps, where ``steps`` is None.
+        batch_size: images a step; all of them if there are fewer.
+        learning_rate: peak; None: `default_learning_rate`.
+        weight_decay: AdamW's.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: 0 to 1.
+        clip_norm: bound on the gradient's norm.
+        precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` takes bf16 where the
+            hardware is fast in it.
+        templates: prompt templates with one ``{}`` each; None: the data set's, if it has any,
+            else "a photo of a {}."
+        prompts: ``{class: [name or whole prompt, ...]}`` in place of the class's name in the data
+            set.
+        crop_scale: range of the share of an image's area that a random crop keeps.
+        crop_size: side of the crops, pixels; None: `default_crop_size`.
+        flip: mirror half of the images.
+        prompts_per_step: with more prompts than these, a step's text batch holds one prompt of
+            each of the batch's classes and of random others up to this many.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Method = RandLoRA()
+    shots: int | None = Field(16, ge=1)
+    seed: int = Field(1, ge=0, lt=2**31)
+    steps: int | None = Field(None, ge=1)
+    epochs: float = Field(12, gt=0)
+    min_steps: int = Field(60, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    templates: tuple[str, ...] | None = None
+    prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_size: int | None = Field(None, ge=32)
+    flip: bool = True
+    prompts_per_step: int = Field(256, ge=2)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _parse_method(cls, value: Any) -> Any:
+        return parse_method(value)
+
+    @field_validator("templates")
+    @classmethod
+    def _check_templates(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value if value is None else check_templates(value)
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _check_crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("two numbers 0 < smallest <= largest <= 1")
+        return value
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Read settings, from a YAML file, say.
+
+        Raises:
+            UserError: one is unknown or wrong; the line names it.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise UserError(one_line(error)) from error
+
+
+def default_steps(images: int, batch_size: int, epochs: float = 12, min_steps: int = 60) -> int:
+    """Return how many steps to train on a number of images: the epochs' steps, 2,000 at most.
+
+    ``min_steps``, not epochs, decides at very low shots, where an epoch is one batch or less.
+    """
+    return max(min(math.ceil(epochs * math.ceil(images / batch_size)), 2000), min_steps)
+
+
+def default_crop_size(model: Model) -> int:
+    """Return the side of the training crops: 5/6 of the model's, where it takes any size.
+
+    Random crops show things larger than the test images do; smaller crops even that out, and
+    cost less (Touvron et al., arXiv 1906.06423). Rounded to a multiple of 32.
+    """
+    return round(model.image_size * 5 / 6 / 32) * 32 if model.takes_any_size else model.image_size
+
+
+def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
+    """Return the peak learning rate that a method gets on a model.
+
+    Below 16 images a class it falls with them: the fewer images, the more alike the steps'
+    gradients are, and the further the same number of steps would go from zero-shot.
+    """
+    rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
+    return rates[method] * min(1.0, images_per_class / 16)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return ``fp32``, ``bf16`` or ``fp16``: what was asked for, or what the hardware is fast in.
+
+    Raises:
+        UserError: fp16 was asked for on a device that has no use for it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16: not for CPUs; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+        return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "fp32"
+    return "fp32"
