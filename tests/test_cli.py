@@ -1,29 +1,47 @@
-"""The command as a user runs it: a process of its own, its output and its exit status."""
+"""The command as a user runs it: its arguments, its output and its exit status."""
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clip_randlora import cli
+
 COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 
 
-def command(*arguments, **options) -> subprocess.CompletedProcess:
+def process(*arguments) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "clip_randlora", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "COLUMNS": "200"},
-        **options,
+    )
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    """Run the command in this process, which has its heavy imports already."""
+    output, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["clip-randlora", *map(str, arguments)])
+        for console in (cli.results, cli.messages):
+            patch.setattr(console, "_width", 200)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return subprocess.CompletedProcess(
+        arguments, ended.value.code, output.getvalue(), errors.getvalue()
     )
 
 
@@ -61,9 +79,9 @@ def recorded(run: Path) -> list[dict[str, str]]:
 
 
 def test_help_answers_within_a_second():
-    command("--help")
+    process("--help")
     start = time.perf_counter()
-    done = command("--help")
+    done = process("--help")
     took = time.perf_counter() - start
     assert done.returncode == 0
     for name in ("demo", "train", "eval", "predict", "models", "datasets"):
@@ -81,7 +99,7 @@ def test_help_answers_within_a_second():
 def test_predict_repeats_the_recorded_probabilities(run, colors):
     rows = recorded(run)
     images = [colors / row["image"] for row in rows]
-    done = command("predict", run, *images, "--json")
+    done = process("predict", run, *images, "--json")
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [answer["image"] for answer in answers] == [str(image) for image in images]
@@ -94,7 +112,7 @@ def test_predict_repeats_the_recorded_probabilities(run, colors):
 
 
 def test_eval_repeats_the_recorded_metrics(run, colors):
-    done = command("eval", run, colors, "--json")
+    done = process("eval", run, colors, "--json")
     assert done.returncode == 0, done.stderr
     got, metrics = json.loads(done.stdout), json.loads((run / "metrics.json").read_text())
     assert got["images"] == metrics["images"]["test"] == 6
@@ -153,8 +171,9 @@ def test_strength_and_figure(run, colors, tmp_path):
         (["nonsense"], "nonsense"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, says, tmp_path):
-    done = command(*arguments, cwd=tmp_path)
+def test_bad_input_is_one_line_and_status_2(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and says in last
@@ -185,10 +204,10 @@ def test_settings_from_a_file_and_from_a_run(run, colors, tiny_folder, tmp_path)
 
 def test_ctrl_c_saves_and_resume_finishes(colors, tiny_folder, tmp_path):
     arguments = [
-        "train", str(colors), "--model", str(tiny_folder), "--shots", "4", "--steps", "600",
+        "train", str(colors), "--model", str(tiny_folder), "--shots", "4", "--steps", "300",
         "--rank", "4", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    process = subprocess.Popen(
+    training = subprocess.Popen(
         [sys.executable, "-m", "clip_randlora", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -198,15 +217,15 @@ def test_ctrl_c_saves_and_resume_finishes(colors, tiny_folder, tmp_path):
     while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    training.send_signal(signal.SIGINT)
+    _, errors = training.communicate(timeout=120)
+    assert training.returncode == 130, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("interrupted after step") and "--resume" in last
     assert "Traceback" not in errors
     done = command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 600
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 300
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 

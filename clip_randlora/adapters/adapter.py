@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from clip_randlora.adapters import files, peft_files
 from clip_randlora.adapters.config import AdapterConfig, Sum, parse_method, parse_stored
-from clip_randlora.adapters.deltas import Delta, make_deltas
+from clip_randlora.adapters.deltas import Delta, add_updates, make_deltas
 from clip_randlora.adapters.targets import TargetWeight, select_weights
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
@@ -46,25 +46,24 @@ class AdaptedWeight(nn.Module):
         self.keeps, self.kept = keeps, None
 
     def _adapt(self, weight: Tensor) -> Tensor:
-        adapted = weight if self.strength == 0 else weight + self.strength * self.delta(weight)
+        adapted = weight if self.strength == 0 else self._update(weight)
         if self.base_required_grad and not adapted.requires_grad:
             # torch's CPU linear chooses its kernel by this flag: keep the base's choice, and bits
             adapted = adapted.detach().requires_grad_()
         return adapted
 
+    def _update(self, weight: Tensor) -> Tensor:
+        rows, deltas = list(self.rows.values()), list(self.deltas.values())
+        with torch.autocast(weight.device.type, enabled=False):  # W + dW at full precision
+            updated = add_updates(weight.flatten(1), rows, deltas, self.strength)
+        return updated.view(weight.shape)
+
     def delta(self, weight: Tensor) -> Tensor:
         """Return dW at full strength; rows that no part adapts are zero."""
-        pieces, end = [], 0
+        update = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         for target, rows in self.rows.items():
-            if rows.start > end:
-                pieces.append(weight.new_zeros(rows.start - end, *weight.shape[1:]))
-            with torch.autocast(weight.device.type, enabled=False):  # W + dW at full precision
-                update = self.deltas[target]()
-            pieces.append(update.to(weight.dtype).view(-1, *weight.shape[1:]))
-            end = rows.stop
-        if end < weight.shape[0]:
-            pieces.append(weight.new_zeros(weight.shape[0] - end, *weight.shape[1:]))
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            update[rows] = self.deltas[target]().view(-1, *weight.shape[1:])
+        return update
 
 
 @dataclass(frozen=True)

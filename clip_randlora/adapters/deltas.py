@@ -16,31 +16,60 @@ from clip_randlora.bases import Bases, number_of_bases, random_bases, stored_bas
 
 
 class _RandLoRAUpdate(torch.autograd.Function):
-    """``scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
+    """``W + scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
 
     Column ``k n + i`` of the matrix is the k-th of B_i, so it meets row k of A, scaled by i's
-    diagonals: one product does the whole sum.
+    diagonals: one product does the whole sum, and adds it to W on its way to memory.
 
     Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
     nothing in either pass has a size that depends on the batch or the number of tokens.
     """
 
     @staticmethod
-    def forward(ctx, b: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(b, a, lam, gamma)
-        ctx.scale = scale
-        scaled_a = lam.T[:, :, None] * a[:, None, :] * gamma  # (r, n, d)
-        return torch.mm(b, scaled_a.flatten(0, 1)).mul_(scale)
+    def forward(ctx, weight, b, a, scale, transposed, *diagonals: Tensor) -> Tensor:
+        """Update a weight of P equal parts, each with a lambda and a gamma in ``diagonals``."""
+        ctx.save_for_backward(b, a, *diagonals)
+        ctx.scale, ctx.transposed = scale, transposed
+        updated = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        parts = zip(weight.chunk(len(diagonals) // 2), updated.chunk(len(diagonals) // 2))
+        for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+            scaled_a = _scale_a(a, lam, gamma)
+            if transposed:
+                torch.addmm(w, scaled_a.T, b.T, alpha=scale, out=out)
+            else:
+                torch.addmm(w, b, scaled_a, alpha=scale, out=out)
+        return updated
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        b, a, lam, gamma = ctx.saved_tensors
-        m = torch.mm(b.T, grad).mul_(ctx.scale).view(*lam.T.shape, -1)  # (r, n, d)
-        m.mul_(a[:, None, :])
-        grad_lam = torch.einsum("rnd,nd->nr", m, gamma) if ctx.needs_input_grad[2] else None
-        grad_gamma = torch.einsum("rnd,nr->nd", m, lam) if ctx.needs_input_grad[3] else None
-        return None, None, grad_lam, grad_gamma, None
+        b, a, *diagonals = ctx.saved_tensors
+        grads = []
+        parts = grad.chunk(len(diagonals) // 2)
+        for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+            m = torch.mm(b.T, g.T if ctx.transposed else g)
+            grads += _contract(m, a, lam, gamma, ctx.scale)
+        return None, None, None, None, None, *grads
+
+
+def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor) -> Tensor:
+    """Return ``lambda_ik a_kj gamma_ij`` as (r n, d), row ``k n + i``."""
+    scaled = a.new_empty(a.shape[0], *gamma.shape)
+    for k, row in enumerate(a):  # one run of rows at a time stays in the cache
+        torch.mul(gamma, row, out=scaled[k]).mul_(lam[:, k : k + 1])
+    return scaled.flatten(0, 1)
+
+
+def _contract(
+    m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d)."""
+    grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
+    for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
+        rows.mul_(row)
+        grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
+        grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
+    return grad_lam, grad_gamma
 
 
 def randlora_delta(
@@ -71,7 +100,8 @@ def randlora_delta(
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
     matrix = Bases(basis_b, basis_a).matrix()
-    return _RandLoRAUpdate.apply(matrix, basis_a, lam, gamma, scale)
+    nothing = matrix.new_zeros(()).expand(len(matrix), columns)
+    return _RandLoRAUpdate.apply(nothing, matrix, basis_a, scale, False, lam, gamma)
 
 
 class Delta(nn.Module, ABC):
@@ -84,6 +114,10 @@ class Delta(nn.Module, ABC):
     @abstractmethod
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
+
+    def added_to(self, weight: Tensor, strength: float) -> Tensor:
+        """Return ``weight + strength * dW``, (out, in), of the weight's dtype."""
+        return weight + strength * self().to(weight.dtype)
 
 
 class RandLoRADelta(Delta):
@@ -103,11 +137,24 @@ class RandLoRADelta(Delta):
 
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
+        update = randlora_delta(*self._bases(), self.lam, self.gamma, self.scale)
+        return update if update.shape == self.shape else update.T
+
+    def _bases(self) -> Bases:
         # asked for at each use, not held: one pair a device serves all layers, wherever they move
         bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
-        b, a = bases.sliced(self.rows, self.columns)
-        update = randlora_delta(b, a, self.lam, self.gamma, self.scale)
-        return update if update.shape == self.shape else update.T
+        return bases.sliced(self.rows, self.columns)
+
+    @staticmethod
+    def all_added_to(weight: Tensor, deltas: "list[RandLoRADelta]", strength: float) -> Tensor:
+        """Return a weight whose equal parts each get their own update, formed in place."""
+        first = deltas[0]
+        bases = first._bases()
+        diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
+        transposed = first.shape[0] < first.shape[1]
+        return _RandLoRAUpdate.apply(
+            weight, bases.matrix(), bases.a, strength * first.scale, transposed, *diagonals
+        )
 
 
 class LoRADelta(Delta):
@@ -127,6 +174,12 @@ class LoRADelta(Delta):
         """Return dW, (out, in)."""
         return torch.mm(self.up, self.down).mul(self.scale)
 
+    def added_to(self, weight: Tensor, strength: float) -> Tensor:
+        """Return ``weight + strength * dW``, (out, in), in one product where dtypes allow it."""
+        if weight.dtype != self.up.dtype:
+            return super().added_to(weight, strength)
+        return torch.addmm(weight, self.up, self.down, alpha=strength * self.scale)
+
 
 class WeightedSum(Delta):
     """Updates of one weight added with fixed weights (task arithmetic, arXiv 2212.04089)."""
@@ -138,6 +191,25 @@ class WeightedSum(Delta):
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
         return sum(weight * term() for weight, term in zip(self.weights, self.terms, strict=True))
+
+
+def add_updates(
+    weight: Tensor, rows: list[slice], deltas: list[Delta], strength: float
+) -> Tensor:
+    """Return ``weight + strength * dW``, (out, in), where each delta updates a run of rows."""
+    covered = sum(run.stop - run.start for run in rows)
+    if (
+        all(isinstance(delta, RandLoRADelta) for delta in deltas)
+        and covered == len(weight)
+        and weight.dtype == deltas[0].lam.dtype
+    ):
+        return RandLoRADelta.all_added_to(weight, deltas, strength)
+    pieces, end = [], 0
+    for run, delta in zip(rows, deltas, strict=True):
+        pieces += [weight[end : run.start], delta.added_to(weight[run], strength)]
+        end = run.stop
+    pieces = [piece for piece in (*pieces, weight[end:]) if len(piece)]
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def make_deltas(
