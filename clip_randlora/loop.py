@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from clip_randlora import runs
-from clip_randlora.adapters import Adapter
+from clip_randlora.adapters import Adapter, files
 from clip_randlora.data import Decoded, augment
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
@@ -204,6 +204,7 @@ class Loop:
         runs.save_checkpoint(
             self.folder,
             {
+                "format": files.VERSION,
                 "step": self.step,
                 "seconds": self.seconds,
                 "step_seconds": self.step_seconds,
@@ -220,6 +221,11 @@ class Loop:
         state = runs.load_checkpoint(self.folder, self.model.device)
         if state is None:
             return
+        if state.get("format") != files.VERSION:  # the bases were others, for the same numbers
+            raise UserError(
+                f"{self.folder}: cannot resume, its checkpoint was written by another version of "
+                f"clip-randlora; resume with that version or start again with another --out"
+            )
         if state["drawn"] != self.drawn:
             raise UserError(
                 f"{self.folder}: cannot resume, the training images are not those that the run "

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from conftest import randomize
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import clip_randlora as cr
 from clip_randlora import cli, export
+from clip_randlora.data import decode_image
 from clip_randlora.export import hub
 from clip_randlora.models import Model
 
@@ -56,6 +59,7 @@ def elsewhere(code: str, folder: Path, *, torch_too: bool = True) -> str:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
     assert done.returncode == 0, done.stderr
+    print(done.stdout)  # the largest differences: pytest -rP shows them
     return done.stdout
 
 
@@ -99,9 +103,20 @@ def train(model: Model, data: Path, out: Path, spread: float = 0, **settings) ->
 
 
 @pytest.fixture(scope="module")
+def tiny_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The small model with quick GELU, which OpenAI's weights were trained with."""
+    folder = tmp_path_factory.mktemp("quick") / "tiny"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def lite0_run(drawings, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "lite0"
-    return train(cr.load_model("lite0", device="cpu"), drawings, out, shots=2, steps=4)
+    return train(cr.load_model("lite0", device="cpu"), drawings, out, shots=2, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +147,8 @@ def answers(run: Path, folder: Path, strength: float = 1.0) -> None:
     model, size = classifier.model, classifier.model.image_size
     generator = torch.Generator().manual_seed(3)
     pixels = model.normalize(torch.rand(7, 3, size, size, generator=generator))
-    tokens = model.tokenizer(["a photo of a bird.", "Two cats & a dog's bone, 1999", "x"])
+    texts = ["a photo of a bird.", "Two cats & a dog's bone, 1999", "x", "", "7", "a cat", "🐦"]
+    tokens = model.tokenizer(texts)
     with torch.inference_mode():
         images = model.net.encode_image(pixels, normalize=True)
         texts = model.net.encode_text(tokens, normalize=True)
@@ -155,7 +171,7 @@ def exported(tmp_path_factory):
     def show(run: Path, format: str, folder: Path, name: str = "exported", **options) -> Path:
         key = (run, format, *options.items())
         if key not in known:
-            known[key] = tmp_path_factory.mktemp("exports") / "it"
+            known[key] = tmp_path_factory.mktemp("exports") / "exported"
             assert cr.export_run(run, format, known[key], **options) == known[key]
         (folder / name).symlink_to(known[key])
         return folder / name
@@ -163,34 +179,45 @@ def exported(tmp_path_factory):
     return show
 
 
-def snippet(run: Path, format: str, folder: Path) -> str:
-    """The Python of the model card, and an image for it."""
+def snippet(folder: Path) -> str:
+    """The Python in the export's README, and an image for it."""
     Image.radial_gradient("L").convert("RGB").save(folder / "image.jpg")
-    return cr.loading_snippet(run, format, "exported")
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (folder / "exported" / "README.md").read_text(), re.S
+    )
+    return code
 
 
-RUNS = ["lite0_run", pytest.param("vit_b_32_run", marks=pytest.mark.slow)]
-CLIP_RUNS = ["tiny_run", pytest.param("vit_b_32_run", marks=pytest.mark.slow)]
+SLOW_LITE0, VIT_B_32 = (
+    pytest.param(run, marks=pytest.mark.slow) for run in ("lite0_run", "vit_b_32_run")
+)
 
 EXPECTED = """
 from safetensors.torch import load_file
 expected = load_file("answers.safetensors")
 """
 
-COMPARE_OPEN_CLIP = """
+COMPARE = """
+def compare(what, got, wanted, tolerance):
+    difference = float(abs(got - wanted).max())
+    assert difference < tolerance, (what, difference)
+    print(f"{what} differ by {difference:.1e}")
+"""
+
+COMPARE_OPEN_CLIP = f"""{COMPARE}
 with torch.inference_mode():
     images = model.encode_image(expected["pixels"], normalize=True)
     texts = model.encode_text(expected["tokens"], normalize=True)
-assert (images - expected["images"]).abs().max() < 1e-5
-assert (texts - expected["texts"]).abs().max() < 1e-5
+compare("image features", images, expected["images"], 1e-5)
+compare("text features", texts, expected["texts"], 1e-5)
 """
 
-COMPARE_TRANSFORMERS = """
+COMPARE_TRANSFORMERS = f"""{COMPARE}
 model.eval()
 with torch.inference_mode():
     got = model(pixel_values=expected["pixels"], input_ids=expected["tokens"])
-assert (got.image_embeds - expected["images"]).abs().max() < 1e-4
-assert (got.text_embeds - expected["texts"]).abs().max() < 1e-4
+compare("image features", got.image_embeds, expected["images"], 1e-4)
+compare("text features", got.text_embeds, expected["texts"], 1e-4)
 """
 
 STEP_IN_PEFT = """
@@ -206,22 +233,18 @@ assert changed == {n for n in before if "randlora_lambda" in n or "randlora_gamm
 assert changed
 """
 
-COMPARE_ONNX = """
-import json
-import numpy as np
-import onnxruntime
+COMPARE_ONNX = f"""{COMPARE}
 from safetensors.numpy import load_file
 
 expected = load_file("answers.safetensors")
-for name, takes, gives in (
-    ("image_encoder", "pixels", "images"),
-    ("text_encoder", "tokens", "texts"),
-    ("classifier", "pixels", "probabilities"),
+for session, takes, gives in (
+    (image_encoder, "pixels", "images"),
+    (text_encoder, "tokens", "texts"),
+    (classifier, "pixels", "probabilities"),
 ):
-    session = onnxruntime.InferenceSession(f"exported/{name}.onnx")
     for count in (1, 7):
-        (got,) = session.run(None, {takes: expected[takes][:count]})
-        assert np.abs(got - expected[gives][:count]).max() < TOLERANCE, (name, count)
+        (got,) = session.run(None, {{takes: expected[takes][:count]}})
+        compare(f"{{gives}}, batch {{count}},", got, expected[gives][:count], TOLERANCE)
 """
 
 WITHOUT_TORCH = """
@@ -237,15 +260,15 @@ sys.meta_path.insert(0, RefuseTorch())
 # ---------------------------------------------------------------- equal features elsewhere
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ["lite0_run", VIT_B_32])
 def test_open_clip(run, request, exported, tmp_path):
     run = request.getfixturevalue(run)
     exported(run, "open_clip", tmp_path)
     answers(run, tmp_path)
-    elsewhere(snippet(run, "open_clip", tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
+    elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
 
 
-@pytest.mark.parametrize("run", CLIP_RUNS)
+@pytest.mark.parametrize("run", ["tiny_run", VIT_B_32])
 def test_transformers(run, request, exported, drawings, tmp_path):
     """Features, and the processor's tokens and pixels."""
     run = request.getfixturevalue(run)
@@ -264,12 +287,12 @@ def test_transformers(run, request, exported, drawings, tmp_path):
 prepared = load_file("prepared.safetensors")
 images = [Image.open(path).convert("RGB") for path in {images!r}]
 got = processor(text={texts!r}, images=images, padding="max_length", return_tensors="pt")
-assert (torch.as_tensor(got["pixel_values"]) - prepared["prepared"]).abs().max() < 1e-3
+compare("pixels", torch.as_tensor(got["pixel_values"]), prepared["prepared"], 1e-3)
 for ours, theirs in zip(prepared["texts_as_tokens"], got["input_ids"], strict=True):
     end = int(ours.argmax())
     assert ours[: end + 1].tolist() == theirs[: end + 1].tolist()
 """
-    load = snippet(run, "transformers", tmp_path) + EXPECTED
+    load = snippet(tmp_path) + EXPECTED
     elsewhere(load + COMPARE_TRANSFORMERS + compare, tmp_path)
 
 
@@ -278,38 +301,38 @@ def test_transformers_of_vit_l_14(few_drawings, exported, tmp_path):
     run = architecture_run("ViT-L-14", few_drawings, tmp_path, blocks=2)
     out = exported(run, "transformers", tmp_path)
     answers(run, tmp_path)
-    load = snippet(run, "transformers", tmp_path) + EXPECTED
+    load = snippet(tmp_path) + EXPECTED
     elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
     shutil.rmtree(out.resolve())  # gigabytes
 
 
-def test_quick_gelu(tiny_folder, drawings, exported, tmp_path):
-    """What OpenAI's weights were trained with goes into both configurations."""
-    folder = tmp_path / "quick"
-    shutil.copytree(tiny_folder, folder)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["quick_gelu"] = True
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    run = train(cr.load_model(str(folder)), drawings, tmp_path / "run", spread=0.1)
+@pytest.mark.slow
+def test_quick_gelu_elsewhere(few_drawings, exported, tmp_path):
+    run = architecture_run("ViT-B-32-quickgelu", few_drawings, tmp_path)
     answers(run, tmp_path)
-    out = exported(run, "transformers", tmp_path)
-    load = snippet(run, "transformers", tmp_path) + EXPECTED
-    elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
+    exported(run, "transformers", tmp_path)
+    elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_TRANSFORMERS, tmp_path)
+    (tmp_path / "exported").unlink()
+    exported(run, "open_clip", tmp_path)
+    elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
+
+
+def test_quick_gelu_is_in_both_configurations(tiny_run, exported, tmp_path):
+    theirs = exported(tiny_run, "transformers", tmp_path) / "config.json"
     for tower in ("text_config", "vision_config"):
-        theirs = json.loads((out / "config.json").read_text())[tower]
-        assert theirs["hidden_act"] == "quick_gelu"
-    out = exported(run, "open_clip", tmp_path, "open_clip")
-    ours = json.loads((out / "open_clip_config.json").read_text())
-    assert ours["model_cfg"]["quick_gelu"] is True
+        assert json.loads(theirs.read_text())[tower]["hidden_act"] == "quick_gelu"
+    ours = exported(tiny_run, "open_clip", tmp_path, "open_clip") / "open_clip_config.json"
+    assert json.loads(ours.read_text())["model_cfg"]["quick_gelu"] is True
 
 
-@pytest.mark.parametrize("run", CLIP_RUNS)
+@pytest.mark.slow  # in one process, and quick: test_peft.py
+@pytest.mark.parametrize("run", ["tiny_run", "vit_b_32_run"])
 def test_peft(run, request, exported, tmp_path):
     run = request.getfixturevalue(run)
     exported(run, "transformers", tmp_path, "BASE", strength=0)
     exported(run, "peft", tmp_path)
     answers(run, tmp_path)
-    load = snippet(run, "peft", tmp_path) + EXPECTED
+    load = snippet(tmp_path) + EXPECTED
     elsewhere(load + COMPARE_TRANSFORMERS + STEP_IN_PEFT, tmp_path)
 
 
@@ -331,25 +354,45 @@ def test_the_adapter_is_a_tenth_of_what_peft_saves(tmp_path):
     assert ours * 10 <= theirs, (ours, theirs)
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_onnx_at_half_strength(run, request, exported, drawings, tmp_path):
+def run_script(folder: Path, paths: list[str]) -> list[tuple[str, str]]:
+    """Run the script beside the ONNX files, without this package; return (image, top-1) pairs."""
+    code = (
+        f"{WITHOUT_TORCH}\nimport runpy\nsys.argv = ['classify.py', *{paths!r}]\n"
+        f"runpy.run_path('exported/classify.py', run_name='__main__')"
+    )
+    printed = elsewhere(code, folder, torch_too=False).splitlines()
+    return [tuple(line.split("\t")[:2]) for line in printed]
+
+
+def top1(predictions: list[dict]) -> list[str]:
+    return [next(iter(answer["tuned"])) for answer in predictions]
+
+
+@pytest.fixture(scope="module")
+def photographs(drawings, tmp_path_factory) -> list[str]:
+    """The test images, and one each of what a script may get wrong: turned, transparent, thin."""
+    folder = tmp_path_factory.mktemp("photographs")
+    noise = torch.randint(0, 256, (301, 420, 4), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    image.save(folder / "transparent.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    image.convert("L").crop((0, 0, 420, 30)).save(folder / "thin.png")
+    return [*files_in(drawings / "test"), *files_in(folder)]
+
+
+@pytest.mark.parametrize("run", ["tiny_run", SLOW_LITE0, VIT_B_32])
+def test_onnx_at_half_strength(run, request, exported, photographs, tmp_path):
     """Features and probabilities in batches of 1 and 7; the script answers as predict does."""
     run = request.getfixturevalue(run)
     out = exported(run, "onnx", tmp_path, strength=0.5)
     answers(run, tmp_path, strength=0.5)
-    paths = files_in(drawings / "test")
-    print_answers = f"print(json.dumps([classify(path) for path in {paths!r}]))"
-    load = WITHOUT_TORCH + snippet(run, "onnx", tmp_path)
     compare = COMPARE_ONNX.replace("TOLERANCE", "1e-4")
-    printed = elsewhere(load + compare + print_answers, tmp_path, torch_too=False)
-    classifier = cr.Classifier.load(run, strength=0.5)
-    predicted = classifier.predict(paths)
-    for got, wanted in zip(json.loads(printed.splitlines()[-1]), predicted, strict=True):
-        assert next(iter(got)) == next(iter(wanted["tuned"]))
-        assert got == pytest.approx(wanted["tuned"], abs=1e-4)
-    script = [sys.executable, "exported/classify.py", paths[0]]
-    line = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert line.split("\t")[:2] == [paths[0], next(iter(predicted[0]["tuned"]))]
+    elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
+    classifier = cr.Classifier.load(run, strength=0.5, device="cpu")
+    predicted = top1(classifier.predict(photographs))
+    assert run_script(tmp_path, photographs) == list(zip(photographs, predicted, strict=True))
     facts = onnx.load(out / "classifier.onnx").metadata_props
     facts = {prop.key: json.loads(prop.value) for prop in facts}
     model = classifier.model
@@ -359,19 +402,36 @@ def test_onnx_at_half_strength(run, request, exported, drawings, tmp_path):
     assert (facts["strength"], facts["precision"]) == (0.5, "fp32")
 
 
-@pytest.mark.parametrize("run", ["lite0_run", "tiny_run"])
-def test_onnx_in_half_precision(run, request, exported, drawings, tmp_path):
+def test_the_script_is_twenty_lines_and_prepares_images_as_predict_does(
+    tiny_run, exported, photographs, tmp_path
+):
+    """Its pixels, caught on their way into the session, are those of this package."""
+    script = exported(tiny_run, "onnx", tmp_path, strength=0.5) / "classify.py"
+    code = script.read_text()
+    assert len(code.splitlines()) <= 20
+    code = code.replace("session.run", "caught.append(pixels) or session.run")
+    assert code.count("caught") == 1
+    names = {"caught": [], "__file__": str(script)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["classify.py", *photographs])
+        exec(code, names)
+    model = cr.Classifier.load(tiny_run, device="cpu").model
+    for path, pixels in zip(photographs, names["caught"], strict=True):
+        ours = model.preprocess(decode_image(path))
+        torch.testing.assert_close(torch.from_numpy(pixels[0]).float(), ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["tiny_run", "lite0_run", "vit_b_32_run"])
+def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     """The same top-1 on every test image, from files of about half the size."""
     run = request.getfixturevalue(run)
     out = exported(run, "onnx", tmp_path, precision="fp16")
-    paths = files_in(drawings / "test")
-    print_answers = f"import json; print(json.dumps([classify(path) for path in {paths!r}]))"
-    load = WITHOUT_TORCH + snippet(run, "onnx", tmp_path)
-    printed = elsewhere(load + print_answers, tmp_path, torch_too=False)
-    predicted = cr.Classifier.load(run).predict(paths)
-    for got, wanted in zip(json.loads(printed.splitlines()[-1]), predicted, strict=True):
-        assert next(iter(got)) == next(iter(wanted["tuned"]))
-        assert got == pytest.approx(wanted["tuned"], abs=2e-2)
+    answers(run, tmp_path)
+    compare = COMPARE_ONNX.replace("TOLERANCE", "2e-2")
+    elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
+    predicted = top1(cr.Classifier.load(run, device="cpu").predict(photographs))
+    assert run_script(tmp_path, photographs) == list(zip(photographs, predicted, strict=True))
     vision = cr.Classifier.load(run).model.net.visual.state_dict().values()
     graph = 300_000  # bytes, without weights
     assert (out / "classifier.onnx").stat().st_size < 2.1 * sum(t.numel() for t in vision) + graph
@@ -391,9 +451,7 @@ assert probabilities.shape == (7, len(classes))
 assert np.abs(probabilities - expected["probabilities"]).max() < 1e-5
 print(json.dumps(classes))
 """
-    printed = elsewhere(
-        WITHOUT_TORCH + snippet(lite0_run, "head", tmp_path) + compare, tmp_path, torch_too=False
-    )
+    printed = elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
     assert json.loads(printed) == list(cr.Classifier.load(lite0_run).classes)
 
 
@@ -462,12 +520,29 @@ def test_strength_0_is_the_base_model(lite0_run, tmp_path):
     assert all(torch.equal(merged[key], tensor) for key, tensor in base.items())
 
 
+def test_half_strength_answers_as_predict_does_at_half_strength(
+    tiny_run, exported, drawings, tmp_path
+):
+    folder = exported(tiny_run, "open_clip", tmp_path, strength=0.5)
+    name, paths = f"local-dir:{folder}", files_in(drawings / "test")
+    net, _, preprocess = open_clip.create_model_and_transforms(name)
+    images = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths])
+    classifier = cr.Classifier.load(tiny_run, strength=0.5, device="cpu")
+    tokens = open_clip.get_tokenizer(name)([f"a photo of a {c}." for c in classifier.classes])
+    with torch.inference_mode():
+        images, texts, scale = net.eval()(images, tokens)[:3]
+    answers = (scale * images @ texts.T).softmax(dim=-1)
+    for answer, predicted in zip(answers, classifier.predict(paths), strict=True):
+        wanted = [predicted["tuned"][name] for name in classifier.classes]
+        torch.testing.assert_close(answer, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
 # ---------------------------------------------------------------- cards
 
 
 @pytest.mark.parametrize("format", list(cr.export_formats()))
 def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
-    options = {"precision": "fp16"} if format == "onnx" else {}
+    options = {"strength": 0.5} if format == "onnx" else {}  # shared with the other tests
     card = (exported(tiny_run, format, tmp_path, **options) / "README.md").read_text()
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     for said in (
@@ -479,7 +554,7 @@ def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
         "classes: `bird`, `computer`, `dessert`.",
     ):
         assert said in card
-    assert cr.loading_snippet(tiny_run, format, "it").strip() in card
+    assert cr.loading_snippet(tiny_run, format, "exported").strip() in card
     if format != "adapter":  # whose base has to be found again
         assert str(tmp_path.parent) not in card  # it may be published: no path of this machine
     written = {path.suffix for path in (tmp_path / "exported").resolve().iterdir()}
@@ -490,7 +565,7 @@ def test_the_adapters_snippet_runs(tiny_run, exported, tmp_path, monkeypatch):
     exported(tiny_run, "adapter", tmp_path)
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(snippet(tiny_run, "adapter", tmp_path), names)
+    exec(snippet(tmp_path), names)
     assert names["adapter"].strength == 1
 
 

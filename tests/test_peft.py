@@ -1,11 +1,12 @@
 """Adapters of the peft library, both ways, on small models of CLIP's own layout."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import TINY, randomize
 from safetensors.torch import load_file
 
 import clip_randlora as cr
@@ -189,7 +190,12 @@ def test_other_kinds_of_peft_adapters_are_named(tiny, theirs, tmp_path):
 
 def test_an_adapter_of_another_size_is_refused(tiny, theirs, tmp_path):
     trained_by_peft(theirs, ["q_proj"], tmp_path / "peft")
-    other = cr.load_model("ViT-B-32", pretrained=None)
+    deeper = copy.deepcopy(TINY)
+    deeper["vision_cfg"]["layers"] = 4
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": deeper, "preprocess_cfg": {}})
+    )
+    other = cr.load_model(str(tmp_path), pretrained=None)
     with pytest.raises(cr.UserError, match="adapts some layers"):
         cr.load_adapter(other.net, tmp_path / "peft")
     with pytest.raises(cr.UserError, match="has no place for"):

@@ -162,6 +162,19 @@ def test_resume_with_other_settings_names_the_setting(tiny, colors, tmp_path):
         cr.fit(tiny, data, cr.TrainConfig(**FAST, seed=2), out=tmp_path / "run", resume=True)
 
 
+def test_a_checkpoint_of_an_older_format_is_not_resumed(tiny, colors, tmp_path):
+    """Before adapter format 2 the bases were dealt otherwise: its numbers mean another update."""
+    data, config = cr.load_data(colors), cr.TrainConfig(**FAST)
+    with pytest.raises(cr.Interrupted):
+        cr.fit(tiny, data, config, out=tmp_path / "run", on_step=StopAt(5))
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["format"]  # which it did not have
+    torch.save(state, path)
+    with pytest.raises(cr.UserError, match=r"run: cannot resume, .* another version .* --out"):
+        cr.fit(tiny, data, config, out=tmp_path / "run", resume=True)
+
+
 def test_a_folder_that_is_no_run_is_not_touched(tiny, colors, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(cr.UserError, match="not empty and not a run"):

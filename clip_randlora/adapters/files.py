@@ -19,7 +19,7 @@ from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 
 _FORMAT = "clip-randlora-adapter"
-_VERSION = 2  # 1 dealt the bases' columns otherwise, so its numbers mean other updates
+VERSION = 2  # 1 dealt the bases' columns otherwise, so its numbers mean other updates
 _BASES = ("bases.b", "bases.a")
 FILE_NAME = "adapter.safetensors"
 _SAMPLES_PER_TENSOR = 256
@@ -78,7 +78,7 @@ def write(
     temporary = path.with_name(path.name + ".tmp")
     metadata = {
         "format": _FORMAT,
-        "version": str(_VERSION),
+        "version": str(VERSION),
         "config": config.model_dump_json(),
         "base": json.dumps(asdict(base)),
     }
@@ -110,10 +110,10 @@ def read(path: str | Path) -> StoredAdapter:
             metadata = stored.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"{path}: a safetensors file, but not an adapter of this project")
-            if metadata["version"] != str(_VERSION):
+            if metadata["version"] != str(VERSION):
                 raise UserError(
                     f"{path}: adapter format {metadata['version']}, this version of clip-randlora "
-                    f"reads format {_VERSION}; use the version that wrote it, or train again"
+                    f"reads format {VERSION}; use the version that wrote it, or train again"
                 )
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))

@@ -44,7 +44,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 model = CLIPModel.from_pretrained({path!r}).eval()
-processor = CLIPProcessor.from_pretrained({path!r}, backend="pil")  # resizes as open_clip does
+processor = CLIPProcessor.from_pretrained({path!r})
 
 prompts = {prompts}
 image = Image.open("image.jpg")
@@ -65,12 +65,20 @@ base = CLIPModel.from_pretrained({transformers_base!r}){base_remark}
 model = PeftModel.from_pretrained(base, {path!r}, is_trainable=True)
 """,
     "onnx": """\
-import sys
+import json
 
-sys.path.insert(0, {path!r})
-from classify import classify  # needs onnxruntime, numpy and pillow
+import numpy as np
+import onnxruntime
 
-print(classify("image.jpg"))  # {{class: probability}}, the most probable first
+image_encoder, text_encoder, classifier = (
+    onnxruntime.InferenceSession(f"{path}/{{name}}.onnx")
+    for name in ("image_encoder", "text_encoder", "classifier")
+)
+facts = classifier.get_modelmeta().custom_metadata_map
+classes, size = json.loads(facts["classes"]), json.loads(facts["image_size"])
+
+pixels = np.zeros((1, 3, size, size), np.float32)  # prepare images as classify.py does
+print(classes, classifier.run(None, {{"pixels": pixels}})[0])
 """,
     "head": """\
 import json

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clip_randlora.errors import UserError
 from clip_randlora.export.card import base_name
-from clip_randlora.export.source import Features, Source, require_equal
+from clip_randlora.export.source import Features, Source, require_equal, resampling
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
 _SCRIPT = "classify.py"
@@ -150,15 +150,15 @@ def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 def _facts(source: Source, precision: str) -> dict[str, str]:
     """Return what a user of the models has to know, as JSON values."""
     settings = source.model.net.visual.preprocess_cfg
-    interpolation = settings.get("interpolation", "bicubic")
+    resample = resampling(settings)
     facts = {
         "classes": source.classes,
         "prompts": source.prompts,
         "image_size": source.model.image_size,
         "mean": settings["mean"],
         "std": settings["std"],
-        # open_clip's evaluation takes bicubic for "random"
-        "interpolation": "bicubic" if interpolation == "random" else interpolation,
+        "interpolation": resample.name.lower(),
+        "resample": int(resample),  # Pillow's number for it
         "resize_mode": settings.get("resize_mode", "shortest"),
         "strength": source.strength,
         "precision": precision,

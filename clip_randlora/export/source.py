@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clip_randlora import runs
@@ -182,6 +183,13 @@ class Source:
         self.adapter.detach()
         paths = [one.folder / runs.ADAPTER for one in self.trained]
         return add_adapters(self.model.net, paths, [w * self.strength for w in self.weights])
+
+
+def resampling(preprocess_cfg: dict[str, Any]) -> Image.Resampling:
+    """Return the Pillow filter with which open_clip resizes images to classify."""
+    name = preprocess_cfg.get("interpolation", "bicubic")
+    # open_clip's evaluation takes bicubic for "random"
+    return Image.Resampling["BICUBIC" if name == "random" else name.upper()]
 
 
 def require_equal(what: str, got: Tensor, expected: Tensor, tolerance: float) -> None:

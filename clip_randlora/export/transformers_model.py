@@ -10,18 +10,12 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PilBackend
 
 from clip_randlora.adapters.transformers_names import to_transformers
 from clip_randlora.errors import UserError
-from clip_randlora.export.source import Features, Source, require_equal
+from clip_randlora.export.source import Features, Source, require_equal, resampling
 
-_INTERPOLATION = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "random": Image.Resampling.BICUBIC,  # open_clip's evaluation takes bicubic then
-}
 _SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 
@@ -64,7 +58,7 @@ def verify(source: Source, expected: Features, folder: Path, precision: str) -> 
     if loading["missing_keys"] or loading["unexpected_keys"]:
         raise UserError(f"nothing written: CLIPModel loads other tensors than it holds: {loading}")
     require_equal_features(net, expected)
-    processor = CLIPProcessor.from_pretrained(folder, backend="pil")
+    processor = CLIPProcessor.from_pretrained(folder)
     prompts = [prompt for of_class in source.prompts.values() for prompt in of_class]
     got = processor.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
     require_equal(
@@ -130,15 +124,26 @@ def _tokenizer(source: Source) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=ours.context_length)
 
 
-def _image_processor(source: Source) -> CLIPImageProcessorPil:
+def _image_processor(source: Source) -> PilBackend:
+    """Build an image processor that resizes with Pillow, as open_clip does.
+
+    A ``CLIPImageProcessor``, whatever it was saved as, is loaded as the one that resizes with
+    torchvision, a grey level beside Pillow here and there; ``PilBackend`` stays what it is.
+    """
     size, settings = source.model.image_size, source.model.net.visual.preprocess_cfg
     square = {"height": size, "width": size}
     keeps_shape = settings.get("resize_mode", "shortest") == "shortest"
-    return CLIPImageProcessorPil(
+    return PilBackend(
+        do_convert_rgb=True,
+        do_resize=True,
         size={"shortest_edge": size} if keeps_shape else square,
+        default_to_square=not keeps_shape,
+        resample=resampling(settings),
         do_center_crop=keeps_shape,
         crop_size=square,
-        resample=_INTERPOLATION[settings.get("interpolation", "bicubic")],
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
         image_mean=list(settings["mean"]),
         image_std=list(settings["std"]),
     )
