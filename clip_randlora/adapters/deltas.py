@@ -31,7 +31,8 @@ class _RandLoRAUpdate(torch.autograd.Function):
         ctx.save_for_backward(b, a, *diagonals)
         ctx.scale, ctx.transposed = scale, transposed
         updated = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        parts = zip(weight.chunk(len(diagonals) // 2), updated.chunk(len(diagonals) // 2))
+        count = len(diagonals) // 2
+        parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
         for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
             scaled_a = _scale_a(a, lam, gamma)
             if transposed:
@@ -193,9 +194,7 @@ class WeightedSum(Delta):
         return sum(weight * term() for weight, term in zip(self.weights, self.terms, strict=True))
 
 
-def add_updates(
-    weight: Tensor, rows: list[slice], deltas: list[Delta], strength: float
-) -> Tensor:
+def add_updates(weight: Tensor, rows: list[slice], deltas: list[Delta], strength: float) -> Tensor:
     """Return ``weight + strength * dW``, (out, in), where each delta updates a run of rows."""
     covered = sum(run.stop - run.start for run in rows)
     if (
