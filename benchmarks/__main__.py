@@ -1,0 +1,48 @@
+"""The command ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from benchmarks.blocks import blocks
+from benchmarks.fewshot import fewshot
+from benchmarks.infer import infer
+from benchmarks.scale import scale
+from benchmarks.start import start
+from benchmarks.step import step
+from clip_randlora.errors import UserError
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    help="What the project costs, measured. Each prints a table, and writes it, JSON and a figure.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (step, scale, fewshot, blocks, infer, start):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a benchmark; exit status 2 for wrong input, with one line."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except UserError as error:
+        _fail(f"error: {error}")
+    except Exception as error:
+        # usage errors of the command line library, which would print more than one line
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"error: {error.format_message()}")
+
+
+def _fail(line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the benchmarks share: processes, results on disk, tables, figures, the machine."""
