@@ -274,12 +274,11 @@ def test_wrong_options_are_one_line_and_status_2(arguments, message, monkeypatch
 @pytest.mark.parametrize(
     ("name", "arguments", "rows"),
     [
-        ("step", "--row randlora --row peft-lora --repeats 2 --steps 1 --images 2 --classes 3 "
+        ("step", "--row randlora --row peft-lora --repeats 1 --steps 1 --images 2 --classes 3 "
          "--precision fp32", 2),
-        ("scale", "--axis rank --value 2 --value 4 --steps 1 --images 2 --classes 3", 2),
         ("scale", "--axis blocks --value 1 --steps 1 --images 2 --classes 3", 1),
         ("blocks", "--last 1 --epochs 1 --images 20 --classes 2", 2),
-        ("infer", "--images 70 --repeats 1 --loop eval --loop bare-both --loop bare-workers", 3),
+        ("infer", "--images 70 --repeats 1 --loop eval --loop bare-both-workers", 2),
         ("fewshot", "--data clipart --method randlora --method nothing --shots 1 --seeds 1 "
          "--steps 2", 2),
     ],
