@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.func import functional_call
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
 from clip_randlora.templates import DEFAULT_TEMPLATES, check_templates
+
+_PACKED_LENGTH = 160  # tokens; attention grows with the square, what the prefix saves does not
 
 
 def clean_class_name(name: str) -> str:
@@ -63,6 +66,7 @@ class TextClassifier:
         classes: class names, C of them.
         tokens: int64 (P, L), every prompt of every class, on the model's device, trimmed where
             that is exact.
+        shared: how many leading tokens all prompts have in common.
         owners: int64 (P,), the class of each prompt.
     """
 
@@ -71,6 +75,7 @@ class TextClassifier:
         self.classes = tuple(classes)
         flat = [prompt for of_class in prompts for prompt in of_class]
         self.tokens = trim(model.net, model.tokenizer(flat).to(model.device))
+        self.shared = shared_prefix(self.tokens)
         self.owners = torch.tensor(
             [label for label, of_class in enumerate(prompts) for _ in of_class],
             device=model.device,
@@ -84,7 +89,7 @@ class TextClassifier:
                 the result is then (R, E), in the order of the rows.
         """
         tokens = self.tokens if rows is None else self.tokens[rows]
-        features = encode_tokens(self.model.net, tokens)
+        features = encode_tokens(self.model.net, tokens, self.shared)
         if rows is not None or len(features) == len(self.classes):
             return features
         sums = features.new_zeros(len(self.classes), features.shape[1])
@@ -92,12 +97,25 @@ class TextClassifier:
         return nn.functional.normalize(sums, dim=-1)
 
 
-def encode_tokens(net: nn.Module, tokens: Tensor) -> Tensor:
-    """Encode int64 tokens (P, L) to unit features (P, E); L may be trimmed (see `trim`)."""
+def encode_tokens(net: nn.Module, tokens: Tensor, shared: int = 0) -> Tensor:
+    """Encode int64 tokens (P, L) to unit features (P, E); L may be trimmed (see `trim`).
+
+    Args:
+        net: an open_clip model.
+        tokens: of P prompts.
+        shared: how many leading tokens all prompts have in common (see `shared_prefix`). Where
+            attention is causal they pass through the tower once for many prompts, not once for
+            each.
+    """
     tower = _causal_tower(net)
-    if tower is None or tokens.shape[1] == tower.positional_embedding.shape[0]:
+    if tower is None:
         return net.encode_text(tokens, normalize=True)
+    packing = _Packing.of(tokens, shared)
+    if packing is not None:
+        return nn.functional.normalize(_encode_packed(tower, tokens, packing), dim=-1)
     length = tokens.shape[1]
+    if length == tower.positional_embedding.shape[0]:
+        return net.encode_text(tokens, normalize=True)
     shorter = {
         "positional_embedding": tower.positional_embedding[:length],
         "attn_mask": tower.attn_mask[:length, :length],
@@ -110,6 +128,80 @@ def encode_tokens(net: nn.Module, tokens: Tensor) -> Tensor:
     return nn.functional.normalize(features, dim=-1)
 
 
+def shared_prefix(tokens: Tensor) -> int:
+    """Count the leading tokens that all prompts (P, L) have in common: "a photo of a", say.
+
+    The last token is never counted, so that every prompt keeps one of its own.
+    """
+    same = (tokens == tokens[:1]).all(dim=0)[:-1]
+    return int(same.int().cumprod(dim=0).sum())
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How prompts with a common prefix lie one after the other in a few long sequences.
+
+    A sequence is the prefix and then what ``prompts`` prompts have of their own, each at its own
+    positions. In a causal tower a prompt sees the prefix and itself, so one mask makes it exact.
+    """
+
+    shared: int
+    own: int
+    prompts: int
+    sequences: int
+
+    @classmethod
+    def of(cls, tokens: Tensor, shared: int) -> _Packing | None:
+        """Choose sequences of about `_PACKED_LENGTH` tokens; None where that saves nothing."""
+        count, length = tokens.shape
+        own = length - shared
+        most = max((_PACKED_LENGTH - shared) // own, 1)
+        sequences = -(-count // most)
+        packing = cls(shared, own, -(-count // sequences), sequences)
+        saves = sequences * (shared + packing.prompts * own) < count * length
+        return packing if saves else None
+
+    def pack(self, tokens: Tensor) -> Tensor:
+        """Lay tokens (P, L) out as (sequences, shared + prompts * own); the last one repeats."""
+        missing = self.sequences * self.prompts - len(tokens)
+        own = torch.cat([tokens, tokens[-1:].expand(missing, -1)])[:, self.shared :]
+        prefix = tokens[:1, : self.shared].expand(self.sequences, -1)
+        return torch.cat([prefix, own.reshape(self.sequences, -1)], dim=1)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return the position of each packed token in its prompt, int64."""
+        own = torch.arange(self.shared, self.shared + self.own, device=device)
+        return torch.cat([torch.arange(self.shared, device=device), own.repeat(self.prompts)])
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Return what attention adds to its scores: 0 for the prefix and the prompt's own past."""
+        prompt = torch.arange(self.prompts, device=like.device).repeat_interleave(self.own)
+        prefix = torch.full((self.shared,), -1, device=like.device)
+        owner = torch.cat([prefix, prompt])
+        sees = ((owner == -1) | (owner == owner[:, None])).tril()
+        return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(
+            ~sees, float("-inf")
+        )
+
+    def places(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn positions in the prompts (P,) into sequence and place of each."""
+        prompt = torch.arange(len(ends), device=ends.device)
+        sequence = prompt.div(self.prompts, rounding_mode="floor")
+        return sequence, prompt.remainder(self.prompts) * self.own + ends
+
+
+def _encode_packed(tower: nn.Module, tokens: Tensor, packing: _Packing) -> Tensor:
+    """Encode tokens (P, L) to features (P, E) in a causal tower, in few long sequences."""
+    positions = tower.positional_embedding[packing.positions(tokens.device)]
+    x = tower.token_embedding(packing.pack(tokens)) + positions
+    x = tower.transformer(x, attn_mask=packing.mask(tower.attn_mask))
+    x = tower.ln_final(x[packing.places(_ends(tower, tokens))])
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
 def trim(net: nn.Module, tokens: Tensor) -> Tensor:
     """Cut tokens (P, L) after the longest prompt's end-of-text token, where that is exact.
 
@@ -119,12 +211,15 @@ def trim(net: nn.Module, tokens: Tensor) -> Tensor:
     tower = _causal_tower(net)
     if tower is None:
         return tokens
+    return tokens[:, : int(_ends(tower, tokens).max()) + 1]
+
+
+def _ends(tower: nn.Module, tokens: Tensor) -> Tensor:
+    """Return where each prompt's end-of-text token is, int64 (P,): there the feature is read."""
     if _pool_type(tower) == "argmax":
-        ends = tokens.argmax(dim=-1)
-    else:
-        end_of_text = tower.text_eos_id if tower is net else tower.eos_id
-        ends = (tokens == end_of_text).int().argmax(dim=-1)
-    return tokens[:, : int(ends.max()) + 1]
+        return tokens.argmax(dim=-1)
+    end_of_text = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
+    return (tokens == end_of_text).int().argmax(dim=-1)
 
 
 def _pool_type(tower: nn.Module) -> str | None:
