@@ -28,7 +28,7 @@ LABELS = {name: row.label for name, row in ROWS.items()} | {FIT: FIT_LABEL}
 _COLORS = {"ours": report.OURS, "peer": report.PEER, "bound": report.BOUND}
 _BASE_IMAGES = 32
 # beyond 32 images only these, unless rows are named: what line 3 of the targets compares
-_LARGE_BATCH_ROWS = ("randlora", "randlora-sparse", "randlora-very-sparse", "bound")
+_LARGE_BATCH_ROWS = ("randlora", "randlora-very-sparse", "bound", "bound-tight")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ COMPARISONS = (
     ),
     Comparison("", "randlora-sparse", "randlora", "seconds", {}),
     Comparison("", "randlora-very-sparse", "bound", "seconds", {}),
+    Comparison("", "randlora", "bound-tight", "seconds", {}),
+    Comparison("", "randlora-very-sparse", "bound-tight", "seconds", {}),
     Comparison("", "randlora", "peft-randlora-trimmed", "seconds", {}),
     Comparison("", "randlora", "peft-randlora-trimmed", "memory", {}),
     Comparison("", "randlora", "peft-lora", "seconds", {}),

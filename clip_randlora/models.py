@@ -196,13 +196,13 @@ def _fast_attention(visual: nn.Module, device: torch.device) -> Iterator[None]:
 
     There the backward pass of its fused kernel takes twice the time of plain products.
     """
-    in_bf16 = torch.is_autocast_enabled("cpu") and device.type == "cpu"
-    if in_bf16 and isinstance(visual, VisionTransformer):
-        if len(visual.positional_embedding) <= _SHORT_SEQUENCE:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-            return
-    yield
+    in_bf16 = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    is_vit = isinstance(visual, VisionTransformer)
+    if in_bf16 and is_vit and len(visual.positional_embedding) <= _SHORT_SEQUENCE:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

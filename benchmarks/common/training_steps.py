@@ -25,7 +25,7 @@ import clip_randlora as cr
 from benchmarks.common.images import write_images
 from clip_randlora.loop import _keep_freed_memory
 from clip_randlora.models import find_device
-from clip_randlora.text import TextClassifier, make_prompts, trim
+from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
 
 _COLOURS = (  # noqa: SIM905
     "amber black blue bronze brown copper coral crimson cyan gold gray green indigo ivory lime "
@@ -136,36 +136,54 @@ def full_fine_tuning(workload: Workload) -> Setup:
     text = workload.text(model)
     images = workload.pixels(model)
     return Setup(
-        logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
+        logits=lambda: _plain_logits(model, images, text),
         parameters=list(model.net.requires_grad_(True).parameters()),
         text_tokens=text.tokens.shape[1],
     )
 
 
+def _plain_logits(model: cr.Model, images: Tensor, text: TextClassifier) -> Tensor:
+    """Return (N, C) by open_clip's own forward pass, which leaves out nothing but trimmed text."""
+    image = model.net.encode_image(model.normalize(images), normalize=True)
+    return model.logit_scale() * image @ encode_tokens(model.net, text.tokens).T
+
+
 def lower_bound(workload: Workload) -> Setup:
-    """Set up what no update of the weights can undercut: only the inputs get gradients.
+    """Set up what no update of all the weights can undercut: only the inputs get gradients.
 
     The frozen weights are in the precision of the computation from the start; images and token
     embeddings require gradients, so that the backward pass goes through every layer.
     """
-    model = workload.load()
-    text = workload.text(model)
-    dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float32
-    model.net.requires_grad_(False).to(dtype)
-    images = workload.pixels(model).to(dtype).requires_grad_()
-    embedded: list[Tensor] = []
-
-    def ask_for_gradients(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        embedded[:] = [output.detach().requires_grad_()]
-        return embedded[0]
-
-    tower = getattr(model.net, "text", model.net)
-    tower.token_embedding.register_forward_hook(ask_for_gradients)
+    model, text, embedded = _frozen(workload)
+    images = workload.pixels(model).to(model.net.visual.conv1.weight.dtype).requires_grad_()
 
     def after_step() -> None:
         if images.grad is None or embedded[0].grad is None:
             raise RuntimeError("the backward pass did not reach the inputs")
         images.grad = None
+
+    return Setup(
+        logits=lambda: _plain_logits(model, images, text),
+        parameters=[],
+        text_tokens=text.tokens.shape[1],
+        autocasts=False,
+        after_step=after_step,
+    )
+
+
+def tight_lower_bound(workload: Workload) -> Setup:
+    """Set up the same for this project's own forward pass, from the first block on.
+
+    It runs the prompts' common prefix once and the class token alone in the last block, and no
+    gradient passes through the patch embedding, below which nothing is trained.
+    """
+    model, text, embedded = _frozen(workload)
+    images = workload.pixels(model).to(model.net.visual.conv1.weight.dtype)
+    entered = _ask_for_gradients(model.net.visual.ln_pre)
+
+    def after_step() -> None:
+        if entered[0].grad is None or embedded[0].grad is None:
+            raise RuntimeError("the backward pass did not reach the first blocks")
 
     return Setup(
         logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
@@ -174,6 +192,46 @@ def lower_bound(workload: Workload) -> Setup:
         autocasts=False,
         after_step=after_step,
     )
+
+
+def _frozen(workload: Workload) -> tuple[cr.Model, TextClassifier, list[Tensor]]:
+    """Return a frozen model in the precision of the computation, and where embeddings appear."""
+    model = workload.load()
+    text = workload.text(model)
+    dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float32
+    model.net.requires_grad_(False).to(dtype)
+    for module in model.net.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            _take_contiguous(module)
+    tower = getattr(model.net, "text", model.net)
+    return model, text, _ask_for_gradients(tower.token_embedding)
+
+
+def _ask_for_gradients(module: nn.Module) -> list[Tensor]:
+    """Let a module's output require gradients; return a list that will hold it."""
+    held: list[Tensor] = []
+
+    def ask(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        held[:] = [output.detach().requires_grad_()]
+        return held[0]
+
+    module.register_forward_hook(ask)
+    return held
+
+
+def _take_contiguous(attention: nn.MultiheadAttention) -> None:
+    """Hand an attention its sequences as (tokens, batch, width), contiguous in memory.
+
+    It would only view them so; torch then multiplies a frozen weight, copied, with each token.
+    """
+    attention.batch_first = False
+
+    def turn(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        turned = {id(one): one.transpose(0, 1).contiguous() for one in inputs}
+        return tuple(turned[id(one)] for one in inputs)  # q, k, v may be one and the same
+
+    attention.register_forward_pre_hook(turn)
+    attention.register_forward_hook(lambda _, __, output: (output[0].transpose(0, 1), output[1]))
 
 
 def peft_on_transformers(
@@ -272,6 +330,9 @@ ROWS: dict[str, StepRow] = {
     ),
     "full": StepRow("full fine-tuning, trimmed text", "peer", full_fine_tuning),
     "bound": StepRow("lower bound: gradients to the inputs only", "bound", lower_bound),
+    "bound-tight": StepRow(
+        "tight bound: the same by this project's forward pass", "bound", tight_lower_bound
+    ),
 }
 """The rows by name; that of `clip_randlora.fit` itself is `measure_fit`."""
 

@@ -34,7 +34,7 @@ class AdaptedWeight(nn.Module):
         self.keeps, self.kept = False, None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the adapted weight, in the weight's shape and dtype."""
+        """Return the adapted weight in its shape and dtype; under bf16 autocast, in bf16."""
         if not self.keeps:
             return self._adapt(weight)
         if self.kept is None:
@@ -54,8 +54,9 @@ class AdaptedWeight(nn.Module):
 
     def _update(self, weight: Tensor) -> Tensor:
         rows, deltas = list(self.rows.values()), list(self.deltas.values())
-        with torch.autocast(weight.device.type, enabled=False):  # W + dW at full precision
-            updated = add_updates(weight.flatten(1), rows, deltas, self.strength)
+        dtype = _dtype_in_use(weight)
+        with torch.autocast(weight.device.type, enabled=False):  # rounded once, at the end
+            updated = add_updates(weight.flatten(1), rows, deltas, self.strength, dtype)
         return updated.view(weight.shape)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -64,6 +65,15 @@ class AdaptedWeight(nn.Module):
         for target, rows in self.rows.items():
             update[rows] = self.deltas[target]().view(-1, *weight.shape[1:])
         return update
+
+
+def _dtype_in_use(weight: Tensor) -> torch.dtype:
+    """Return what the layer computes in: bf16 where autocast would round the weight to it."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        asked = torch.get_autocast_dtype(kind)
+        return asked if asked == torch.bfloat16 else weight.dtype
+    return weight.dtype
 
 
 @dataclass(frozen=True)

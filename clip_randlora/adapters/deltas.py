@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from clip_randlora.adapters.config import LoRA, RandLoRA, Sum
-from clip_randlora.bases import Bases, number_of_bases, random_bases, stored_bases
+from clip_randlora.bases import (
+    Bases,
+    Products,
+    number_of_bases,
+    products_with,
+    random_bases,
+    stored_bases,
+)
 
 
 class _RandLoRAUpdate(torch.autograd.Function):
@@ -26,38 +33,35 @@ class _RandLoRAUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, b, a, scale, transposed, *diagonals: Tensor) -> Tensor:
+    def forward(ctx, weight, products, a, scale, transposed, dtype, *diagonals: Tensor) -> Tensor:
         """Update a weight of P equal parts, each with a lambda and a gamma in ``diagonals``."""
-        ctx.save_for_backward(b, a, *diagonals)
-        ctx.scale, ctx.transposed = scale, transposed
-        updated = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(a, *diagonals)
+        ctx.products, ctx.scale, ctx.transposed = products, scale, transposed
+        updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         count = len(diagonals) // 2
         parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
         for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
-            scaled_a = _scale_a(a, lam, gamma)
-            if transposed:
-                torch.addmm(w, scaled_a.T, b.T, alpha=scale, out=out)
-            else:
-                torch.addmm(w, b, scaled_a, alpha=scale, out=out)
+            update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
+            torch.add(w, update, alpha=scale, out=out)
         return updated
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        b, a, *diagonals = ctx.saved_tensors
+        a, *diagonals = ctx.saved_tensors
         grads = []
-        parts = grad.chunk(len(diagonals) // 2)
+        parts = grad.to(ctx.products.dtype).chunk(len(diagonals) // 2)
         for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
-            m = torch.mm(b.T, g.T if ctx.transposed else g)
-            grads += _contract(m, a, lam, gamma, ctx.scale)
-        return None, None, None, None, None, *grads
+            m = ctx.products.contract(g.T if ctx.transposed else g)
+            grads += _contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+        return None, None, None, None, None, None, *grads
 
 
-def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor) -> Tensor:
+def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``lambda_ik a_kj gamma_ij`` as (r n, d), row ``k n + i``."""
-    scaled = a.new_empty(a.shape[0], *gamma.shape)
+    scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
     for k, row in enumerate(a):  # one run of rows at a time stays in the cache
-        torch.mul(gamma, row, out=scaled[k]).mul_(lam[:, k : k + 1])
+        torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
     return scaled.flatten(0, 1)
 
 
@@ -102,7 +106,8 @@ def randlora_delta(
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
     matrix = Bases(basis_b, basis_a).matrix()
     nothing = matrix.new_zeros(()).expand(len(matrix), columns)
-    return _RandLoRAUpdate.apply(nothing, matrix, basis_a, scale, False, lam, gamma)
+    products = Products(matrix)
+    return _RandLoRAUpdate.apply(nothing, products, basis_a, scale, False, matrix.dtype, lam, gamma)
 
 
 class Delta(nn.Module, ABC):
@@ -147,14 +152,21 @@ class RandLoRADelta(Delta):
         return bases.sliced(self.rows, self.columns)
 
     @staticmethod
-    def all_added_to(weight: Tensor, deltas: "list[RandLoRADelta]", strength: float) -> Tensor:
-        """Return a weight whose equal parts each get their own update, formed in place."""
+    def all_added_to(
+        weight: Tensor, deltas: "list[RandLoRADelta]", strength: float, dtype: torch.dtype
+    ) -> Tensor:
+        """Return, in ``dtype``, a weight whose equal parts each get their own update.
+
+        For bfloat16 the products are bfloat16's, with sums in float32; the update is added to
+        the weight before that is rounded.
+        """
         first = deltas[0]
-        bases = first._bases()
         diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
-        transposed = first.shape[0] < first.shape[1]
+        in_products = dtype if dtype == torch.bfloat16 else first.lam.dtype
+        products = products_with(first.bases, first.rows, first.columns, in_products, weight.device)
+        scale, transposed = strength * first.scale, first.shape[0] < first.shape[1]
         return _RandLoRAUpdate.apply(
-            weight, bases.matrix(), bases.a, strength * first.scale, transposed, *diagonals
+            weight, products, first._bases().a, scale, transposed, dtype, *diagonals
         )
 
 
@@ -194,21 +206,30 @@ class WeightedSum(Delta):
         return sum(weight * term() for weight, term in zip(self.weights, self.terms, strict=True))
 
 
-def add_updates(weight: Tensor, rows: list[slice], deltas: list[Delta], strength: float) -> Tensor:
-    """Return ``weight + strength * dW``, (out, in), where each delta updates a run of rows."""
+def add_updates(
+    weight: Tensor,
+    rows: list[slice],
+    deltas: list[Delta],
+    strength: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return ``weight + strength * dW``, (out, in), where each delta updates a run of rows.
+
+    ``dtype`` is the result's: the weight's own, or the one that autocast would round it to.
+    """
     covered = sum(run.stop - run.start for run in rows)
     if (
         all(isinstance(delta, RandLoRADelta) for delta in deltas)
         and covered == len(weight)
         and weight.dtype == deltas[0].lam.dtype
     ):
-        return RandLoRADelta.all_added_to(weight, deltas, strength)
+        return RandLoRADelta.all_added_to(weight, deltas, strength, dtype)
     pieces, end = [], 0
     for run, delta in zip(rows, deltas, strict=True):
         pieces += [weight[end : run.start], delta.added_to(weight[run], strength)]
         end = run.stop
     pieces = [piece for piece in (*pieces, weight[end:]) if len(piece)]
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(dtype)
 
 
 def make_deltas(
