@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from clip_randlora.adapters import Adapter
@@ -193,6 +192,8 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 def confusion(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Count (C, C) images by true class (rows) and answer (columns), zero-shot and tuned."""
+    from sklearn.metrics import confusion_matrix  # 130 MB and a second, needed by nothing else
+
     every = range(len(predictions.classes))
     zero_shot, tuned = (
         confusion_matrix(predictions.labels, probabilities.argmax(dim=-1), labels=every)

@@ -9,17 +9,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_randlora import runs
+from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters import Adapter, files
+from clip_randlora.attention import direct_self_attention
 from clip_randlora.data import Decoded, augment
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
@@ -36,6 +39,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WATCH_BATCH = 64
 _WATCHES = 8  # times that the watched test images are classified during a training
 _FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the reference's recipe
+
+
+@contextmanager
+def forward_pass(net: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Enter for the forward pass of a training step: what it forms and keeps is the least."""
+    with adapter.formed_once(), direct_self_attention(net), recomputed_in_backward(net):
+        yield
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class Loop:
             flip=self.config.flip,
         )
         labels = self.labels[rows]
-        with self.adapter.formed_once(), self.accelerator.autocast():
+        with forward_pass(self.model.net, self.adapter), self.accelerator.autocast():
             features = self.model.encode_image(images)
             classes, labels = self._class_features(labels, generator)
             logits = (self.model.logit_scale() * features @ classes.T).float()

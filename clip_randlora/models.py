@@ -15,18 +15,15 @@ import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms import Normalize, ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from clip_randlora.attention import pooled_token_only
 from clip_randlora.errors import UserError
 
 BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
-
-_SHORT_SEQUENCE = 64  # tokens
 
 DEFAULT_TAG = "default"
 """Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
@@ -145,64 +142,12 @@ class Model:
             images = images.float() / 255
         # convolutions on CPUs are faster in this layout; transformers do not mind
         images = self.normalize(images).contiguous(memory_format=torch.channels_last)
-        with _pooled_token_only(self.net.visual), _fast_attention(self.net.visual, images.device):
+        with pooled_token_only(self.net.visual):
             return self.net.encode_image(images, normalize=True)
 
     def logit_scale(self) -> Tensor:
         """The factor between cosine similarity and logits, a scalar."""
         return self.net.logit_scale.exp()
-
-
-@contextmanager
-def _pooled_token_only(visual: nn.Module) -> Iterator[None]:
-    """Let the last block of a ViT compute the class token alone, where nothing else is read.
-
-    Its keys and values need every token; its queries, output projection and MLP do not.
-    """
-    if not _reads_class_token_only(visual):
-        yield
-        return
-    block = visual.transformer.resblocks[-1]
-
-    def forward(x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        normed = block.ln_1(x)
-        query = normed[:, :1]
-        attended = block.attn(query, normed, normed, need_weights=False, attn_mask=attn_mask)[0]
-        x = x[:, :1] + block.ls_1(attended)
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
-
-    block.forward = forward
-    try:
-        yield
-    finally:
-        vars(block).pop("forward", None)  # another thread may have taken it off already
-
-
-def _reads_class_token_only(visual: nn.Module) -> bool:
-    """Tell whether a tower is open_clip's ViT whose feature is its class token's."""
-    return (
-        isinstance(visual, VisionTransformer)
-        and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
-        and visual.transformer.batch_first
-        and visual.pool_type == "tok"
-        and visual.attn_pool is None
-        and not visual.output_tokens
-    )
-
-
-@contextmanager
-def _fast_attention(visual: nn.Module, device: torch.device) -> Iterator[None]:
-    """Choose attention's kernel where torch's choice is slow: short sequences in bf16 on CPUs.
-
-    There the backward pass of its fused kernel takes twice the time of plain products.
-    """
-    in_bf16 = device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    is_vit = isinstance(visual, VisionTransformer)
-    if in_bf16 and is_vit and len(visual.positional_embedding) <= _SHORT_SEQUENCE:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import clip_randlora as cr
 from benchmarks.common.images import write_images
-from clip_randlora.loop import _keep_freed_memory
+from clip_randlora.loop import _keep_freed_memory, forward_pass
 from clip_randlora.models import find_device
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
 
@@ -126,7 +126,7 @@ def adapted(workload: Workload, config: dict[str, Any]) -> Setup:
         logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
         parameters=adapter.parameters(),
         text_tokens=text.tokens.shape[1],
-        forward_context=adapter.formed_once,
+        forward_context=lambda: forward_pass(model.net, adapter),
     )
 
 

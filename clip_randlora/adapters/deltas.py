@@ -21,6 +21,8 @@ from clip_randlora.bases import (
     stored_bases,
 )
 
+_ROWS_IN_CACHE = 256
+
 
 class _RandLoRAUpdate(torch.autograd.Function):
     """``W + scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
@@ -42,7 +44,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
         parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
         for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
             update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
-            torch.add(w, update, alpha=scale, out=out)
+            _add(w, update, scale, out)
         return updated
 
     @staticmethod
@@ -55,6 +57,15 @@ class _RandLoRAUpdate(torch.autograd.Function):
             m = ctx.products.contract(g.T if ctx.transposed else g)
             grads += _contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
         return None, None, None, None, None, None, *grads
+
+
+def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
+    """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
+    rows = len(weight)
+    if weight.device.type == "cpu" and update.dtype != weight.dtype:
+        rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
+    for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
+        torch.add(w, u, alpha=scale, out=o)
 
 
 def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
