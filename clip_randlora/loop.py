@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, files
+from clip_randlora.class_token import class_token_alone
 from clip_randlora.data import Decoded, Views, augment
 from clip_randlora.errors import UserError
 from clip_randlora.frozen import (
@@ -181,7 +182,7 @@ class Loop:
             self.notes.append(f"Text tower: its frozen blocks run at every step, as {reason}.")
 
     def _encode_image(self, images: Tensor) -> Tensor:
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), class_token_alone(self.model.net):
             return self.model.encode_image(images)
 
     def _encode_text(self) -> Tensor:
@@ -228,7 +229,7 @@ class Loop:
                 scale=self.config.crop_scale,
                 flip=self.config.flip,
             )
-        return partial(self.model.encode_image, crops)
+        return partial(self._encode_image, crops)
 
     def watched_accuracy(self) -> float | None:
         """Return the share of the watched images that the model gets right now, if any are."""

@@ -1,5 +1,6 @@
 """Frozen blocks run once for each view of an image, and training comes out the same."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 import clip_randlora as cr
 from clip_randlora import frozen
+from clip_randlora.class_token import class_token_alone
 from clip_randlora.data import Views
 from clip_randlora.text import TextClassifier
 
@@ -225,3 +227,23 @@ def test_memory_is_bounded(tiny_folder, colors, monkeypatch):
     run = fit(cr.load_model(str(tiny_folder)), colors, method=method)
     assert len(run.notes) == 1
     assert "as one view of each image would take" in run.notes[0]
+
+
+def test_the_class_token_alone_gives_the_same_features_and_gradients(tiny):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
+    ran = []
+    tiny.net.visual.transformer.resblocks[2].mlp.register_forward_hook(
+        lambda _, args, __: ran.append(args[0].shape[1])
+    )
+    found = []
+    for context in (class_token_alone(tiny.net), nullcontext()):
+        with context:
+            features = tiny.encode_image(images(3, 32))
+        (features * torch.arange(features.numel()).view_as(features)).sum().backward()
+        parameters = dict(adapter.named_parameters()).items()
+        grads = {name: p.grad.clone() for name, p in parameters if name.startswith("visual")}
+        found.append(grads | {"features": features.detach()})
+        for parameter in adapter.parameters():
+            parameter.grad = None
+    assert ran == [1, 17]
+    assert_close(*found, 1e-5)
