@@ -24,7 +24,7 @@ from clip_randlora.adapters.config import Tower
 from clip_randlora.adapters.targets import block_name
 from clip_randlora.data import Views
 
-DEFAULT_VIEWS = 4
+DEFAULT_VIEWS = 3
 """Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
 
 KEPT_BYTES = 2 * 1024**3
@@ -65,7 +65,7 @@ class FrozenImages:
         self._encode, self._count = encode, views.images
         with torch.no_grad(), adapter.formed_once():
             first_and_last = views.crops(torch.tensor([0, views.images - 1]), torch.tensor([0, 0]))
-            self._blank = torch.zeros_like(first_and_last[:1])
+            self._blank = torch.zeros_like(first_and_last[:1])  # any image: it is not seen
             self._prefix = None
             if any(weight.tower == "vision" for weight in adapter.weights.values()):
                 self._prefix = Prefix(adapter, "vision", encode, self._blank, first_and_last)
@@ -107,8 +107,12 @@ def _views_that_fit(example: list[Tensor], views: Views) -> int:
 
 def _room(example: Tensor, count: int) -> Tensor:
     """Return uninitialised (count, ...) for rows like the example's (1, ...), in its layout."""
-    room = example.new_empty(count, *example.shape[1:])
-    return room.contiguous(memory_format=_layout(example))
+    return torch.empty(
+        (count, *example.shape[1:]),
+        dtype=example.dtype,
+        device=example.device,
+        memory_format=_layout(example),
+    )
 
 
 class FrozenText:

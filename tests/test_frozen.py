@@ -127,7 +127,7 @@ def test_training_ends_where_it_would_without_what_is_kept(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(("views", "kept"), [(None, 4), (2, 2), (9, 4)])
+@pytest.mark.parametrize(("views", "kept"), [(None, 3), (2, 2), (9, 4)])
 def test_frozen_blocks_run_once_for_each_view(tiny, colors, views, kept):
     """Four views at most, as the run has four epochs; a few images more are the check's."""
     first, last = (Counted(tiny.net.visual.transformer.resblocks[i].mlp) for i in (0, 2))
@@ -220,7 +220,7 @@ def test_memory_is_bounded(tiny_folder, colors, monkeypatch):
     monkeypatch.setattr(frozen, "KEPT_BYTES", 2 * one_view)
     run = fit(cr.load_model(str(tiny_folder)), colors, method=method)
     assert run.notes == [
-        "Training cycles through 2 augmented views of each image, not 4: the activations of more "
+        "Training cycles through 2 augmented views of each image, not 3: the activations of more "
         "would take too much memory."
     ]
     monkeypatch.setattr(frozen, "KEPT_BYTES", one_view - 1)
