@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,15 @@ from clip_randlora import runs
 from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters import Adapter, files
 from clip_randlora.attention import direct_self_attention
-from clip_randlora.data import Decoded, augment
+from clip_randlora.data import Decoded, Views, augment
 from clip_randlora.errors import UserError
+from clip_randlora.frozen import (
+    DEFAULT_VIEWS,
+    DoesNotFit,
+    FrozenImages,
+    FrozenText,
+    has_frozen_blocks,
+)
 from clip_randlora.models import Model
 from clip_randlora.recipe import (
     TrainConfig,
@@ -65,7 +73,10 @@ class Step:
 
 
 class Loop:
-    """The training loop: everything random is a function of the seed and the step."""
+    """The training loop: everything random is a function of the seed and the step.
+
+    ``notes`` has a line for each thing that `run` had to do otherwise than usual.
+    """
 
     def __init__(
         self,
@@ -100,16 +111,24 @@ class Loop:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.watched: Decoded | None = None
-        self.frozen_text = None
+        self.notes: list[str] = []
+        self.views: Views | None = None
+        self.frozen_images: FrozenImages | None = None
+        self.frozen_text: FrozenText | None = None
+        self.fixed_text = None
         if "text" not in adapter.config.towers:
             with torch.no_grad():
-                self.frozen_text = text.features()
+                self.fixed_text = text.features()
 
     def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
         """Train from the present step to the last, or until ``should_stop`` says so."""
         self.model.net.eval()  # frozen batch norm statistics stay as they are
         if self.model.device.type == "cpu":
             _keep_freed_memory()
+        start = time.perf_counter()
+        self._fix_views()
+        self._freeze_text()
+        self.seconds += time.perf_counter() - start
         report = _Report(self, on_step)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
@@ -130,20 +149,63 @@ class Loop:
                     saved = time.perf_counter()
         self.save()  # should the evaluation be interrupted, the training need not be done again
 
+    def _fix_views(self) -> None:
+        """Draw the views of the images that training cycles through, and keep what is frozen."""
+        is_frozen = has_frozen_blocks(self.adapter, "vision")
+        wanted = self.config.views or (DEFAULT_VIEWS if is_frozen else None)
+        if wanted is None:
+            return
+        epochs = math.ceil(self.steps * self.batch_size / len(self.labels))
+        views = Views(
+            self.images,
+            self.crop_size,
+            min(wanted, epochs),
+            self.config.seed,
+            self.config.crop_scale,
+            self.config.flip,
+        )
+        if self.config.views:
+            self.views = views
+        if not is_frozen:
+            return
+        try:
+            self.frozen_images = FrozenImages(self.adapter, self._encode_image, views)
+        except DoesNotFit as reason:
+            self.notes.append(f"Vision tower: its frozen blocks run at every step, as {reason}.")
+            return
+        self.views = views
+        if self.frozen_images.views < views.count:
+            self.notes.append(
+                f"Training cycles through {self.frozen_images.views} augmented views of each "
+                f"image, not {views.count}: the activations of more would take too much memory."
+            )
+
+    def _freeze_text(self) -> None:
+        """Keep what the frozen blocks of the text tower make of the prompts."""
+        is_adapted = "text" in self.adapter.config.towers
+        if not is_adapted or self._samples_prompts or not has_frozen_blocks(self.adapter, "text"):
+            return
+        try:
+            self.frozen_text = FrozenText(self.adapter, self._encode_text)
+        except DoesNotFit as reason:
+            self.notes.append(f"Text tower: its frozen blocks run at every step, as {reason}.")
+
+    def _encode_image(self, images: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.model.encode_image(images)
+
+    def _encode_text(self) -> Tensor:
+        with self.accelerator.autocast():
+            return self.text.features()
+
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return its loss and the share of images that it got right."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        rows = self._batch_rows().to(self.images.device)
-        images = augment(
-            self.images[rows],
-            self.crop_size,
-            generator,
-            scale=self.config.crop_scale,
-            flip=self.config.flip,
-        )
-        labels = self.labels[rows]
+        rows, epochs = self._batch()
+        labels = self.labels[rows.to(self.labels.device)]
+        encode_images = self._draw_images(rows, epochs, generator)
         with forward_pass(self.model.net, self.adapter), self.accelerator.autocast():
-            features = self.model.encode_image(images)
+            features = encode_images()
             classes, labels = self._class_features(labels, generator)
             logits = (self.model.logit_scale() * features @ classes.T).float()
             loss = torch.nn.functional.cross_entropy(
@@ -156,6 +218,28 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), (logits.detach().argmax(dim=-1) == labels).float().mean()
 
+    def _draw_images(
+        self, rows: Tensor, epochs: Tensor, generator: torch.Generator
+    ) -> Callable[[], Tensor]:
+        """Augment a step's images; return what gives their features (B, E).
+
+        ``rows`` and ``epochs`` are int64 (B,).
+        """
+        if self.frozen_images:
+            views = epochs % self.frozen_images.views
+            return partial(self.frozen_images.features, rows, views)
+        if self.views:
+            crops = self.views.crops(rows, epochs % self.views.count)
+        else:
+            crops = augment(
+                self.images[rows.to(self.images.device)],
+                self.crop_size,
+                generator,
+                scale=self.config.crop_scale,
+                flip=self.config.flip,
+            )
+        return partial(self._encode_image, crops)
+
     def watched_accuracy(self) -> float | None:
         """Return the share of the watched images that the model gets right now, if any are."""
         if self.watched is None:
@@ -167,21 +251,32 @@ class Loop:
             answers = (features @ self.text.features().T).argmax(dim=-1)
         return float((answers == labels).float().mean())
 
-    def _batch_rows(self) -> Tensor:
-        """Return the step's images, int64 (B,): epochs of permutations, laid end to end."""
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return the step's images and the epoch of each, int64 (B,).
+
+        Epochs are permutations of the images, laid end to end.
+        """
         count, size = len(self.labels), self.batch_size
         positions = range(self.step * size, (self.step + 1) * size)
         order: dict[int, Tensor] = {}
         for epoch in {position // count for position in positions}:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 - 1 - epoch)
             order[epoch] = torch.randperm(count, generator=generator)
-        return torch.stack([order[position // count][position % count] for position in positions])
+        rows = torch.stack([order[position // count][position % count] for position in positions])
+        return rows, torch.tensor([position // count for position in positions])
+
+    @property
+    def _samples_prompts(self) -> bool:
+        """Whether there are too many prompts to encode all of them at every step."""
+        return len(self.text.owners) > self.config.prompts_per_step
 
     def _class_features(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return class features (R, E) for this step, and the labels as rows of them."""
-        if self.frozen_text is not None:
-            return self.frozen_text, labels
-        if len(self.text.owners) <= self.config.prompts_per_step:
+        if self.fixed_text is not None:
+            return self.fixed_text, labels
+        if self.frozen_text:
+            return self.frozen_text.features(), labels
+        if not self._samples_prompts:
             return self.text.features(), labels
         owners = self.text.owners.cpu()
         shuffled = torch.randperm(len(owners), generator=generator)

@@ -45,6 +45,10 @@ class TrainConfig(BaseModel):
         crop_scale: range of the share of an image's area that a random crop keeps.
         crop_size: side of the crops, pixels; None: `default_crop_size`.
         flip: mirror half of the images.
+        views: augmented views of each image that frozen blocks encode once and training then
+            cycles through, epoch by epoch; fewer where they would take more than
+            `clip_randlora.frozen.KEPT_BYTES`. None: `clip_randlora.frozen.DEFAULT_VIEWS` if blocks
+            of the vision tower are frozen, else fresh views at every step.
         prompts_per_step: with more prompts than these, a step's text batch holds one prompt of
             each of the batch's classes and of random others up to this many.
     """
@@ -69,6 +73,7 @@ class TrainConfig(BaseModel):
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_size: int | None = Field(None, ge=32)
     flip: bool = True
+    views: int | None = Field(None, ge=1)
     prompts_per_step: int = Field(256, ge=2)
 
     @field_validator("method", mode="before")

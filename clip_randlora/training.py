@@ -102,6 +102,7 @@ def fit(
         if resume and folder is not None:
             loop.restore()
         loop.run(on_step, should_stop or (lambda: False))
+        notes += loop.notes
         if loop.step < loop.steps:
             notes.append(f"Stopped at step {loop.step} of {loop.steps}.")
         if folder is not None:

@@ -74,13 +74,19 @@ def find_weights(net: nn.Module) -> list[TargetWeight]:
     for name, module in net.named_modules():
         tower = "vision" if name.split(".")[0] == "visual" else "text"
         for tensor_name, parts in _adaptable_tensors(net, name, module):
-            block = _BLOCK.match(name)
+            block = block_name(name)
             if block:
-                blocks[tower].setdefault(block.group(), len(blocks[tower]))
+                blocks[tower].setdefault(block, len(blocks[tower]))
             number = max(len(blocks[tower]) - 1, 0)
             full_name = f"{name}.{tensor_name}"
             found.append(TargetWeight(full_name, module, tensor_name, tower, number, parts))
     return found
+
+
+def block_name(weight_name: str) -> str | None:
+    """Return the dotted name of the block that a weight lies in, or None outside of the blocks."""
+    block = _BLOCK.match(weight_name)
+    return block and block.group()
 
 
 def select_weights(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:

@@ -1,6 +1,6 @@
 """Labelled images: where they come from, how they are split, drawn, decoded and augmented."""
 
-from clip_randlora.data.augmentation import augment
+from clip_randlora.data.augmentation import Views, augment
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
 from clip_randlora.data.decoding import Decoded, decode_batches, decode_shots
 from clip_randlora.data.described import Description, described_sets, find_description
@@ -22,6 +22,7 @@ __all__ = [
     "Skipped",
     "Split",
     "UnreadableImage",
+    "Views",
     "augment",
     "check_image",
     "decode_batches",

@@ -32,8 +32,64 @@ def augment(
         float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``.
     """
     boxes = random_boxes(len(images), images.shape[-1], generator, scale, ratio)
-    flips = torch.rand(len(images), generator=generator) < 0.5
-    return crop_and_resize(images, boxes, flips if flip else torch.zeros_like(flips), size)
+    flips = _random_flips(len(images), generator, flip)
+    return crop_and_resize(images, boxes, flips, size)
+
+
+class Views:
+    """A fixed number of views of each image, crops as `augment` makes them, always the same.
+
+    Attributes:
+        count: views of each image.
+        images: number of images.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        size: int,
+        count: int,
+        seed: int,
+        scale: tuple[float, float] = (0.5, 1.0),
+        flip: bool = True,
+    ):
+        """Draw the crops of all views; a view is the same however many there are.
+
+        Args:
+            images: uint8 ``(N, 3, S, S)``, on any device.
+            size: side of the crops, in pixels.
+            count: views of each image.
+            seed: of the draw.
+            scale: bounds of a crop's share of the area.
+            flip: whether to mirror half of the views.
+        """
+        self.images, self.count = len(images), count
+        self._pixels, self._size = images, size
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [
+            (
+                random_boxes(len(images), images.shape[-1], generator, scale),
+                _random_flips(len(images), generator, flip),
+            )
+            for _ in range(count)
+        ]
+        self._boxes, self._flips = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+
+    def crops(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """Return images ``rows`` in ``views``, both CPU int64 ``(B,)``.
+
+        Returns:
+            float32 ``(B, 3, size, size)`` in [0, 1], on the device of the images.
+        """
+        pixels = self._pixels[rows.to(self._pixels.device)]
+        return crop_and_resize(
+            pixels, self._boxes[views, rows], self._flips[views, rows], self._size
+        )
+
+
+def _random_flips(count: int, generator: torch.Generator, flip: bool) -> torch.Tensor:
+    flips = torch.rand(count, generator=generator) < 0.5
+    return flips if flip else torch.zeros_like(flips)
 
 
 def random_boxes(
@@ -41,7 +97,7 @@ def random_boxes(
     side: int,
     generator: torch.Generator,
     scale: tuple[float, float],
-    ratio: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
     tries: int = 10,
 ) -> torch.Tensor:
     """Draw crop boxes in a square of ``side`` pixels.
