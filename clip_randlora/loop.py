@@ -22,6 +22,7 @@ from clip_randlora import runs
 from clip_randlora.adapters import Adapter, files
 from clip_randlora.data import Decoded, augment
 from clip_randlora.errors import UserError
+from clip_randlora.folding import find_pairs, folded
 from clip_randlora.models import Model
 from clip_randlora.recipe import (
     TrainConfig,
@@ -102,7 +103,7 @@ class Loop:
             _keep_freed_memory()
         report = _Report(self, on_step)
         saved = time.perf_counter()
-        with _CtrlCBetweenSteps() as ctrl_c:
+        with _CtrlCBetweenSteps() as ctrl_c, folded(find_pairs(self.model)):
             while self.step < self.steps and not (self.step and should_stop()):
                 start = time.perf_counter()
                 loss, correct = self._train_step()
