@@ -27,6 +27,8 @@ from torch.utils._pytree import tree_leaves
 from clip_randlora.depthwise import depthwise_conv
 from clip_randlora.models import Model
 
+_FULL_PRECISION = torch.float32, torch.float64  # a scaled weight would round otherwise
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -66,7 +68,8 @@ def find_pairs(model: Model) -> list[Pair]:
             hooks.enter_context(_removing(conv.register_forward_hook(after_conv)))
         for norm in norms:
             hooks.enter_context(_removing(norm.register_forward_pre_hook(before_norm)))
-        output = tower(torch.zeros(1, 3, model.image_size, model.image_size, device=model.device))
+        side, dtype = model.image_size, next(tower.parameters()).dtype
+        output = tower(torch.zeros(1, 3, side, side, dtype=dtype, device=model.device))
     returned = {id(leaf) for leaf in tree_leaves(output)}
     return [
         Pair(made[key][0], norm)
@@ -158,6 +161,7 @@ def _is_foldable_conv(module: nn.Module) -> bool:
         isinstance(module, nn.Conv2d)
         and type(module).forward in (nn.Conv2d.forward, Conv2dSame.forward)
         and module.padding_mode == "zeros"
+        and next(module.parameters()).dtype in _FULL_PRECISION
         and not _has_own_behaviour(module)
     )
 
@@ -168,7 +172,7 @@ def _is_foldable_norm(module: nn.Module) -> bool:
         and type(module).forward in (nn.BatchNorm2d.forward, BatchNormAct2d.forward)
         and not module.training
         and module.running_var is not None
-        and module.running_var.dtype in (torch.float32, torch.float64)
+        and module.running_var.dtype in _FULL_PRECISION
         and not any(parameter.requires_grad for parameter in module.parameters())
         and not _has_own_behaviour(module)
     )
