@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clip_randlora.adapters import Adapter
 from clip_randlora.data import Skipped, Split, decode_batches
+from clip_randlora.folding import find_pairs, folded
 from clip_randlora.models import Model
 from clip_randlora.text import TextClassifier
 
@@ -30,6 +31,7 @@ class SideBySide:
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
         self._tuned_vision = "vision" in adapter.config.towers
+        self._pairs = find_pairs(model)
         self._zero_shot_classes = self._at(0.0, text.features)
         self.strength = adapter.strength
 
@@ -63,7 +65,7 @@ class SideBySide:
         """Compute without gradients at one strength, each updated weight formed only once."""
         before, self.adapter.strength = self.adapter.strength, strength
         try:
-            with torch.inference_mode(), self.adapter.formed_once():
+            with torch.inference_mode(), self.adapter.formed_once(), folded(self._pairs):
                 return compute()
         finally:
             self.adapter.strength = before

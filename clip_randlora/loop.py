@@ -26,6 +26,7 @@ from clip_randlora.adapters import Adapter, files
 from clip_randlora.attention import direct_self_attention
 from clip_randlora.data import Decoded, Views, augment
 from clip_randlora.errors import UserError
+from clip_randlora.folding import find_pairs, folded
 from clip_randlora.frozen import (
     DEFAULT_VIEWS,
     DoesNotFit,
@@ -125,10 +126,17 @@ class Loop:
         self.model.net.eval()  # frozen batch norm statistics stay as they are
         if self.model.device.type == "cpu":
             _keep_freed_memory()
-        start = time.perf_counter()
-        self._fix_views()
-        self._freeze_text()
-        self.seconds += time.perf_counter() - start
+        with folded(find_pairs(self.model)):
+            start = time.perf_counter()
+            self._fix_views()
+            self._freeze_text()
+            self.seconds += time.perf_counter() - start
+            self._take_steps(on_step, should_stop)
+        self.save()  # should the evaluation be interrupted, the training need not be done again
+
+    def _take_steps(
+        self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]
+    ) -> None:
         report = _Report(self, on_step)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
@@ -147,7 +155,6 @@ class Loop:
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
-        self.save()  # should the evaluation be interrupted, the training need not be done again
 
     def _fix_views(self) -> None:
         """Draw the views of the images that training cycles through, and keep what is frozen."""

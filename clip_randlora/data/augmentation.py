@@ -127,8 +127,9 @@ def crop_and_resize(
 ) -> torch.Tensor:
     """Cut one box out of every image and resize it, bilinear with anti-aliasing.
 
-    Resizing along an axis is a product with a matrix of interpolation weights, so crop, resize
-    and flip of the whole batch are two batched matrix products.
+    Every column of the result is a weighted sum of a few neighbouring columns of the image, and
+    then so is every row, so that crop, resize and flip of the whole batch are two sums over rows
+    of a table.
 
     Args:
         images: uint8 ``(B, C, H, W)``.
@@ -137,24 +138,47 @@ def crop_and_resize(
         size: side of the result.
 
     Returns:
-        float32 ``(B, C, size, size)`` in [0, 1], on the device of ``images``.
+        float32 ``(B, C, size, size)`` in [0, 1], on the device of ``images``, channels last.
     """
+    count, channels, rows = images.shape[:3]
     top, left, height, width = boxes.unbind(1)
-    rows = _weights(top, height, images.shape[2], size)
-    columns = _weights(left, width, images.shape[3], size)
-    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    pixels = images.to(torch.float32)
-    result = rows[:, None] @ pixels @ columns.transpose(1, 2)[:, None]
-    return result.div_(255).clamp_(0, 1)
+    across, across_weights = _taps(left, width, size)
+    across = torch.where(flips[:, None, None], across.flip(1), across)
+    across_weights = torch.where(flips[:, None, None], across_weights.flip(1), across_weights)
+    table = images.permute(0, 3, 2, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    narrow = _sum_of_rows(table.flatten(2), across, across_weights / 255)  # (B, size, H C)
+    table = narrow.view(count, size, rows, channels).transpose(1, 2).contiguous()
+    result = _sum_of_rows(table.flatten(2), *_taps(top, height, size))
+    return result.view(count, size, size, channels).permute(0, 3, 1, 2).clamp_(0, 1)
 
 
-def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int) -> torch.Tensor:
-    """Weights (B, size, side) float32 that resize ``length`` pixels from ``start`` to ``size``."""
+def _sum_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum rows of each image's table (B, R, D): (B, size, D), by rows and weights (B, size, T)."""
+    count, height, width = table.shape
+    rows = (rows + torch.arange(count)[:, None, None] * height).flatten(0, 1).to(table.device)
+    weights = weights.flatten(0, 1).to(table.device)
+    summed = torch.nn.functional.embedding_bag(
+        rows, table.flatten(0, 1), mode="sum", per_sample_weights=weights
+    )
+    return summed.view(count, -1, width)
+
+
+def _taps(
+    start: torch.Tensor, length: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find what resizes ``length`` pixels from ``start`` to ``size``.
+
+    Returns:
+        ``(B, size, T)``: the T pixels that each pixel of the result is made of, int64, and their
+        weights, float32.
+    """
     step = (length / size)[:, None, None]
-    centre = start[:, None, None] + (torch.arange(size)[:, None] + 0.5) * step - 0.5
-    pixel = torch.arange(side)
-    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)  # a triangle
-    inside = (pixel >= start[:, None, None]) & (pixel < (start + length)[:, None, None])
-    weights = weights * inside
-    return weights / weights.sum(dim=2, keepdim=True)
+    reach = step.clamp(min=1)  # of the triangle that weighs pixels by their distance
+    start, length = start[:, None, None], length[:, None, None]
+    centre = start + (torch.arange(size)[:, None] + 0.5) * step - 0.5
+    taps = torch.arange(math.ceil(2 * float(reach.max())) + 1)
+    pixel = (centre - reach).ceil().long() + taps
+    weights = (1 - (pixel - centre).abs() / reach).clamp(min=0)
+    weights = weights * ((pixel >= start) & (pixel < start + length))
+    pixel = torch.minimum(pixel.clamp(min=0).maximum(start), start + length - 1)
+    return pixel, weights / weights.sum(dim=2, keepdim=True)
