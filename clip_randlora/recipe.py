@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
     shots: int | None = Field(16, ge=1)
     seed: int = Field(1, ge=0, lt=2**31)
     steps: int | None = Field(None, ge=1)
-    epochs: float = Field(12, gt=0)
+    epochs: float = Field(16, gt=0)
     min_steps: int = Field(60, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)
@@ -106,7 +106,7 @@ class TrainConfig(BaseModel):
             raise UserError(one_line(error)) from error
 
 
-def default_steps(images: int, batch_size: int, epochs: float = 12, min_steps: int = 60) -> int:
+def default_steps(images: int, batch_size: int, epochs: float = 16, min_steps: int = 60) -> int:
     """Return how many steps to train on a number of images: the epochs' steps, 2,000 at most.
 
     ``min_steps``, not epochs, decides at very low shots, where an epoch is one batch or less.

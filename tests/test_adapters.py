@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import open_clip
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 import clip_randlora as cr
-from clip_randlora.bases import random_bases
+from clip_randlora.bases import Products, SparseProducts, products_with, random_bases
 
 IMAGE_SIZES = {"ViT-B-16-SigLIP": 224, "MobileCLIP-S1": 256}
 
@@ -376,6 +377,77 @@ def test_unknown_settings_name_the_field():
         cr.TrainConfig.parse({"method": {"method": "randlora", "rank": 0}})
     with pytest.raises(cr.UserError, match="'randlora', 'lora'"):
         cr.TrainConfig.parse({"method": "dora"})
+
+
+def block_with_adapter(**settings):
+    """Return a transformer block of width 128 and its adapter, whose coefficients are random."""
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.visual = open_clip.transformer.ResidualAttentionBlock(128, 2)
+    adapter = cr.attach(net, cr.RandLoRA(rank=4, targets=("mlp", "q", "k", "v"), **settings))
+    randomize(adapter)
+    return net.visual, adapter
+
+
+@pytest.mark.parametrize("tensor", ["mlp.c_fc.weight", "mlp.c_proj.weight", "attn.in_proj_weight"])
+def test_compressed_rows_give_the_dense_products(tensor):
+    """The updated weight is formed from compressed rows, `deltas` from the dense matrix."""
+    block, adapter = block_with_adapter(bases="very_sparse")
+    module, _, name = tensor.rpartition(".")
+    module = block.get_submodule(module)
+    weight, original = getattr(module, name), module.parametrizations[name].original
+    delta = adapter.deltas()[f"visual.{tensor}"]
+    torch.testing.assert_close(weight - original, delta, atol=1e-6, rtol=0)
+
+    rows, width = max(delta.shape[0] // (3 if "in_proj" in name else 1), 128), 128
+    if "c_proj" in tensor:
+        rows = delta.shape[1]
+    source = partial(random_bases, 4, 512, 128, "very_sparse", 0)
+    products = products_with(source, rows, width, torch.float32, torch.device("cpu"))
+    assert isinstance(products, SparseProducts)
+    dense = Products(source().sliced(rows, width).matrix())
+    grad = torch.randn(rows, width)
+    torch.testing.assert_close(products.contract(grad), dense.contract(grad), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bases", ["uniform", "sparse"])
+def test_dense_bases_are_multiplied_as_they_are(bases):
+    source = partial(random_bases, 4, 512, 128, bases, 0)
+    products = products_with(source, 512, 128, torch.float32, torch.device("cpu"))
+    assert type(products) is Products
+
+
+@pytest.mark.parametrize("bases", ["uniform", "very_sparse"])
+def test_under_bf16_autocast_the_weight_is_formed_in_bf16(bases):
+    block, adapter = block_with_adapter(bases=bases)
+    whole = block.mlp.c_fc.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = block.mlp.c_fc.weight
+    assert (whole.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(rounded.float(), whole, atol=1e-4, rtol=2**-8)
+    grads = []
+    for weight in (whole, rounded):
+        grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        of_c_fc = [p for name, p in adapter.named_parameters() if "c_fc" in name]
+        grads.append(torch.autograd.grad(weight, of_c_fc, grad.to(weight.dtype)))
+    for exact, ours in zip(*grads, strict=True):
+        assert (exact - ours).abs().max() <= 0.02 * exact.abs().max()
+
+
+def test_small_updates_survive_bf16():
+    """Rounded once, after the sum: on a rounded weight they would vanish without exception."""
+    block, adapter = block_with_adapter()
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            parameter.mul_(0.03 if name.endswith("lam") else 1)
+    original = block.mlp.c_fc.parametrizations.weight.original
+    delta = adapter.deltas()["visual.mlp.c_fc.weight"]
+    spacing = original.abs() * 2**-8  # of bf16 numbers, about
+    assert (delta.abs() < spacing / 2).float().mean() > 0.8
+    with torch.autocast("cpu", torch.bfloat16):
+        change = block.mlp.c_fc.weight.float() - original.bfloat16().float()
+    slope = float((change * delta).sum() / delta.square().sum())  # 1 if unbiased
+    assert slope == pytest.approx(1, abs=0.1)
 
 
 def test_formed_once_gives_the_same_output_and_forms_each_weight_once(tiny):

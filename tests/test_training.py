@@ -259,7 +259,7 @@ def test_presets_are_settings_and_balanced_is_the_default():
     fast, balanced, thorough = (cr.TrainConfig.parse(read_preset(name)) for name in PRESETS)
     assert balanced == cr.TrainConfig()
     steps = [default_steps(160, 32, p.epochs, p.min_steps) for p in (fast, balanced, thorough)]
-    assert steps == [25, 60, 120]
+    assert steps == [25, 80, 160]
     with pytest.raises(cr.UserError, match="preset quick: choose fast, balanced, thorough"):
         read_preset("quick")
 

@@ -14,7 +14,7 @@ from clip_randlora_app.service import Service
 from clip_randlora_app.workspace import Workspace
 
 _PRESET_HELP = (
-    "Fast: a first look, a third of the training. Balanced: the defaults. "
+    "Fast: a first look, a quarter of the training. Balanced: the defaults. "
     "Thorough: twice the training, three prompts a class."
 )
 _TOWERS = [("images", "vision"), ("text", "text")]
