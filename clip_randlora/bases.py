@@ -101,15 +101,14 @@ def _compressed_rows(matrix: torch.Tensor) -> torch.Tensor:
         return torch.sparse_csr_tensor(*indices, rows.values(), rows.shape)
 
 
-@lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def products_with(
     source: Callable[..., Bases], rows: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> Products:
     """Choose how to multiply with the bases of a weight of shape (rows, columns).
 
-    Compressed rows pay on CPUs, from about one entry in six on: at one in 28 (very sparse bases
-    for width 768) they take a fifth of the dense time, at one in three (sparse) twice that.
+    Compressed rows pay on CPUs if the matrix is sparse enough: at one entry in 28 (very sparse
+    bases for width 768) they take a fifth of the dense time, at one in three (sparse) twice that.
 
     Args:
         source: of the pair for the largest shapes, called with ``dtype`` and ``device``.

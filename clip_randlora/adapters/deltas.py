@@ -6,7 +6,7 @@ numbers, starts at exactly zero, and forms ``dW`` whenever it is called.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,14 @@ from clip_randlora.bases import (
     stored_bases,
 )
 
-_ROWS_IN_CACHE = 256
+_ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
 
 
 class _RandLoRAUpdate(torch.autograd.Function):
     """``W + scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
 
     Column ``k n + i`` of the matrix is the k-th of B_i, so it meets row k of A, scaled by i's
-    diagonals: one product does the whole sum, and adds it to W on its way to memory.
+    diagonals: one product does the whole sum.
 
     Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
     nothing in either pass has a size that depends on the batch or the number of tokens.
@@ -143,11 +143,17 @@ class RandLoRADelta(Delta):
     A weight that is wider than tall is updated through its transpose, so that D >= d.
     """
 
-    def __init__(self, shape: tuple[int, int], config: RandLoRA, bases: Callable[..., Bases]):
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        config: RandLoRA,
+        bases: Callable[..., Bases],
+        products: Callable[..., Products],
+    ):
         super().__init__(shape)
         self.rows, self.columns = max(shape), min(shape)
         self.scale = config.scale
-        self.bases = bases
+        self.bases, self.products = bases, products
         count = number_of_bases(self.columns, config.rank)
         self.lam = nn.Parameter(torch.zeros(count, config.rank))
         self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
@@ -174,7 +180,7 @@ class RandLoRADelta(Delta):
         first = deltas[0]
         diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
         in_products = dtype if dtype == torch.bfloat16 else first.lam.dtype
-        products = products_with(first.bases, first.rows, first.columns, in_products, weight.device)
+        products = first.products(first.rows, first.columns, in_products, weight.device)
         scale, transposed = strength * first.scale, first.shape[0] < first.shape[1]
         return _RandLoRAUpdate.apply(
             weight, products, first._bases().a, scale, transposed, dtype, *diagonals
@@ -258,7 +264,8 @@ def make_deltas(
         ]
     if isinstance(config, RandLoRA):
         source = stored_bases(bases) if bases else _seeded_bases(shapes, config)
-        return [RandLoRADelta(shape, config, source) for shape in shapes]
+        products = lru_cache(maxsize=None)(partial(products_with, source))  # one for each shape
+        return [RandLoRADelta(shape, config, source, products) for shape in shapes]
     generator = torch.Generator().manual_seed(config.seed)
     return [LoRADelta(shape, config, generator) for shape in shapes]
 
