@@ -446,7 +446,7 @@ def test_small_updates_survive_bf16():
     assert (delta.abs() < spacing / 2).float().mean() > 0.8
     with torch.autocast("cpu", torch.bfloat16):
         change = block.mlp.c_fc.weight.float() - original.bfloat16().float()
-    slope = float((change * delta).sum() / delta.square().sum())  # 1 if unbiased
+    slope = ((change * delta).sum() / delta.square().sum()).item()  # 1 if unbiased
     assert slope == pytest.approx(1, abs=0.1)
 
 
