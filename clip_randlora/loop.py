@@ -128,8 +128,9 @@ class Loop:
             _keep_freed_memory()
         with folded(find_pairs(self.model)):
             start = time.perf_counter()
-            self._fix_views()
-            self._freeze_text()
+            with direct_self_attention(self.model.net):
+                self._fix_views()
+                self._freeze_text()
             self.seconds += time.perf_counter() - start
             self._take_steps(on_step, should_stop)
         self.save()  # should the evaluation be interrupted, the training need not be done again
