@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, files, load_adapter
+from clip_randlora.adapters.config import one_line
 from clip_randlora.data import decode_image
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
@@ -28,7 +30,7 @@ class Task:
 
     model: str
     pretrained: str | None
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     templates: tuple[str, ...]
     prompts: dict[str, tuple[str, ...]]
     adapter: Path
@@ -63,17 +65,12 @@ def read_task(path: str | Path) -> Task:
 def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
     if task is None:
         raise UserError(f"{path}: names no classes; load the run folder that it belongs to")
+    if not isinstance(task, Mapping):
+        raise UserError(f"{path}: damaged, its task is none; use another copy")
     try:
-        return Task(
-            task["model"],
-            task["pretrained"],
-            tuple(task["classes"]),
-            tuple(task["templates"]),
-            {name: tuple(words) for name, words in task["prompts"].items()},
-            path,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged, its task has no usable {error}") from error
+        return TypeAdapter(Task).validate_python({**task, "adapter": path})
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged, task {one_line(error)}; use another copy") from error
 
 
 class Classifier:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -200,7 +201,7 @@ def predict(
         return
     table = Table("image", "zero-shot", "tuned")
     for image, answer in zip(images, answers, strict=True):
-        table.add_row(str(image), *(_top(answer[which]) for which in ("zero_shot", "tuned")))
+        table.add_row(*map(escape, [str(image), _top(answer["zero_shot"]), _top(answer["tuned"])]))
     results.print(table)
 
 
@@ -362,8 +363,8 @@ def _train(
         weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
         loaded = load_model(model, weights, device)
     messages.print(
-        f"[bold]{loaded.net.model_name}[/bold], on {loaded.device}; {labelled.name}: "
-        f"{len(labelled.classes)} classes"
+        f"[bold]{escape(loaded.net.model_name)}[/bold], on {loaded.device}; "
+        f"{escape(labelled.name)}: {len(labelled.classes)} classes"
     )
     source = {"data": _absolute(data), "test": test and _absolute(test)}
     try:
@@ -379,6 +380,8 @@ def _train(
                 on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
             )
     except Interrupted as stop:  # caught here: the command line library knows no way to go on
+        if stop.folder is None:
+            _fail(130, "interrupted before the first step: nothing is saved; start again")
         _fail(
             130,
             f"interrupted after step {stop.step}: saved to {out}; run the same command with "
@@ -466,7 +469,7 @@ def _print_run(run: Run, config: TrainConfig) -> None:
 def _print_metrics(metrics: dict[str, Any]) -> None:
     table = Table("", "zero-shot", "tuned")
     for name, row in metrics["per_class"].items():
-        table.add_row(name, f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}")
+        table.add_row(escape(name), f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}")
     table.add_section()
     both = metrics["zero_shot"], metrics["tuned"]
     table.add_row("top-1", *(f"[bold]{row['top1']:.1%}[/bold]" for row in both))
@@ -526,17 +529,9 @@ def _read_settings(config: Path | None) -> dict[str, Any]:
     """Read a YAML of training settings, or the ``config.yaml`` of a run."""
     if config is None:
         return {}
-    import yaml
+    from clip_randlora.yaml_files import read_mapping
 
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"--config {config}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config {config}: not YAML ({reason})") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {config}: expected settings as `name: value` lines")
+    settings = read_mapping(config, "settings as `name: value` lines", f"--config {config}")
     return dict(settings["train"]) if isinstance(settings.get("train"), dict) else settings
 
 
@@ -544,6 +539,8 @@ def _merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
     """Lay the command line's adapter options over the file's, unless the method is another."""
     if isinstance(configured, str):
         configured = {"method": configured}
+    if not isinstance(configured, dict | None):
+        raise UserError("method: give a name, or settings with `method`")
     base = dict(configured or {"method": "randlora"})
     if chosen.get("method", base.get("method")) != base.get("method"):
         base = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,6 +20,7 @@ from clip_randlora.evaluation import (
     confusion,
     expected_calibration_error,
 )
+from clip_randlora.outputs import written_whole
 
 _ZERO_SHOT, _TUNED, _WRONG = "#8a94a6", "#1f6feb", "#c0392b"
 _BARS = 5
@@ -25,11 +28,10 @@ _BARS = 5
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, under a temporary name first."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
-    temporary.replace(path)
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
 def curves(history: Sequence[Mapping[str, float]], metrics: Mapping[str, Any]) -> Figure:
@@ -58,7 +60,7 @@ def confusions(predictions: Predictions) -> Figure:
     count = len(predictions.classes)
     side = min(4 + 0.22 * count, 14)
     figure = Figure(figsize=(2 * side, side), layout="constrained")
-    names = list(predictions.classes)
+    names = [_plain(name) for name in predictions.classes]
     both = zip(("zero-shot", "tuned"), confusion(predictions), strict=True)
     for axes, (title, counts) in zip(figure.subplots(1, 2), both, strict=True):
         shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -142,7 +144,7 @@ def side_by_side(
         shown.imshow(image)
         shown.set_axis_off()
         if truth is not None:
-            shown.set_title(truth.replace("_", " "), fontsize=9)
+            shown.set_title(_plain(truth), fontsize=9)
         for axes, which, color in zip(bars, ("zero_shot", "tuned"), (_ZERO_SHOT, _TUNED)):  # noqa: B905
             _bar_list(axes, answer[which], truth, color)
             if row == 0:
@@ -152,7 +154,7 @@ def side_by_side(
 
 def _bar_list(axes: Any, answer: Mapping[str, float], truth: str | None, color: str) -> None:
     top = sorted(answer.items(), key=lambda pair: -pair[1])[:_BARS]
-    names = [name.replace("_", " ") for name, _ in top]
+    names = [_plain(name) for name, _ in top]
     wrong = truth is not None and top[0][0] != truth
     colors = [_WRONG if wrong and place == 0 else color for place in range(len(top))]
     axes.barh(range(len(top)), [p for _, p in top], color=colors, height=0.62)
@@ -163,6 +165,11 @@ def _bar_list(axes: Any, answer: Mapping[str, float], truth: str | None, color: 
         axes.text(p + 0.02, place, f"{p:.0%}", va="center", fontsize=8)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(left=False)
+
+
+def _plain(name: str) -> str:
+    """A class name as a label: not too long, and no ``$`` that would begin a formula."""
+    return shorten(name.replace("_", " "), 48, placeholder=" ...").replace("$", r"\$")
 
 
 def _telling(predictions: Predictions, most: int) -> list[int]:

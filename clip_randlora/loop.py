@@ -73,6 +73,10 @@ class Step:
     test_accuracy: float | None = None
 
 
+class Diverged(UserError):
+    """Training came to numbers that are none; the adapter is back at its last good state."""
+
+
 class Loop:
     """The training loop: everything random is a function of the seed and the step.
 
@@ -312,7 +316,7 @@ class Loop:
 
     def save(self) -> None:
         """Write what `restore` needs to the run folder, if there is one."""
-        if self.folder is None:
+        if self.folder is None or not is_finite(self.adapter):
             return
         runs.save_checkpoint(
             self.folder,
@@ -339,18 +343,26 @@ class Loop:
                 f"{self.folder}: cannot resume, its checkpoint was written by another version of "
                 f"clip-randlora; resume with that version or start again with another --out"
             )
-        if state["drawn"] != self.drawn:
+        if state.get("drawn") != self.drawn:
             raise UserError(
                 f"{self.folder}: cannot resume, the training images are not those that the run "
                 f"began with; restore them or start again with another --out"
             )
-        with torch.no_grad():
-            for key, parameter in self.adapter.named_parameters():
-                parameter.copy_(state["adapter"][key])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.step_seconds, self.history = state["step_seconds"], state["history"]
+        try:
+            with torch.no_grad():
+                for key, parameter in self.adapter.named_parameters():
+                    parameter.copy_(state["adapter"][key])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.step_seconds, self.history = state["step_seconds"], state["history"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise runs.damaged_checkpoint(self.folder) from error
+
+
+def is_finite(adapter: Adapter) -> bool:
+    """Tell whether every trained number is one."""
+    return all(bool(parameter.isfinite().all()) for parameter in adapter.parameters())
 
 
 class _CtrlCBetweenSteps:
@@ -392,6 +404,19 @@ class _Report:
         self.first_step, self.started = loop.step, time.perf_counter()
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
+        self.keep_good_state()
+
+    def keep_good_state(self) -> None:
+        """Remember the trained numbers, to go back to them should training diverge."""
+        self.good_step = self.loop.step
+        self.good = [parameter.detach().clone() for parameter in self.loop.adapter.parameters()]
+
+    def go_back(self) -> None:
+        """Put the trained numbers back that were the last good ones."""
+        self.loop.step = self.good_step
+        with torch.no_grad():
+            for parameter, good in zip(self.loop.adapter.parameters(), self.good, strict=True):
+                parameter.copy_(good)
 
     def add(self, loss: Tensor, correct: Tensor) -> None:
         loop = self.loop
@@ -402,11 +427,15 @@ class _Report:
         mean_loss = float(torch.stack(self.losses).mean())
         accuracy = float(torch.stack(self.correct).mean())
         self.losses, self.correct = [], []
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"training diverged at step {loop.step} (the loss is not a number): set a lower "
+        if not (math.isfinite(mean_loss) and is_finite(loop.adapter)):
+            at = loop.step
+            self.go_back()
+            kept = f"; the state of step {loop.step} is kept" if loop.step else ""
+            raise Diverged(
+                f"training diverged at step {at} (the loss is not a number){kept}: set a lower "
                 f"learning_rate than {loop.config.learning_rate or 'the default'}"
             )
+        self.keep_good_state()
         rate = loop.schedule.get_last_lr()[0]
         row = {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
         if loop.watched is not None:

@@ -19,6 +19,11 @@ _LEARNING_RATES = {"randlora": 1e-3, "lora": 2e-4}
 # lite0's batch-normalised convolutions are far less easily upset: found on its own data
 _LITE0_LEARNING_RATES = {"randlora": 2.5e-2, "lora": 3e-3}
 
+_NUMBERS = (
+    "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
+    "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "prompts_per_step",
+)  # fmt: skip
+
 
 class TrainConfig(BaseModel):
     """How to train.
@@ -53,7 +58,7 @@ class TrainConfig(BaseModel):
             each of the batch's classes and of random others up to this many.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = RandLoRA()
     shots: int | None = Field(16, ge=1)
@@ -71,10 +76,17 @@ class TrainConfig(BaseModel):
     templates: tuple[str, ...] | None = None
     prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    crop_size: int | None = Field(None, ge=32)
+    crop_size: int | None = Field(None, ge=32, le=1024)
     flip: bool = True
     views: int | None = Field(None, ge=1)
     prompts_per_step: int = Field(256, ge=2)
+
+    @field_validator(*_NUMBERS, mode="before")
+    @classmethod
+    def _refuse_yes_and_no(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML's yes and no, which would count as 1 and 0
+            raise ValueError("give a number")
+        return value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -101,9 +113,9 @@ class TrainConfig(BaseModel):
             UserError: one is unknown or wrong; the line names it.
         """
         try:
-            return cls(**settings)
+            return cls.model_validate(dict(settings))
         except ValidationError as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(one_line(error, cls.model_fields)) from error
 
 
 def default_steps(images: int, batch_size: int, epochs: float = 16, min_steps: int = 60) -> int:
@@ -121,6 +133,22 @@ def default_crop_size(model: Model) -> int:
     cost less (Touvron et al., arXiv 1906.06423). Rounded to a multiple of 32.
     """
     return round(model.image_size * 5 / 6 / 32) * 32 if model.takes_any_size else model.image_size
+
+
+def choose_crop_size(model: Model, asked: int | None) -> int:
+    """Return the side of the training crops that was asked for, or the default.
+
+    Raises:
+        UserError: the model takes images of one size only, and another was asked for.
+    """
+    if asked is None:
+        return default_crop_size(model)
+    if asked != model.image_size and not model.takes_any_size:
+        raise UserError(
+            f"crop_size: {asked}, but {model.name} takes images of {model.image_size} pixels only; "
+            f"leave it out"
+        )
+    return asked
 
 
 def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:

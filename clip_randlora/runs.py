@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
+from clip_randlora.outputs import LOCK, locked, made_for, written_whole
+from clip_randlora.yaml_files import read_mapping
 
 if TYPE_CHECKING:
     from clip_randlora.training import Run
@@ -27,15 +30,42 @@ ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
-def prepare(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Path:
-    """Make the run folder and record the settings, or check that a run can go on in it.
+@contextmanager
+def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
+    """Hold a run folder while a training writes to it, a new one or one to go on in.
+
+    Nothing is left of a run that fails before there is anything to keep.
 
     Raises:
-        UserError: the folder holds something else, another run, or a finished one.
+        UserError: the folder holds something else, another run, or a finished one, or another
+            process writes there.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: there is a file of that name; choose another folder")
+    with made_for(folder), locked(folder):
+        _check_can_write(folder, settings, resume)
+        try:
+            yield folder
+        except UserError:
+            if not (folder / _CHECKPOINT).exists() and not (folder / ADAPTER).exists():
+                (folder / _CONFIG).unlink(missing_ok=True)
+            raise
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Record the settings: from now on, a run can go on in the folder."""
+    _write_text(
+        folder / _CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    )
+
+
+def has_begun(folder: Path) -> bool:
+    """Tell whether a run can go on in the folder."""
+    return (folder / _CONFIG).exists()
+
+
+def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
     config = folder / _CONFIG
     if (folder / _METRICS).exists():
         raise UserError(f"--out {folder}: holds a finished run; choose another folder")
@@ -46,13 +76,10 @@ def prepare(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Path:
                 f"choose another folder"
             )
         _check_same_settings(folder, read_config(folder), json.loads(json.dumps(settings)))
-    elif folder.exists() and any(folder.iterdir()):
+    elif any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"--out {folder}: not empty and not a run; choose another folder")
     elif resume:
         raise UserError(f"--out {folder}: no run there to resume; leave --resume out to start one")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-    return folder
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -64,14 +91,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / _CONFIG
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no {_CONFIG})")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged, not the settings of a run") from error
-    if not isinstance(config, dict) or not {"model", "pretrained", "classes", "train"} <= set(
-        config
-    ):
-        raise UserError(f"{path}: damaged, not the settings of a run")
+    config = read_mapping(path, "the settings of a run")
+    kinds = {"model": str, "pretrained": str | None, "classes": list, "train": dict}
+    for name, kind in kinds.items():
+        if name not in config or not isinstance(config[name], kind):
+            raise UserError(f"{path}: damaged, {name} is not that of a run; copy the run again")
+    if not config["classes"] or not all(isinstance(name, str) for name in config["classes"]):
+        raise UserError(f"{path}: damaged, classes are not those of a run; copy the run again")
     return config
 
 
@@ -95,9 +121,8 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training."""
-    temporary = folder / (_CHECKPOINT + ".tmp")
-    torch.save(dict(state), temporary)
-    temporary.replace(folder / _CHECKPOINT)
+    with written_whole(folder / _CHECKPOINT) as temporary:
+        torch.save(dict(state), temporary)
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -106,9 +131,17 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path}: damaged; start again with another --out") from error
+        raise damaged_checkpoint(folder) from error
+    if not isinstance(state, dict):
+        raise damaged_checkpoint(folder)
+    return state
+
+
+def damaged_checkpoint(folder: Path) -> UserError:
+    """Return the error that says that the state of a training cannot be read."""
+    return UserError(f"{folder / _CHECKPOINT}: damaged; start again with another --out")
 
 
 def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
@@ -182,9 +215,8 @@ def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _check_same_settings(

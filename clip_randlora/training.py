@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -16,9 +17,9 @@ from clip_randlora import runs
 from clip_randlora.adapters import Adapter, attach
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
-from clip_randlora.loop import Loop, Step
+from clip_randlora.loop import Diverged, Loop, Step
 from clip_randlora.models import Model
-from clip_randlora.recipe import TrainConfig, default_crop_size
+from clip_randlora.recipe import TrainConfig, choose_crop_size
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
 
@@ -79,15 +80,35 @@ def fit(
         watch: classify this many test images now and then during training, for a curve.
 
     Raises:
-        UserError: the settings do not fit the model or the data, or ``out`` is taken.
+        UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
+            written, or the training diverged (`clip_randlora.loop.Diverged`).
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
-    folder = runs.prepare(out, settings, resume) if out is not None else None
+    claim = runs.claimed(out, settings, resume) if out is not None else nullcontext()
+    with claim as folder:
+        return _fit(
+            model, data, config, settings, folder, resume, on_step, on_start, should_stop, watch
+        )
+
+
+def _fit(
+    model: Model,
+    data: Data,
+    config: TrainConfig,
+    settings: dict[str, Any],
+    folder: Path | None,
+    resume: bool,
+    on_step: Callable[[Step], None] | None,
+    on_start: Callable[[Adapter, list[str]], None] | None,
+    should_stop: Callable[[], bool] | None,
+    watch: int,
+) -> Run:
+    """Train in a folder that is held already; see `fit`."""
     adapter = loop = None
     try:
-        crop_size = config.crop_size or default_crop_size(model)
+        crop_size = choose_crop_size(model, config.crop_size)
         stored = model.square(round(crop_size * _STORED_SCALE))
         shots = decode_shots(data.train, config.shots, config.seed, stored)
         prompts = make_prompts(data.classes, config.templates, config.prompts)
@@ -101,7 +122,14 @@ def fit(
             loop.watched = _decode_watched(model, data, watch)
         if resume and folder is not None:
             loop.restore()
-        loop.run(on_step, should_stop or (lambda: False))
+        if folder is not None:
+            runs.begin(folder, settings)
+        try:
+            loop.run(on_step, should_stop or (lambda: False))
+        except Diverged:
+            if folder is not None and loop.step:
+                adapter.save(folder / runs.ADAPTER, _task(model, data, config))
+            raise
         notes += loop.notes
         if loop.step < loop.steps:
             notes.append(f"Stopped at step {loop.step} of {loop.steps}.")
@@ -127,7 +155,8 @@ def fit(
         if adapter is not None:
             adapter.detach()
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(loop.step if loop else 0, folder) from None
+            begun = folder if folder is not None and runs.has_begun(folder) else None
+            raise Interrupted(loop.step if loop else 0, begun) from None
         raise
 
 

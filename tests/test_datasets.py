@@ -124,7 +124,7 @@ def test_coop_sets_have_coops_one_template():
         ({"revision": "abc"}, "revision: only for a hub"),
         ({"folder": None, "torchvision": "DTD"}, "on_disk: needed with torchvision"),
         ({"test": "x", "test_files": "*"}, "test_files: not together with test"),
-        ({"colums": {}}, "colums: no such field (there are name, "),
+        ({"colums": {}}, "colums: no such setting; did you mean columns?"),
         ({"file": "x"}, "file: no such field"),
         ({"name": None}, "name: "),
     ],

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clip_randlora.adapters import files, peft_files
-from clip_randlora.adapters.config import AdapterConfig, Sum, parse_method, parse_stored
-from clip_randlora.adapters.deltas import Delta, add_updates, make_deltas
+from clip_randlora.adapters.config import (
+    AdapterConfig,
+    LoRA,
+    RandLoRA,
+    Sum,
+    parse_stored,
+)
+from clip_randlora.adapters.deltas import Delta, add_updates, largest_sides, make_deltas
 from clip_randlora.adapters.targets import TargetWeight, select_weights
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
@@ -115,6 +121,7 @@ class Adapter:
     def _register(self) -> None:
         parts = [(weight, part) for weight in self.weights.values() for part in weight.parts]
         shapes = [weight.part_shape(part) for weight, part in parts]
+        _check_rank(self.config, shapes)
         deltas = iter(make_deltas(shapes, self.config, self.bases))
         for name, weight in self.weights.items():
             adapted = AdaptedWeight(weight, [next(deltas) for _ in weight.parts])
@@ -243,6 +250,17 @@ class Adapter:
                 parameter.copy_(tensors[key])
 
 
+def _check_rank(config: AdapterConfig, shapes: Sequence[tuple[int, int]]) -> None:
+    """Refuse a rank that no weight can have: more of it adds nothing but memory."""
+    most = max(min(shape) for shape in shapes)
+    for term in config.terms if isinstance(config, Sum) else (config,):
+        if isinstance(term, RandLoRA | LoRA) and term.rank > most:
+            raise UserError(
+                f"rank: {term.rank}, but no adapted weight has a rank above {most}; give at most "
+                f"{most}"
+            )
+
+
 def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Adapter:
     """Attach a fresh adapter, which changes no output, and freeze every weight of the model.
 
@@ -273,14 +291,36 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     """
     if peft_files.is_peft(path):
         imported = peft_files.read(path, net)
+        _check_bases(path, net, imported.config, imported.bases)
         adapter = Adapter(net, imported.config, name, imported.bases)
         adapter._fill(imported.tensors, path)
         return adapter
     stored = files.read(path)
     files.refuse_other_base(path, stored.base, files.identify(net, name))
-    adapter = Adapter(net, parse_stored(stored.config), name, stored.bases)
+    config = _parse_config(path, stored.config)
+    _check_bases(path, net, config, stored.bases)
+    adapter = Adapter(net, config, name, stored.bases)
     adapter._fill(stored.tensors, path)
     return adapter
+
+
+def _parse_config(path: str | Path, config: Mapping[str, Any]) -> AdapterConfig:
+    try:
+        return parse_stored(config)
+    except UserError as error:
+        raise UserError(f"{path}: damaged adapter file, {error}") from error
+
+
+def _check_bases(
+    path: str | Path, net: nn.Module, config: AdapterConfig, bases: Bases | None
+) -> None:
+    """Check that bases that came with an adapter are those of its settings on this model."""
+    if bases is None:
+        return
+    if not isinstance(config, RandLoRA):
+        raise UserError(f"{path}: damaged adapter file, bases of no RandLoRA; use another copy")
+    shapes = [w.part_shape(part) for w in select_weights(net, config) for part in w.parts]
+    files.check_bases(path, bases, config.rank, *largest_sides(shapes))
 
 
 def add_adapters(
@@ -311,9 +351,9 @@ def add_adapters(
     present = files.identify(net, name)
     for path, one in zip(paths, stored, strict=True):
         files.refuse_other_base(path, one.base, present)
-        if one.bases or one.config["method"] == "sum":
+        if one.bases or one.config.get("method") == "sum":
             raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
-    terms = [parse_method(one.config) for one in stored]
+    terms = [_parse_config(path, one.config) for path, one in zip(paths, stored, strict=True)]
     for path, term in zip(paths, terms, strict=True):
         for setting in ("towers", "targets", "blocks"):
             first, this = getattr(terms[0], setting), getattr(term, setting)

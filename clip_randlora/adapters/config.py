@@ -1,11 +1,12 @@
 """What to train and where: one configuration class for each method."""
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from clip_randlora.bases import Distribution
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, unknown_setting
 
 Tower = Literal["vision", "text"]
 Target = Literal["q", "k", "v", "out", "mlp", "conv"]
@@ -22,7 +23,7 @@ class AdapterConfig(BaseModel):
         seed: of the frozen bases and of the random start.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
     targets: tuple[Target, ...] = Field(("q", "k", "v", "out", "mlp", "conv"), min_length=1)
@@ -101,10 +102,12 @@ def parse_method(value: object) -> RandLoRA | LoRA:
         return value
     if isinstance(value, str):
         value = {"method": value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"method: give a name ({', '.join(METHODS)}), or settings with `method`")
     try:
         return _METHOD.validate_python(value)
     except ValidationError as error:
-        raise UserError(f"method {one_line(error)}") from error
+        raise UserError(f"method {one_line(error, _settings_of(value))}") from error
 
 
 def parse_stored(value: object) -> RandLoRA | LoRA | Sum:
@@ -119,12 +122,24 @@ def parse_stored(value: object) -> RandLoRA | LoRA | Sum:
         raise UserError(f"method {one_line(error)}") from error
 
 
-def one_line(error: ValidationError) -> str:
-    """Return pydantic's first complaint as ``field: what is wrong``."""
+def _settings_of(value: Mapping) -> Iterable[str]:
+    """The settings of the method that a mapping names."""
+    name = value.get("method")
+    return METHODS[name].model_fields if isinstance(name, str) and name in METHODS else ()
+
+
+def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """Return pydantic's first complaint as ``field: what is wrong``.
+
+    ``known`` are the settings that there are, to name the one that was meant.
+    """
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # raised by a check of ours, and complete
         return str(cause)
     field = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field or 'settings'}: {first['msg']}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = unknown_setting(str(first["loc"][-1]), known)
+    return f"{field or 'settings'}: {message}{more}"

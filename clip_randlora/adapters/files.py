@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip_randlora.adapters.config import AdapterConfig
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
+from clip_randlora.outputs import written_whole
 
 _FORMAT = "clip-randlora-adapter"
 VERSION = 2  # 1 dealt the bases' columns otherwise, so its numbers mean other updates
@@ -74,8 +75,6 @@ def write(
     task: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter file under a temporary name, then rename it into place."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     metadata = {
         "format": _FORMAT,
         "version": str(VERSION),
@@ -85,8 +84,8 @@ def write(
     if task is not None:
         metadata["task"] = json.dumps(dict(task), ensure_ascii=False)
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(contents, temporary, metadata=metadata)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file(contents, temporary, metadata=metadata)
 
 
 def bases_to_tensors(bases: Bases | None) -> dict[str, Tensor]:
@@ -121,9 +120,23 @@ def read(path: str | Path) -> StoredAdapter:
             if _BASES[0] in tensors:
                 bases = Bases.deal(*(tensors.pop(key) for key in _BASES))
             task = json.loads(metadata.get("task", "null"))
-            return StoredAdapter(json.loads(metadata["config"]), base, tensors, bases, task)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable adapter file ({error})") from error
+            return StoredAdapter(dict(json.loads(metadata["config"])), base, tensors, bases, task)
+    except UserError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path}: not a readable adapter file ({reason}); copy it again, or train again"
+        ) from error
+
+
+def check_bases(path: str | Path, bases: Bases, rank: int, rows: int, columns: int) -> None:
+    """Raise a UserError if bases from a file are none for weights of up to (rows, columns)."""
+    b, a = bases
+    fits = a.shape[0] == rank and a.shape[1] >= columns and b.shape[1] >= rows
+    fits = fits and b.shape[0] * rank >= columns
+    if not fits or not all(tensor.float().isfinite().all() for tensor in bases):
+        raise UserError(f"{path}: damaged adapter file, its bases do not fit; use another copy")
 
 
 def refuse_other_base(path: str | Path, stored: BaseModel, present: BaseModel) -> None:
@@ -144,3 +157,8 @@ def check_tensors(
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             raise UserError(f"{path}: damaged adapter file, tensor {key} has another shape")
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise UserError(
+                f"{path}: damaged adapter file, not all of tensor {key} are numbers; train again, "
+                f"or use another copy"
+            )

@@ -63,11 +63,16 @@ def read(path: str | Path, net: nn.Module) -> PeftAdapter:
         tensors = load_file(folder / _WEIGHTS)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable peft adapter ({error})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / _CONFIG}: not the settings of a peft adapter")
     if settings.get("peft_type") != "RANDLORA":
         raise UserError(
             f"{folder}: a peft adapter of type {settings.get('peft_type')}; only RANDLORA loads "
             f"here"
         )
+    for needed in ("r", "randlora_alpha", "projection_prng_key"):
+        if needed not in settings:
+            raise UserError(f"{folder / _CONFIG}: has no {needed}; save it from peft again")
     bases = _pop_bases(folder, tensors)
     found = _by_our_names(folder, tensors, net)
     config = parse_method(
@@ -162,7 +167,10 @@ def _pop_bases(folder: Path, tensors: dict[str, Tensor]) -> Bases:
             f"{folder}: has no projections, and only peft can make them again; save it from peft "
             f"with save_projection=True"
         )
-    return Bases.deal(b[0].float().flatten(1), a[0].float().squeeze(1))
+    try:
+        return Bases.deal(b[0].float().flatten(1), a[0].float().squeeze(1))
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"{folder}: its projections have another shape than peft's") from error
 
 
 def _by_our_names(folder: Path, tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

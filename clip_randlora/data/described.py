@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, unknown_setting
 from clip_randlora.paths import configs_folder, data_root
 from clip_randlora.templates import check_templates
+from clip_randlora.yaml_files import read_mapping
 
 SUFFIXES = (".yaml", ".yml")
 Arguments = dict[str, str | bool | int]
@@ -161,16 +161,9 @@ def read_description(path: str | Path) -> Description:
         UserError: it cannot be read or a field is wrong; the line names the file and the field.
     """
     path = Path(path).expanduser()
+    fields = read_mapping(path, "`field: value` lines, as in the README")
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected `field: value` lines, as in the README")
-    try:
-        return Description(**{str(key): value for key, value in fields.items()}, file=path)
+        return Description(**fields, file=path)
     except ValidationError as error:
         raise UserError(f"{path}: {_complaint(error)}") from None
     except TypeError:
@@ -197,7 +190,8 @@ def _complaint(error: ValidationError) -> str:
     field = str(first["loc"][0]) if first["loc"] else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"no such field (there are {', '.join(Description.model_fields)})"
+        known = Columns if first["loc"][0] == "columns" else Description
+        message = unknown_setting(str(first["loc"][-1]), known.model_fields)
     return f"{field}: {message}" if field else message
 
 

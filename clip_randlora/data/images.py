@@ -7,6 +7,8 @@ against a list and the size against a bound, both from the header, before a pixe
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -98,6 +100,8 @@ def _name_of(source: ImageSource) -> str:
 
 def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if isinstance(source, str | PurePath) and _is_pipe(source):
+        raise UnreadableImage(name, "is not a regular file; give an image file")
     try:
         image = Image.open(file, formats=FORMATS)
     except FileNotFoundError:
@@ -121,6 +125,15 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _is_pipe(path: str | PurePath) -> bool:
+    """Whether a path is neither a file nor a folder: reading it may never end."""
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):  # said when it is opened
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
 
 
 def _check_size(image: Image.Image, name: str) -> None:

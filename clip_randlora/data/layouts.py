@@ -47,7 +47,7 @@ def read_layout(source: str | Path) -> Layout:
     Raises:
         UserError: the source is missing, not downloaded, or not in one of these forms.
     """
-    path = Path(source).expanduser()
+    path = _path_of(source)
     is_file = path.suffix in SUFFIXES and not path.is_dir()
     if is_file or (not path.exists() and str(source) in described_sets()):
         return _read_described(find_description(source))
@@ -165,10 +165,27 @@ def _read_listed(source: str | Path) -> Layout:
     return layout
 
 
+def _path_of(source: str | Path) -> Path:
+    """A source as a path, or the one line that says that it can be none."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown ~user
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{str(source)[:60]!r}: no path ({reason}); give a folder, a .zip or a name"
+        ) from None
+    if not str(source).strip():
+        raise UserError("DATA: an empty name; give a folder, a .zip or a name")
+    return path
+
+
 def _list(source: str | Path) -> Listing:
-    path = Path(source).expanduser()
+    path = _path_of(source)
     if path.is_dir():
         return list_folder(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{source}: neither a folder nor a file; give a folder or a .zip")
     if path.exists():
         return list_zip(path)
     if str(source) in DATASETS:

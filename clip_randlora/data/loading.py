@@ -57,6 +57,8 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         tested, broken = _items(test_files, classes, other or layout)
         skipped += broken
         digests = {} if layout.is_ready_made else _digests([*train, *tested])
+        train, leaks = _without_test_images(train, tested, digests, classes)
+        notes += leaks
     else:
         digests = _digests(train)
         train, tested, note = _hold_out(train, classes, digests, held_out)
@@ -64,7 +66,7 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
     if not tested:
         why = "can be read" if test_files is not None else "can be held out, there are too few"
         raise UserError(f"{test or source}: no test image {why}; give more images")
-    notes += _notes(classes, train, tested, digests)
+    notes += [*_alike(classes), *_notes(classes, train, tested, digests)]
     return Data(
         _name_of(source),
         classes,
@@ -214,15 +216,40 @@ def _notes(
             f"The same image under two classes, {len(contradictions)} times: "
             f"{name_some(contradictions)}; remove one of each."
         )
-    in_train = {digests[id(item)]: item for item in reversed(train)}
-    leaks = [
-        f"{in_train[key].name} = {item.name}"
-        for item in test
-        if (key := digests[id(item)]) in in_train
-    ]
-    if leaks:
-        notes.append(
-            f"{len(leaks)} of {len(test)} test images are also training images "
-            f"({name_some(leaks)}): test figures will be too good."
-        )
     return notes
+
+
+def _without_test_images(
+    train: list[Item], test: list[Item], digests: dict[int, str], classes: Sequence[str]
+) -> tuple[list[Item], list[str]]:
+    """Keep images out of training that are in the test split too: figures would be too good."""
+    if not digests:
+        return train, []
+    in_test = {digests[id(item)]: item for item in reversed(test)}
+    leaks = [item for item in train if digests[id(item)] in in_test]
+    if not leaks:
+        return train, []
+    named = name_some([f"{item.name} = {in_test[digests[id(item)]].name}" for item in leaks])
+    kept = [item for item in train if digests[id(item)] not in in_test]
+    left = {item.label for item in kept}
+    for item in leaks:
+        if item.label not in left:
+            raise UserError(
+                f'class "{classes[item.label]}": all its training images are test images too '
+                f"({named}); give others to train on, or to test on"
+            )
+    return kept, [
+        f"{len(leaks)} of {len(train)} training images are test images too ({named}): they are "
+        f"kept out of training."
+    ]
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A note on the classes whose names differ in capitals only."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        groups[name.casefold()].append(name)
+    alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    return [f"Classes that differ in capitals only: {name_some(alike)}; merge them if alike."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 import zipfile
 from contextlib import suppress
@@ -20,6 +21,10 @@ from clip_randlora.errors import UserError
 MAX_FILES = 1_000_000
 MAX_FILE_BYTES = 256 * 2**20
 MAX_ARCHIVE_BYTES = 32 * 2**30
+MAX_EXPANSION = 100  # times an archive's size, if that is more than MAX_UNJUDGED_BYTES
+MAX_UNJUDGED_BYTES = 2**30
+MAX_DEPTH = 64  # folders in folders
+_ENTRY, _DIRECTORY_BYTES = b"PK\x01\x02", 128 * 2**20  # zip's table of contents, at its end
 
 _JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # left by operating systems
 
@@ -174,6 +179,9 @@ def _walk(
             raise UserError(f"{root}: cannot be read ({error.strerror}); check it") from None
         listing.skipped.append(Skipped(_printable("/".join(parts)), str(error.strerror)))
         return
+    if len(parts) >= MAX_DEPTH:
+        listing.skipped.append(Skipped("/".join(parts), f"more than {MAX_DEPTH} folders deep"))
+        return
     for entry in entries:
         here = (*parts, _printable(entry.name))
         name = "/".join(here)
@@ -187,6 +195,8 @@ def _walk(
                 listing.skipped.append(Skipped(name, "a link to a folder it lies in"))
                 continue
             listing.folders.add(here)
+            if len(listing.folders) > MAX_FILES:
+                raise UserError(f"{root}: more than {MAX_FILES} folders; give a smaller folder")
             _walk(root, Path(entry.path), here, (*above, real), listing)
         elif entry.is_file():
             size = entry.stat().st_size
@@ -208,7 +218,10 @@ def list_zip(path: Path) -> Listing:
         UserError: not a zip archive, broken, encrypted, or larger than the bounds.
     """
     try:
+        _check_count(path)
         archive = zipfile.ZipFile(path)
+    except UserError:
+        raise
     except PermissionError:
         raise UserError(f"{path}: may not be read; check its permissions") from None
     except Exception:  # a broken directory can raise nearly anything inside zipfile
@@ -223,6 +236,13 @@ def list_zip(path: Path) -> Listing:
         parts = _safe_parts(info)
         if parts is None:
             listing.skipped.append(Skipped(_printable(info.filename), "unsafe path"))
+            continue
+        if len(parts) > MAX_DEPTH:
+            reason = f"more than {MAX_DEPTH} folders deep"
+            listing.skipped.append(Skipped("/".join(parts[:3]) + "/...", reason))
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            listing.skipped.append(Skipped("/".join(parts), "a link, not followed in archives"))
             continue
         hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
         if any(part.casefold() in _JUNK for part in parts):
@@ -246,14 +266,26 @@ def list_zip(path: Path) -> Listing:
     return listing
 
 
+def _check_count(path: Path) -> None:
+    """Count the members before zipfile makes an object for each; never too few."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _DIRECTORY_BYTES))
+        count = file.read().count(_ENTRY)
+    if count > MAX_FILES:
+        raise UserError(f"{path}: {count} members, at most {MAX_FILES}; split the archive")
+
+
 def _check_bounds(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    if len(members) > MAX_FILES:
-        raise UserError(f"{path}: {len(members)} members, at most {MAX_FILES}; split the archive")
     total = sum(info.file_size for info in members)
     if total > MAX_ARCHIVE_BYTES:
         raise UserError(
             f"{path}: {total / 2**30:.1f} GiB when unpacked, at most "
             f"{MAX_ARCHIVE_BYTES / 2**30:.3g}; split the archive or give the unpacked folder"
+        )
+    if total > max(MAX_UNJUDGED_BYTES, MAX_EXPANSION * os.path.getsize(path)):
+        raise UserError(
+            f"{path}: {total / 2**30:.1f} GiB when unpacked, more than {MAX_EXPANSION} times its "
+            f"size, as no images are; give the unpacked folder"
         )
     if any(info.flag_bits & 0x1 for info in members):
         raise UserError(f"{path}: the archive is encrypted; make one without a password")
