@@ -41,6 +41,11 @@ def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Itera
             process writes there.
     """
     folder = Path(out)
+    try:
+        folder.exists()
+    except (OSError, ValueError) as error:  # too long, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--out {str(out)[:60]}: no path ({reason}); choose another") from None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: there is a file of that name; choose another folder")
     with made_for(folder), locked(folder):
@@ -96,6 +101,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in config or not isinstance(config[name], kind):
             raise UserError(f"{path}: damaged, {name} is not that of a run; copy the run again")
+    if not isinstance(config.setdefault("data", {}), dict):
+        raise UserError(f"{path}: damaged, data is not that of a run; copy the run again")
     if not config["classes"] or not all(isinstance(name, str) for name in config["classes"]):
         raise UserError(f"{path}: damaged, classes are not those of a run; copy the run again")
     return config

@@ -37,14 +37,14 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not in
 class App:
     """A running app: its address, its process, its folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *more: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.folder = f"http://127.0.0.1:{port}", folder
         command = [sys.executable, "-m", "clip_randlora", "app", "--port", str(port)]
         options = ["--folder", str(folder), "--max-upload-mb", str(UPLOAD_LIMIT_MB)]
-        self.process = subprocess.Popen([*command, *options])
+        self.process = subprocess.Popen([*command, *options, *more])
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with socket.socket() as probe:

@@ -461,10 +461,14 @@ def test_copies_stay_on_one_side(tmp_path):
 def test_copies_across_splits_and_classes_are_said(tmp_path):
     write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
     write_classes(tmp_path / "test", {"cat": 1, "dog": 3}, start=2)  # cat 2, dogs 3 to 5
+    with pytest.raises(UserError, match='class "dog": all its training images are test images too'):
+        load_data(tmp_path)
+    (tmp_path / "train/dog/new.png").write_bytes(encode(picture(40)))
     data = load_data(tmp_path)
-    assert said(data, "also training").startswith(
-        "4 of 4 test images are also training images (train/cat/img2.png = test/cat/img0.png, "
+    assert said(data, "kept out").startswith(
+        "4 of 7 training images are test images too (train/cat/img2.png = test/cat/img0.png, "
     )
+    assert names(data.train) == ["train/cat/img0.png", "train/cat/img1.png", "train/dog/new.png"]
     shutil.copy(tmp_path / "train/cat/img0.png", tmp_path / "train/dog/cat.png")
     note = said(load_data(tmp_path), "two classes")
     assert "1 times: train/cat/img0.png = train/dog/cat.png" in note

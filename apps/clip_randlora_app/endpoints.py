@@ -55,9 +55,13 @@ class Endpoints:
         settings = {"method": method, "shots": shots or None, "seed": seed}
         workspace = self.service.workspace(request)
         job = self.service.start(workspace, model, preset, settings)
-        while job.is_running:
-            yield self._progress(job)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        try:
+            while job.is_running:
+                yield self._progress(job)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            if job.is_learning:  # the client is gone: others may train
+                self.service.trainer.stop(job)
         if job.state == "failed":
             raise cr.UserError(job.error)
         yield job.metrics() if job.state == "done" else {"state": job.state}

@@ -37,7 +37,8 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except cr.UserError as error:
-        raise gr.Error(sentence(error), print_exception=False) from error
+        # the page would take what looks like HTML for HTML
+        raise gr.Error(sentence(error).replace("<", "‹"), print_exception=False) from error
 
 
 def sentence(error: cr.UserError) -> str:

@@ -119,7 +119,8 @@ def parse_stored(value: object) -> RandLoRA | LoRA | Sum:
     try:
         return _STORED.validate_python(value)
     except ValidationError as error:
-        raise UserError(f"method {one_line(error)}") from error
+        known = _settings_of(value) if isinstance(value, Mapping) else ()
+        raise UserError(f"method {one_line(error, known)}") from error
 
 
 def _settings_of(value: Mapping) -> Iterable[str]:

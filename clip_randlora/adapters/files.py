@@ -116,6 +116,8 @@ def read(path: str | Path) -> StoredAdapter:
                 )
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))
+            if not isinstance(base.name, str) or not isinstance(base.fingerprint, str):
+                raise TypeError("base is no name and fingerprint")
             bases = None
             if _BASES[0] in tensors:
                 bases = Bases.deal(*(tensors.pop(key) for key in _BASES))

@@ -8,6 +8,7 @@ import re
 import stat
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def _walk(
             continue
         if entry.name.startswith("."):
             listing.skipped.append(Skipped(name, "hidden"))
-        elif entry.is_dir():
+        elif _is(entry.is_dir):
             real = os.path.realpath(entry.path)
             if real in above:
                 listing.skipped.append(Skipped(name, "a link to a folder it lies in"))
@@ -198,7 +199,7 @@ def _walk(
             if len(listing.folders) > MAX_FILES:
                 raise UserError(f"{root}: more than {MAX_FILES} folders; give a smaller folder")
             _walk(root, Path(entry.path), here, (*above, real), listing)
-        elif entry.is_file():
+        elif _is(entry.is_file):
             size = entry.stat().st_size
             if size > MAX_FILE_BYTES:
                 listing.skipped.append(Skipped(name, _too_big(size)))
@@ -209,6 +210,14 @@ def _walk(
         else:
             reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
             listing.skipped.append(Skipped(name, reason))
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry for its kind; a link to itself has none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def list_zip(path: Path) -> Listing:

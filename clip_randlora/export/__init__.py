@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.export import card
 from clip_randlora.export.hub import push, require_token
 from clip_randlora.export.source import Source
+from clip_randlora.outputs import LOCK, locked, made_for
 
 __all__ = ["export_formats", "export_run", "loading_snippet", "push", "require_token"]
 
@@ -105,15 +105,19 @@ def export_run(
     source = Source.load(run, strength, add, weights)
     writer.check(source)
     expected = source.features()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    new_parents = [parent for parent in out.parents if not parent.exists()]
+    temporary = out.with_name(f".{out.name}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        writer.write(source, temporary, precision)
-        writer.verify(source, expected, temporary, precision)
-        text = card.write(source, format, out.name, precision)
-        (temporary / "README.md").write_text(text, encoding="utf-8")
-        temporary.rename(out)
+        with made_for(out.parent), locked(temporary):
+            try:
+                _empty(temporary)
+                writer.write(source, temporary, precision)
+                writer.verify(source, expected, temporary, precision)
+                text = card.write(source, format, out.name, precision)
+                (temporary / "README.md").write_text(text, encoding="utf-8")
+                (temporary / LOCK).unlink()
+                temporary.rename(out)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except UserError:
         raise
     except Exception as error:  # the other libraries raise many kinds
@@ -122,11 +126,6 @@ def export_run(
             f"--format {format} --out {out}: nothing written ({reason or type(error).__name__}); "
             f"choose another folder or format"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # not empty: the export is in it
-                parent.rmdir()
     return out
 
 
@@ -157,9 +156,22 @@ def _load(format: str) -> ModuleType:
         ) from error
 
 
+def _empty(folder: Path) -> None:
+    """Remove what an export that was killed has left behind."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
 def _require_free(out: Path) -> None:
     """Refuse a path that is taken or cannot be written, before anything slow is done."""
-    if out.exists() or out.is_symlink():
+    try:
+        is_taken = out.exists() or out.is_symlink()
+    except OSError as error:
+        raise UserError(f"--out {str(out)[:60]}: {error.strerror}; choose another") from None
+    if is_taken:
         raise UserError(f"--out {out}: exists; choose another folder, exports replace nothing")
     parent = next(parent for parent in out.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

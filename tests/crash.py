@@ -1,0 +1,114 @@
+"""Kill a command at random moments, go on with it, and say how often and what was left.
+
+    python tests/crash.py --kills 20 --seed 1 -- train photos --out runs/x
+
+runs ``clip-randlora train photos --out runs/x``, kills it with SIGKILL after a random part of the
+time that an undisturbed run takes, and runs it again with ``--resume`` where its folder can be
+resumed, until that many kills are done; then once more to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Report:
+    """How many runs were killed, how many ended before that, and standard error of the last."""
+
+    kills: int = 0
+    finished: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def run(arguments: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess:
+    """Run the command; kill it, with a return code of -9, after some seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clip_randlora", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, "", errors)
+
+
+def kill_and_go_on(
+    arguments: Sequence[str],
+    goes_on: Callable[[], Sequence[str]],
+    is_done: Callable[[], bool],
+    start_over: Callable[[], None],
+    kills: int,
+    seed: int,
+    longest: float,
+) -> Report:
+    """Kill a command ``kills`` times, each at a random moment, then let it end.
+
+    Args:
+        arguments: of ``clip-randlora``.
+        goes_on: returns what to add to them to go on after a kill.
+        is_done: whether the output is complete.
+        start_over: called when it is before there were kills enough.
+        kills: how often.
+        seed: of the moments.
+        longest: seconds, the last of them.
+    """
+    moments, report = random.Random(seed), Report()
+    print(f"crash harness: {kills} kills, seed {seed}, within {longest:.1f} s")
+    while report.kills < kills:
+        done = run([*arguments, *goes_on()], moments.uniform(0, longest))
+        if done.returncode == -signal.SIGKILL:
+            report.kills += 1
+        elif done.returncode == 0 and is_done():
+            report.finished += 1
+            start_over()
+        else:
+            report.errors.append(done.stderr)
+            return report
+    if not is_done():
+        done = run([*arguments, *goes_on()])
+        if done.returncode:
+            report.errors.append(done.stderr)
+    return report
+
+
+def main() -> None:
+    """Kill a ``train`` command again and again; exit status 1 if it could not go on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=30, help="the last moment of a kill")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    arguments = [word for word in options.command if word != "--"]
+    if "--out" not in arguments:
+        parser.error("give the command with --out FOLDER")
+    out = Path(arguments[arguments.index("--out") + 1])
+    started = time.monotonic()
+    report = kill_and_go_on(
+        arguments,
+        lambda: ["--resume"] if (out / "config.yaml").exists() else [],
+        lambda: (out / "metrics.json").exists(),
+        lambda: sys.exit(f"ended before {options.kills} kills: give a smaller --seconds"),
+        options.kills,
+        options.seed,
+        options.seconds,
+    )
+    print(f"{report.kills} kills, {time.monotonic() - started:.0f} s, errors: {report.errors}")
+    sys.exit(bool(report.errors))
+
+
+if __name__ == "__main__":
+    main()
