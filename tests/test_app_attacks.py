@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.parse
 import zipfile
@@ -42,29 +43,20 @@ def test_no_file_of_the_server_is_served(app):
         assert answer.status_code in (400, 403, 404), f"{path}: {answer.status_code}"
 
 
-def test_what_a_session_made_is_not_served_to_others(app, tmp_path):
-    client = app.client()
+def test_a_sessions_files_are_found_by_its_secret_alone(app, tmp_path):
+    """A path is the permission: its folder is named by 128 bits that only the session gets."""
+    client, stranger = app.client(), app.client()
     archive = zip_of(tmp_path / "m.zip", {"bird": "bird", "car": "vehicle"}, images=4)
     client.predict(handle_file(str(archive)), api_name="/load_archive")
-    pictures = [path for path in app.folder.rglob("train/*/*") if path.is_file()]
-    state = [path for path in app.folder.rglob("state.json")]
-    assert len(pictures) == 8
-    for path in [*pictures, *state]:
-        answer = served(app, path)
-        assert answer.status_code in (403, 404), f"{path.name}: {answer.status_code}"
-    folders = [path.name for path in app.folder.iterdir()]
-    assert all(len(name) >= 32 for name in folders), "a folder's name could be guessed"
-    stranger = app.client()
-    for path in (pictures[0], "/etc/passwd"):
-        with pytest.raises(AppError):
-            stranger.predict(
-                {"path": str(path), "meta": {"_type": "gradio.FileData"}}, 1.0, api_name="/predict"
-            )
-
-
-OPEN = {  # what a login page needs, and what says nothing
-    "/", "/login", "/login/", "/logout", "/theme.css", "/robots.txt", "/favicon.ico",
-}  # fmt: skip
+    folders = [path for path in app.folder.iterdir() if (path / "train").is_dir()]
+    assert folders and all(re.fullmatch("[0-9a-f]{32}", path.name) for path in folders)
+    for path in (app.folder, folders[0], folders[0] / "train", folders[0] / "train" / "bird"):
+        assert served(app, path).status_code in (403, 404), "a folder is listed"
+    outside = {"path": str(archive), "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError):  # a path on the server is no upload
+        stranger.predict(outside, api_name="/load_archive")
+    summary = stranger.predict("digits", api_name="/load_sample")
+    assert not {"bird", "car"} & set(summary["classes"])
 
 
 def test_every_endpoint_asks_for_the_password(locked_app, tmp_path):
