@@ -10,6 +10,7 @@ from benchmarks.blocks import blocks
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
 from benchmarks.scale import scale
+from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 from clip_randlora.errors import UserError
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (step, scale, fewshot, blocks, infer, start):
+for command in (step, scale, fewshot, blocks, infer, start, serve):
     app.command()(command)
 
 

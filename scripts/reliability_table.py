@@ -1,4 +1,4 @@
-"""Print the tables of docs/reliability.md: what the tests put in, and the message that they hold."""
+"""Print the tables of docs/reliability.md: what the tests put in, and what is said."""
 
 from __future__ import annotations
 
