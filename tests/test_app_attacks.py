@@ -53,8 +53,10 @@ def test_a_sessions_files_are_found_by_its_secret_alone(app, tmp_path):
     for path in (app.folder, folders[0], folders[0] / "train", folders[0] / "train" / "bird"):
         assert served(app, path).status_code in (403, 404), "a folder is listed"
     outside = {"path": str(archive), "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(AppError):  # a path on the server is no upload
-        stranger.predict(outside, api_name="/load_archive")
+    call = f"{app.url}/gradio_api/call/load_archive"
+    event = httpx.post(call, json={"data": [outside]}).json()["event_id"]
+    said = httpx.get(f"{call}/{event}", timeout=60).text
+    assert "event: error" in said and "complete" not in said, "a path on the server is no upload"
     summary = stranger.predict("digits", api_name="/load_sample")
     assert not {"bird", "car"} & set(summary["classes"])
 
