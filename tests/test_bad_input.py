@@ -222,6 +222,13 @@ def test_names_train_and_print(tiny_folder, tmp_path):
     assert done.returncode == 0 and "[bold]" in done.stdout
 
 
+def test_numbers_in_names_that_are_none_to_python(tmp_path):
+    found = ["²", "9" * 5000, "10", "9", "b"]
+    members = {f"{name}/{n}.png": encoded(picture(n)) for name in found for n in (0, 1)}
+    classes = load(zip_of(tmp_path / "a.zip", members)).classes
+    assert classes == ("9", "10", "9" * 5000, "b", "²")
+
+
 def test_a_name_of_300_characters_in_an_archive(tmp_path):
     members = {f"{name}/{n}.png": encoded(picture(n)) for name in ("y" * 300, "b") for n in (0, 1)}
     assert load(zip_of(tmp_path / "a.zip", members)).classes == ("b", "y" * 300)

@@ -60,7 +60,7 @@ def damaged(draw, wholes) -> bytes:
     return bytes(content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content)
 
 
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 images = st.one_of(damaged(st.sampled_from(SMALL)), st.binary(max_size=60))
 
 

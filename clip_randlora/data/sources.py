@@ -152,10 +152,12 @@ class MemoryImage:
         return hashlib.sha256(self.image.tobytes()).hexdigest()
 
 
-def natural_key(text: str) -> tuple[list[str | int], str]:
+def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling."""
     pieces = re.split(r"([0-9]+)", text.casefold())
-    return [int(piece) if piece.isdigit() else piece for piece in pieces], text
+    # numbers by their length, then their digits: as int() would, and however long they are
+    pieces[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in pieces[1::2]]
+    return pieces, text
 
 
 def list_folder(root: Path) -> Listing:
