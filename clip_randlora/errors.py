@@ -12,6 +12,9 @@ class UserError(ValueError):
     The command line prints it as ``error: ...`` and exits with status 2, without a traceback.
     """
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # what it names may hold line breaks
+
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
     """Say that there is no such setting, and name the one that was probably meant."""
