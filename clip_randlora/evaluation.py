@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_randlora.adapters import Adapter
+from clip_randlora.cache import Cache
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.folding import find_pairs, folded
 from clip_randlora.models import Model
@@ -45,9 +47,19 @@ class SideBySide:
         self._strength = value
         self._tuned_classes = self._at(value, self.text.features)
 
-    def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned."""
-        zero_shot = self._at(0.0, lambda: self._encode(images))
+    def zero_shot_features(self, images: Tensor) -> Tensor:
+        """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
+        return self._at(0.0, lambda: self._encode(images))
+
+    def probabilities(
+        self, images: Tensor, zero_shot: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned.
+
+        ``zero_shot`` is what `zero_shot_features` returned for them, if it is known already.
+        """
+        if zero_shot is None:
+            zero_shot = self.zero_shot_features(images)
         tuned = self._tuned_features(images) if self._tuned_vision else zero_shot
         return (
             self._softmax(zero_shot, self._zero_shot_classes),
@@ -96,7 +108,10 @@ class Predictions:
 
 
 def predict_split(
-    both: SideBySide, split: Split, on_images: Callable[[int], None] | None = None
+    both: SideBySide,
+    split: Split,
+    on_images: Callable[[int], None] | None = None,
+    cache: Cache | None = None,
 ) -> Predictions:
     """Classify every image of a split, zero-shot and tuned, each image decoded once.
 
@@ -104,11 +119,17 @@ def predict_split(
         both: the model and its adapter.
         split: at least one image.
         on_images: called with the number of images that were just done.
+        cache: of this model and the data set whose test split this is.
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []
-    for batch in decode_batches(split, both.model.square(), _CHUNK):
-        for answers, kept in zip(both.probabilities(batch.images), (zero_shot, tuned), strict=True):
-            kept.append(answers)
+    decoded = cache.test_images(both.model.image_size) if cache else None
+    for number, batch in enumerate(decode_batches(split, both.model.square(), _CHUNK, decoded)):
+        features = None
+        if cache:
+            features = cache.zero_shot(number, partial(both.zero_shot_features, batch.images))
+        answers = both.probabilities(batch.images, features)
+        for probabilities, kept in zip(answers, (zero_shot, tuned), strict=True):
+            kept.append(probabilities)
         names += batch.names
         labels.append(batch.labels)
         skipped += batch.skipped

@@ -14,6 +14,7 @@ import torch
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, attach
+from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
 from clip_randlora.loop import Loop, Step
@@ -61,6 +62,7 @@ def fit(
     on_start: Callable[[Adapter, list[str]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     watch: int = 0,
+    cache: Cache | None = None,
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
@@ -77,19 +79,24 @@ def fit(
             finished with what was learned by then. The adapter file is written before the test
             images are classified.
         watch: classify this many test images now and then during training, for a curve.
+        cache: of this model and data, given to several trainings so that they share what is the
+            same in all of them; the numbers are the same without it.
 
     Raises:
         UserError: the settings do not fit the model or the data, or ``out`` is taken.
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """
+    if cache and (cache.model is not model or cache.data is not data):
+        raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
     folder = runs.prepare(out, settings, resume) if out is not None else None
     adapter = loop = None
     try:
         crop_size = config.crop_size or default_crop_size(model)
-        stored = model.square(round(crop_size * _STORED_SCALE))
-        shots = decode_shots(data.train, config.shots, config.seed, stored)
+        size = round(crop_size * _STORED_SCALE)
+        kept = cache.train_images(size) if cache else None
+        shots = decode_shots(data.train, config.shots, config.seed, model.square(size), kept)
         prompts = make_prompts(data.classes, config.templates, config.prompts)
         text = TextClassifier(model, data.classes, prompts)
         adapter = attach(model.net, config.method)
@@ -107,7 +114,7 @@ def fit(
             notes.append(f"Stopped at step {loop.step} of {loop.steps}.")
         if folder is not None:
             adapter.save(folder / runs.ADAPTER, _task(model, data, config))
-        predictions = predict_split(SideBySide(model, adapter, text), data.test)
+        predictions = predict_split(SideBySide(model, adapter, text), data.test, cache=cache)
         run = Run(
             model=model,
             adapter=adapter,
