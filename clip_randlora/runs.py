@@ -93,6 +93,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     raise UserError(f"{path}: damaged, not the metrics of a run")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether an unfinished training left a state there to go on from."""
+    return (folder / _CONFIG).is_file() and (folder / _CHECKPOINT).is_file()
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training."""
     temporary = folder / (_CHECKPOINT + ".tmp")
