@@ -70,7 +70,12 @@ def train(
     ] = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
-    method: Annotated[str | None, typer.Option(help="randlora or lora.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="randlora (default), lora, clip_lora, vera, nola, full, linear_probe, zero_shot."
+        ),
+    ] = None,
     shots: Annotated[
         str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
     ] = None,

@@ -32,7 +32,7 @@ class SideBySide:
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
-        self._tuned_vision = "vision" in adapter.config.towers
+        self._tuned_vision = "vision" in adapter.towers
         self._pairs = find_pairs(model)
         self._zero_shot_classes = self._at(0.0, text.features)
         self.strength = adapter.strength
@@ -49,7 +49,7 @@ class SideBySide:
 
     def zero_shot_features(self, images: Tensor) -> Tensor:
         """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
-        return self._at(0.0, lambda: self._encode(images))
+        return self._at(0.0, lambda: encode_images(self.model, images))
 
     def probabilities(
         self, images: Tensor, zero_shot: Tensor | None = None
@@ -62,16 +62,31 @@ class SideBySide:
             zero_shot = self.zero_shot_features(images)
         tuned = self._tuned_features(images) if self._tuned_vision else zero_shot
         return (
-            self._softmax(zero_shot, self._zero_shot_classes),
-            self._softmax(tuned, self._tuned_classes),
+            _softmax(self._similarities(zero_shot, self._zero_shot_classes)),
+            _softmax(self._tuned_logits(tuned)),
         )
 
     def tuned_probabilities(self, images: Tensor) -> Tensor:
         """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
-        return self._softmax(self._tuned_features(images), self._tuned_classes)
+        return _softmax(self._tuned_logits(self._tuned_features(images)))
 
     def _tuned_features(self, images: Tensor) -> Tensor:
-        return self._at(self.strength, lambda: self._encode(images))
+        return self._at(self.strength, lambda: encode_images(self.model, images))
+
+    @torch.inference_mode()
+    def _tuned_logits(self, images: Tensor) -> Tensor:
+        """Return the logits (N, C) of image features (N, E).
+
+        A linear probe's head is blended with the zero-shot one, which is linear as well.
+        """
+        logits, head = self._similarities(images, self._tuned_classes), self.adapter.head
+        if head is None or self.strength == 0:
+            return logits
+        return torch.lerp(logits.float(), head(images.float()), self.strength)
+
+    @torch.inference_mode()
+    def _similarities(self, images: Tensor, classes: Tensor) -> Tensor:
+        return self.model.logit_scale() * images @ classes.T
 
     def _at(self, strength: float, compute: Callable[[], Tensor]) -> Tensor:
         """Compute without gradients at one strength, each updated weight formed only once."""
@@ -82,13 +97,14 @@ class SideBySide:
         finally:
             self.adapter.strength = before
 
-    def _encode(self, images: Tensor) -> Tensor:
-        batches = images.split(_FORWARD_BATCH)
-        return torch.cat([self.model.encode_image(batch) for batch in batches])
 
-    def _softmax(self, images: Tensor, classes: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return (self.model.logit_scale() * images @ classes.T).softmax(dim=-1).float().cpu()
+def encode_images(model: Model, images: Tensor) -> Tensor:
+    """Encode uint8 images (N, 3, S, S), a batch at a time, to unit features (N, E)."""
+    return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1).float().cpu()
 
 
 @dataclass

@@ -93,6 +93,7 @@ class Loop:
         self.folder, self.crop_size = folder, crop_size
         self.images = shots.images.to(model.device)
         self.labels = shots.labels.to(model.device)
+        self.image_count = len(shots)
         self.drawn = hashlib.sha256("\n".join(shots.names).encode()).hexdigest()
         self.batch_size = min(config.batch_size, len(shots))
         self.steps = config.steps or default_steps(
@@ -117,7 +118,7 @@ class Loop:
         self.frozen_images: FrozenImages | None = None
         self.frozen_text: FrozenText | None = None
         self.fixed_text = None
-        if "text" not in adapter.config.towers:
+        if "text" not in adapter.towers:
             with torch.no_grad():
                 self.fixed_text = text.features()
 
@@ -190,7 +191,7 @@ class Loop:
 
     def _freeze_text(self) -> None:
         """Keep what the frozen blocks of the text tower make of the prompts."""
-        is_adapted = "text" in self.adapter.config.towers
+        is_adapted = "text" in self.adapter.towers
         if not is_adapted or self._samples_prompts or not has_frozen_blocks(self.adapter, "text"):
             return
         try:
