@@ -666,6 +666,8 @@ def _free_folder(folder: Path) -> Path:
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
+        results.quiet = messages.quiet = True
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

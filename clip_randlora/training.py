@@ -20,6 +20,7 @@ from clip_randlora.evaluation import Predictions, SideBySide, predict_split, sco
 from clip_randlora.loop import Loop, Step
 from clip_randlora.models import Model
 from clip_randlora.probe import ProbeTraining
+from clip_randlora.processes import from_main_process, is_main_process
 from clip_randlora.recipe import TrainConfig, default_crop_size
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
@@ -67,6 +68,9 @@ def fit(
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
+    Under `accelerate launch` every process takes part of each batch; the result is that of one
+    process with the same batches, to rounding. The main process alone evaluates and writes.
+
     Args:
         model: without an adapter; the trained adapter is attached to it on return.
         data: training and test images.
@@ -91,7 +95,9 @@ def fit(
         raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
-    folder = runs.prepare(out, settings, resume) if out is not None else None
+    folder = Path(out) if out is not None else None
+    if folder is not None and is_main_process():
+        runs.prepare(folder, settings, resume)
     adapter = training = None
     try:
         prompts = make_prompts(data.classes, config.templates, config.prompts)
@@ -112,9 +118,12 @@ def fit(
         notes += training.notes
         if training.step < training.steps:
             notes.append(f"Stopped at step {training.step} of {training.steps}.")
-        if folder is not None:
+        if folder is not None and is_main_process():
             adapter.save(folder / runs.ADAPTER, _task(model, data, config))
-        predictions = predict_split(SideBySide(model, adapter, text), data.test, cache=cache)
+        predictions = from_main_process(
+            lambda: predict_split(SideBySide(model, adapter, text), data.test, cache=cache),
+            model.device,
+        )
         run = Run(
             model=model,
             adapter=adapter,
@@ -128,7 +137,7 @@ def fit(
             skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
             folder=folder,
         )
-        if folder is not None:
+        if folder is not None and is_main_process():
             runs.write(run, settings, data)
         return run
     except BaseException as error:
