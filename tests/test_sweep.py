@@ -44,7 +44,7 @@ def tiny_sweep(tiny_folder, colors, tmp_path) -> Path:
     return write(tmp_path / "sweep.yaml", tiny_folder, [str(colors)])
 
 
-def write(path: Path, model: Path, datasets: list[str], **changes) -> Path:
+def write(path: Path, model: Path, datasets: list[str], /, **changes) -> Path:
     settings = {
         "datasets": datasets,
         "models": [{"name": str(model), "label": "tiny"}],

@@ -18,6 +18,7 @@ _COLORS = (
 _MARKERS = "osD^vPX*<>"
 _ZERO_SHOT = "#8a94a6"
 _COLUMNS = 3
+_DODGE = 0.025  # what lies between neighbouring methods, so that error bars do not cover others
 
 
 def draw(results: Results) -> dict[str, Figure]:
@@ -48,9 +49,10 @@ def accuracy_by_shots(model: ModelResults) -> Figure | None:
         return None
     figure, grid = _panels(len(panels))
     for axes, (title, entry_of) in zip(grid, panels.items(), strict=False):
-        for method in model.methods:
+        for place, method in enumerate(model.methods):
             entries = [entry_of(method, shots) for shots in model.shots]
-            _line(axes, model, method, entries)
+            beside = (place - (len(model.methods) - 1) / 2) * _DODGE
+            _line(axes, model, method, entries, beside)
         axes.set_title(title, fontweight="bold" if title == "average" else "normal")
         axes.set_xticks(range(len(model.shots)), map(str, model.shots))
         axes.set_xlim(-0.3, len(model.shots) - 0.7)
@@ -93,7 +95,8 @@ def accuracy_by_parameters(model: ModelResults) -> Figure | None:
                 )
         axes.set_xscale("log")
         axes.margins(x=0.12)
-        axes.set_title("all images" if shots == "all" else f"{shots} images per class")
+        images = "image" if shots == 1 else "images"
+        axes.set_title("all images" if shots == "all" else f"{shots} {images} per class")
         axes.set(xlabel="trained numbers", ylabel="top-1 accuracy, %")
     _legend(figure, grid)
     return figure
@@ -142,14 +145,14 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
     return figure, grid[:count]
 
 
-def _line(axes: Any, model: ModelResults, method: str, entries: list[Entry]) -> None:
+def _line(axes: Any, model: ModelResults, method: str, entries: list[Entry], beside: float) -> None:
     known = [(place, entry) for place, entry in enumerate(entries) if entry.mean is not None]
     if not known:
         return
     style = _style(model, method)
     trained = any(_parameters(model, method))
     axes.errorbar(
-        [place for place, _ in known],
+        [place + beside * trained for place, _ in known],
         [entry.mean * 100 for _, entry in known],
         yerr=[(entry.spread or 0) * 100 for _, entry in known] if trained else None,
         capsize=3 if trained else 0,
@@ -197,7 +200,7 @@ def _legend(figure: Figure, grid: list[Any]) -> None:
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(len(handles), max(2, int(figure.get_figwidth() / 1.8))),
+        ncols=min(len(handles), max(2, int(figure.get_figwidth() / 1.5))),
         fontsize=8,
         frameon=False,
     )

@@ -107,7 +107,7 @@ def _show(entry: Entry, bold: bool) -> str:
             return f"failed ({entry.failed})" if entry.failed > 1 else "failed"
         return "missing" if entry.missing else ""
     text = f"{entry.mean * 100:.1f}"
-    if entry.spread:
+    if entry.spread is not None and list(entry.measured) != [None]:
         text += f" ± {entry.spread * 100:.1f}"
     if bold:
         text = f"**{text}**"

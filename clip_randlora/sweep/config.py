@@ -39,13 +39,19 @@ class ModelEntry(_Settings):
 
     Attributes:
         name: as `load_model` takes it.
-        pretrained: a tag or file, None for random weights; by default the model's default tag.
+        pretrained: a tag or file, None or ``none`` for random weights; by default the model's
+            default tag.
         label: what tables call it; by default its name.
     """
 
     name: str
     pretrained: str | None = DEFAULT_TAG
     label: str = ""
+
+    @field_validator("pretrained")
+    @classmethod
+    def _random_weights(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
 
 
 class MethodEntry(_Settings):
