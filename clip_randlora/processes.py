@@ -1,4 +1,4 @@
-"""The processes of one training, as `accelerate launch` starts them: each takes part of a batch."""
+"""The processes of one training, as torchrun and `accelerate launch` start them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,22 @@ _PATIENCE = timedelta(days=7)  # the others wait while the main process classifi
 def is_main_process() -> bool:
     """Whether this process is the one that writes, evaluates and prints."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """Return how many processes were started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch_notes() -> list[str]:
+    """Say so if `accelerate launch --cpu` was asked for several processes: it starts only one."""
+    asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
+    if process_count() > 1 or not asked:
+        return []
+    return [
+        "One process only: with --cpu, accelerate launch starts no more than that; "
+        "`torchrun --nproc_per_node N -m clip_randlora train ...` starts several."
+    ]
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -79,7 +95,7 @@ class Processes:
 def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
     """Compute a value in the main process, and return it in every process; the others wait."""
     value = compute() if is_main_process() else None
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process_count() == 1:
         return value
     PartialState(cpu=device.type == "cpu")  # they meet here first, if nothing was trained
     return broadcast_object_list([value])[0]

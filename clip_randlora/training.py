@@ -20,7 +20,12 @@ from clip_randlora.evaluation import Predictions, SideBySide, predict_split, sco
 from clip_randlora.loop import Loop, Step
 from clip_randlora.models import Model
 from clip_randlora.probe import ProbeTraining
-from clip_randlora.processes import from_main_process, is_main_process
+from clip_randlora.processes import (
+    from_main_process,
+    is_main_process,
+    launch_notes,
+    process_count,
+)
 from clip_randlora.recipe import TrainConfig, default_crop_size
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
@@ -68,7 +73,7 @@ def fit(
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
-    Under `accelerate launch` every process takes part of each batch; the result is that of one
+    Under torchrun or `accelerate launch` every process takes part of each batch; the result is that of one
     process with the same batches, to rounding. The main process alone evaluates and writes.
 
     Args:
@@ -104,7 +109,7 @@ def fit(
         text = TextClassifier(model, data.classes, prompts)
         adapter = attach(model.net, config.method)
         training, shots = _prepare(model, data, config, adapter, text, folder, cache)
-        notes = [*data.notes, *shots.notes, *_missing_towers(adapter)]
+        notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
         if on_start:
             on_start(adapter, notes)
         if isinstance(training, Loop):
@@ -239,6 +244,7 @@ def _facts(
         "steps": training.step,
         "precision": training.precision,
         "device": str(model.device),
+        "processes": process_count(),
     }
 
 

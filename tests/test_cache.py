@@ -43,13 +43,16 @@ def test_the_same_numbers_with_and_without_a_cache(name, tiny_folder, colors):
         {"method": {"method": "randlora", "rank": 4}, "shots": 2, "seed": 1},
         {"method": {"method": "lora", "rank": 2}, "shots": 4, "seed": 1},
         {"method": {"method": "randlora", "towers": ["text"]}, "shots": 2, "seed": 2},
-        {"method": {"method": "lora"}, "shots": 2, "seed": 1, "templates": ["a {} square"]},
+        {"method": "full", "shots": 2, "seed": 1},
+        {"method": "linear_probe", "shots": 2, "seed": 1},
+        {"method": "zero_shot"},
+        {"method": "lora", "shots": 2, "seed": 1, "templates": ["a {} square"]},
     ]
     load = {"tiny": str(tiny_folder), "lite0": "lite0"}[name]
     shared = cr.load_model(load)
     cache = Cache(shared, data)
     for settings in trainings:
-        settings |= {"steps": 2, "learning_rate": 1e-2, "precision": "fp32"}
+        settings |= {"steps": 2, "learning_rate": 1e-3, "precision": "fp32"}
         alone = run(cr.load_model(load), data, settings)
         cached = run(shared, data, settings, cache)
         for which in ("zero_shot", "tuned", "labels"):
