@@ -73,8 +73,8 @@ def fit(
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
-    Under torchrun or `accelerate launch` every process takes part of each batch; the result is that of one
-    process with the same batches, to rounding. The main process alone evaluates and writes.
+    Under torchrun or `accelerate launch` every process takes part of each batch; the result is that
+    of one process with the same batches, to rounding. The main process alone evaluates and writes.
 
     Args:
         model: without an adapter; the trained adapter is attached to it on return.
