@@ -294,7 +294,9 @@ def test_missing_cells_are_shown_as_missing_and_nothing_is_bold_by_one_seed(tmp_
     }
     out = plant(tmp_path / "out", numbers, methods=["lora", "full"], shots=[4], seeds=[1, 2])
     text = write_report(out).read_text()
-    assert "| lora | 60.0 (1 of 2) |" in text and "| full | 90.0 |" in text and "**9" not in text
+    assert (
+        "| lora | 60.0 (1 of 2) |" in text and "| full | 90.0 ± 0.0 |" in text and "**9" not in text
+    )
     assert "- lite0--digits--full--4-shots--seed-2" in text.partition("## Missing")[2]
     assert text.count("| missing |") == 4  # both methods on digits, and both averages
     assert gather(SweepFolder(out)).models[0].gap_closed("lora", 4) is None

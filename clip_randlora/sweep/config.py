@@ -244,13 +244,11 @@ def read_sweep(path: str | Path, more_data: Sequence[str] = ()) -> SweepConfig:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected `setting: value` lines, as in configs/sweeps")
-    if "datasets" in settings:
-        names = _listed(settings["datasets"], "datasets")
-        settings["datasets"] = [_locate(str(name), path.parent) for name in names]
-    if more_data:
-        added = [_locate(str(name), Path()) for name in more_data]
-        settings["datasets"] = [*settings.get("datasets", ()), *added]
+    added = [_locate(name, Path(), "--data") for name in more_data]
     try:
+        names = _listed(settings.get("datasets", []), "datasets")
+        located = [_locate(str(name), path.parent, "datasets:") for name in names]
+        settings["datasets"] = [*located, *added]
         return SweepConfig(**{str(key): value for key, value in settings.items()})
     except ValidationError as error:
         raise UserError(f"{path}: {_complaint(error)}") from None
@@ -258,14 +256,14 @@ def read_sweep(path: str | Path, more_data: Sequence[str] = ()) -> SweepConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def _locate(name: str, base: Path) -> str:
-    """Return a data set's name, or the absolute path of one."""
+def _locate(name: str, base: Path, where: str) -> str:
+    """Return a data set's name, or the absolute path of one; ``where`` it was asked for."""
     path = base / Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
     if name not in DATASETS and name not in described_sets():
         raise UserError(
-            f"datasets: {name}: neither a path from {base.resolve()} nor a name that "
+            f"{where} {name}: neither a path from {base.resolve()} nor a name that "
             f"`clip-randlora datasets` lists"
         )
     return name
