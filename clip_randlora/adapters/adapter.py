@@ -222,7 +222,7 @@ class Adapter:
                 counts[0] += 1
                 counts[1] += sum(parameter.numel() for parameter in delta.parameters())
         if self.head is not None:
-            rows["", "linear probe"] = [1, self.num_parameters()]
+            rows["", "linear probe"] = [0, self.num_parameters()]  # none of the model's weights
         return [AdaptedSummary(*key, *counts) for key, counts in rows.items()]
 
     def merge(self) -> None:
