@@ -49,7 +49,7 @@ def train(tiny_folder, data, out, launcher, settings) -> subprocess.CompletedPro
     )
 
 
-TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m")
+TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m")
 ACCELERATE = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
     *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
