@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class Cache:
         self.model, self.data = model, data
         self._decoded_bytes = decoded_bytes
         self._images: dict[tuple[str, int], KeptImages] = {}
-        self._features: dict[int, Tensor] = {}
+        self._features: dict[Hashable, Tensor] = {}
 
     def train_images(self, size: int) -> KeptImages:
         """Return the training images that were decoded to ``size`` pixels a side."""
@@ -38,8 +38,8 @@ class Cache:
         """Return the test images that were decoded to ``size`` pixels a side."""
         return self._images.setdefault(("test", size), KeptImages(self._decoded_bytes))
 
-    def zero_shot(self, batch: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the zero-shot features (N, E) of the test split's batch of that number."""
+    def zero_shot(self, batch: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the zero-shot features (N, E) of that batch of the test split, however it is numbered."""
         if batch not in self._features:
             self._features[batch] = compute()
         return self._features[batch]

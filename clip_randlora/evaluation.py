@@ -47,6 +47,11 @@ class SideBySide:
         self._strength = value
         self._tuned_classes = self._at(value, self.text.features)
 
+    @property
+    def folded_norms(self) -> int:
+        """How many batch norms are folded: not those that are trained, which rounds otherwise."""
+        return len(self._pairs)
+
     def zero_shot_features(self, images: Tensor) -> Tensor:
         """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
         return self._at(0.0, lambda: encode_images(self.model, images))
@@ -142,7 +147,8 @@ def predict_split(
     for number, batch in enumerate(decode_batches(split, both.model.square(), _CHUNK, decoded)):
         features = None
         if cache:
-            features = cache.zero_shot(number, partial(both.zero_shot_features, batch.images))
+            key = number, both.folded_norms
+            features = cache.zero_shot(key, partial(both.zero_shot_features, batch.images))
         answers = both.probabilities(batch.images, features)
         for probabilities, kept in zip(answers, (zero_shot, tuned), strict=True):
             kept.append(probabilities)

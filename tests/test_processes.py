@@ -71,7 +71,7 @@ ACCELERATE_CPU = ("accelerate.commands.launch", "--num_processes", "2", "--cpu",
 def test_two_processes_train_what_one_does(tiny_folder, colors, tmp_path, launcher, settings):
     config = tmp_path / "settings.yaml"
     # 7 images a step: the processes' parts are of different size
-    common = "batch_size: 7\nsteps: 6\nprecision: fp32\nlearning_rate: 0.01\nshots: 4\n"
+    common = "batch_size: 7\nsteps: 6\nprecision: fp32\nlearning_rate: 0.002\nshots: 4\n"
     config.write_text(common + settings)
     one, two = tmp_path / "one", tmp_path / "two"
     alone = train(tiny_folder, colors, one, (), config)
