@@ -39,7 +39,7 @@ class Cache:
         return self._images.setdefault(("test", size), KeptImages(self._decoded_bytes))
 
     def zero_shot(self, batch: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the zero-shot features (N, E) of that batch of the test split, however it is numbered."""
+        """Return the zero-shot features (N, E) of a batch of the test split, by its key."""
         if batch not in self._features:
             self._features[batch] = compute()
         return self._features[batch]
