@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            process = os.environ.get("LOCAL_RANK")  # set by `accelerate launch`
+            return torch.device(f"cuda:{process}" if process else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)

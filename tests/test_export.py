@@ -126,6 +126,25 @@ def tiny_run(tiny_folder, drawings, tmp_path_factory) -> Path:
     return train(cr.load_model(str(tiny_folder)), drawings, out, spread=0.1, method=method)
 
 
+@pytest.mark.parametrize("method", ["vera", "nola", "clip_lora", "full", "zero_shot"])
+@pytest.mark.parametrize("format", ["open_clip", "adapter"])
+def test_every_method_of_the_encoders_exports(tiny_folder, drawings, method, format, tmp_path):
+    """At half strength, on disk and loaded back: `export_run` compares, and here once more."""
+    model = cr.load_model(str(tiny_folder))
+    run = train(model, drawings, tmp_path / "run", spread=0.02, method=method)
+    cr.export_run(run, format, tmp_path / "out", strength=0.5)
+    classifier = cr.Classifier.load(run, strength=0.5)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    if format == "open_clip":
+        net = open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    else:
+        net = cr.load_model(str(tiny_folder)).net
+        cr.load_adapter(net, tmp_path / "out")
+    with torch.no_grad():
+        got, expected = (each.encode_image(image) for each in (net, classifier.model.net))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
 def architecture_run(name: str, drawings: Path, folder: Path, **method) -> Path:
     """A run on an architecture with random weights, kept in a file, and random coefficients."""
     torch.manual_seed(0)

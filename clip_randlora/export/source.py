@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_randlora import runs
-from clip_randlora.adapters import Adapter, add_adapters, load_adapter
+from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, load_adapter
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model, load_model
 from clip_randlora.recipe import TrainConfig
@@ -107,6 +107,12 @@ class Source:
             raise UserError(f"--strength {strength}: must lie between 0 and 1")
         described = [cls.describe(folder) for folder in (run, *add)]
         weights = tuple(weights) if weights is not None else (1 / len(described),) * len(described)
+        for one in described:
+            if isinstance(one.train.method, LinearProbe):
+                raise UserError(
+                    f"{one.folder}: a linear probe leaves both encoders as they are, so there is "
+                    f"nothing to export; clip_randlora.Classifier.load takes the folder"
+                )
         settings = described[0].settings
         if settings["pretrained"] is None:
             raise UserError(
