@@ -108,11 +108,6 @@ class Source:
         described = [cls.describe(folder) for folder in (run, *add)]
         weights = tuple(weights) if weights is not None else (1 / len(described),) * len(described)
         settings = described[0].settings
-        if settings["pretrained"] is None:
-            raise UserError(
-                f"{run}: its base model, {settings['model']}, had random weights that were not "
-                f"kept; train on a file of weights (--pretrained FILE) to export"
-            )
         model = load_model(settings["model"], settings["pretrained"], "cpu")
         prompts: dict[str, list[str]] = {}
         for one in described:
