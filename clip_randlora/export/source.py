@@ -52,7 +52,10 @@ class Description:
     @property
     def train(self) -> TrainConfig:
         """The training's settings."""
-        return TrainConfig.parse(self.settings["train"])
+        try:
+            return TrainConfig.parse(self.settings["train"])
+        except UserError as error:
+            raise UserError(f"{self.folder}: damaged settings in config.yaml: {error}") from error
 
     def prompts(self) -> dict[str, list[str]]:
         """Return ``{class: its prompts}``."""
