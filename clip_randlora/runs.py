@@ -250,6 +250,6 @@ classifier = cr.Classifier.load("{run.folder.name}")
 classifier.predict(["image.jpg"])
 ```
 
-Base model: {metrics["model"]}, weights: {metrics["pretrained"] or "random"}; its licence applies.
+Base model: {metrics["model"]}, weights: {metrics["pretrained"]}; its licence applies.
 `config.yaml` has every setting.
 """

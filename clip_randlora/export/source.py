@@ -52,7 +52,10 @@ class Description:
     @property
     def train(self) -> TrainConfig:
         """The training's settings."""
-        return TrainConfig.parse(self.settings["train"])
+        try:
+            return TrainConfig.parse(self.settings["train"])
+        except UserError as error:
+            raise UserError(f"{self.folder}: damaged settings in config.yaml: {error}") from error
 
     def prompts(self) -> dict[str, list[str]]:
         """Return ``{class: its prompts}``."""
@@ -114,11 +117,6 @@ class Source:
                     f"nothing to export; clip_randlora.Classifier.load takes the folder"
                 )
         settings = described[0].settings
-        if settings["pretrained"] is None:
-            raise UserError(
-                f"{run}: its base model, {settings['model']}, had random weights that were not "
-                f"kept; train on a file of weights (--pretrained FILE) to export"
-            )
         model = load_model(settings["model"], settings["pretrained"], "cpu")
         prompts: dict[str, list[str]] = {}
         for one in described:
