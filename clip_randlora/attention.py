@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+_NUMBERS_AT_ONCE = 2**18  # queries that are attended in float32 at once
 
 
 @contextmanager
@@ -62,8 +66,8 @@ def direct_self_attention(net: nn.Module) -> Iterator[None]:
 def _is_plain(module: nn.Module) -> bool:
     """Tell whether a module is packed, batch-first attention without extras."""
     return (
-        type(module) is nn.MultiheadAttention
-        and module.in_proj_weight is not None
+        type_before_parametrizations(module) is nn.MultiheadAttention
+        and module.q_proj_weight is None  # asking for the packed one would form its update
         and module.batch_first
         and module.bias_k is None
         and not module.add_zero_attn
@@ -82,7 +86,7 @@ def _direct_forward(attention: nn.MultiheadAttention) -> Callable[..., tuple[Ten
         packed = linear(query, attention.in_proj_weight, attention.in_proj_bias)
         heads = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if packed.device.type == "cpu" and packed.dtype == torch.bfloat16:
-            attended = _attend_in_float32(heads, attn_mask).to(packed.dtype)
+            attended = _AttentionInFloat32.apply(heads, attn_mask)
         else:
             attended = scaled_dot_product_attention(*heads, attn_mask=attn_mask)
         return attention.out_proj(attended.transpose(1, 2).flatten(2)), None
@@ -90,11 +94,41 @@ def _direct_forward(attention: nn.MultiheadAttention) -> Callable[..., tuple[Ten
     return forward
 
 
-def _attend_in_float32(heads: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with bf16 queries, keys and values (3, N, H, L, D): float32 (N, H, L, D)."""
-    with torch.autocast(heads.device.type, enabled=False):
-        mask = mask.float() if mask is not None else None
-        return scaled_dot_product_attention(*heads.float(), attn_mask=mask)
+class _AttentionInFloat32(torch.autograd.Function):
+    """Attention of bf16 queries, keys and values (3, N, H, L, D), computed in float32.
+
+    Returns bf16 (N, H, L, D). Only the bf16 inputs are kept; backward attends once more. A few
+    sequences at a time, so that what is float32 stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx, heads: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(heads)
+        ctx.mask = mask.float() if mask is not None else None
+        _, sequences, count, length, size = heads.shape
+        attended = heads.new_empty(sequences, length, count, size).transpose(1, 2)
+        with torch.autocast(heads.device.type, enabled=False):
+            for some, out in _few_at_once(heads, attended):
+                out.copy_(scaled_dot_product_attention(*some.float(), attn_mask=ctx.mask))
+        return attended
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (heads,) = ctx.saved_tensors
+        grads = torch.empty_like(heads)
+        with torch.enable_grad(), torch.autocast(heads.device.type, enabled=False):
+            for some, g, out in _few_at_once(heads, grad, grads):
+                exact = some.detach().float().requires_grad_()
+                attended = scaled_dot_product_attention(*exact, attn_mask=ctx.mask)
+                out.copy_(*torch.autograd.grad(attended, exact, g.float()))
+        return grads, None
+
+
+def _few_at_once(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors (..., N, H, L, D) along N, together."""
+    count = max(_NUMBERS_AT_ONCE // math.prod(tensors[0].shape[-3:]), 1)
+    return zip(*(tensor.split(count, dim=-4) for tensor in tensors), strict=True)
 
 
 @contextmanager

@@ -171,6 +171,33 @@ def random_bases(
     return Bases.deal(torch.from_numpy(matrix), torch.from_numpy(a.reshape(columns, rank).T.copy()))
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def random_matrices(
+    count: int, rows: int, columns: int, stream: int, seed: int, *, device: torch.device = _CPU
+) -> torch.Tensor:
+    """Generate, once per process, frozen random matrices that all layers use corners of.
+
+    Args:
+        count: how many.
+        rows: of each; those of a matrix with fewer rows are the first of these.
+        columns: of each.
+        stream: 0 or 1, two sets that have nothing in common.
+        seed: key of the bit stream, 0 to 2^64 - 1.
+        device: where to put them.
+
+    Returns:
+        float32 (count, rows, columns), uniform with standard deviation 1; shared by all callers,
+        so not to be written to.
+    """
+    if device != _CPU:
+        return random_matrices(count, rows, columns, stream, seed).to(device)
+    made = np.empty((count, rows * columns), dtype=np.float32)
+    for i in range(count):
+        made[i] = _uniform(_raw_uint32(seed, 2 * i + stream, rows * columns))
+    return torch.from_numpy(made).view(count, rows, columns)
+
+
 def stored_bases(bases: Bases) -> Callable[..., Bases]:
     """Return what gives a pair that came with an adapter in any ``dtype`` and on any ``device``.
 

@@ -73,6 +73,18 @@ def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
         raise UserError(f"{path}: damaged, task {one_line(error)}; use another copy") from error
 
 
+def _check_head(adapter: Adapter, text: TextClassifier, task: Task) -> None:
+    """Refuse a linear probe of another number of classes or features than its task's."""
+    with torch.inference_mode():
+        expected = text.features().shape
+    if adapter.head.weight.shape != expected:
+        adapter.detach()
+        raise UserError(
+            f"{task.adapter}: damaged adapter file, its head is not that of {len(task.classes)} "
+            f"classes on {task.model}; use another copy"
+        )
+
+
 class Classifier:
     """A tuned model that answers zero-shot and tuned side by side.
 
@@ -109,9 +121,12 @@ class Classifier:
         task = read_task(path)
         model = model or load_model(task.model, task.pretrained, device)
         prompts = make_prompts(task.classes, task.templates, task.prompts)
+        text = TextClassifier(model, task.classes, prompts)
         adapter = load_adapter(model.net, task.adapter)
+        if adapter.head is not None:
+            _check_head(adapter, text, task)
         adapter.strength = strength
-        return cls(model, adapter, TextClassifier(model, task.classes, prompts))
+        return cls(model, adapter, text)
 
     def close(self) -> None:
         """Take the adapter off, so that the model can serve another classifier."""

@@ -71,7 +71,12 @@ def train(
     ] = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
-    method: Annotated[str | None, typer.Option(help="randlora or lora.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="randlora (default), lora, clip_lora, vera, nola, full, linear_probe, zero_shot."
+        ),
+    ] = None,
     shots: Annotated[
         str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
     ] = None,
@@ -293,6 +298,60 @@ def datasets(
     if download:
         fetch(description)
     _show_dataset(description)
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="YAML of the sweep, or a name of configs/sweeps."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same one goes on with it.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="One more data set; may be repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run data sets x methods x shots x seeds; finished cells are never run again."""
+    with _loading():
+        from clip_randlora.sweep import Stopped, read_sweep, run_sweep
+
+        settings = read_sweep(config, data or ())
+    try:
+        progress = run_sweep(
+            settings, out, engine=engine, address=address, device=device, console=messages
+        )
+    except Stopped as stop:
+        _fail(
+            130,
+            f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
+            f"command to go on",
+        )
+    results.print(
+        f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}", markup=False
+    )
+    if progress.failed:
+        results.print("Failed cells are tried again when the same command is run.")
+    results.print(f"clip-randlora report {out}", markup=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report. Default: DIR/report.")
+    ] = None,
+) -> None:
+    """Write a sweep's tables (report.md, report.csv) and figures."""
+    with _loading():
+        from clip_randlora.report import write_report
+
+        written = write_report(folder, out)
+    results.print(f"Saved {written}", markup=False)
 
 
 @app.command("app")
@@ -606,6 +665,8 @@ def _free_folder(folder: Path) -> Path:
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
+        results.quiet = messages.quiet = True
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

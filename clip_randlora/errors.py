@@ -22,4 +22,4 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1)
     if near:
         return f"no such setting; did you mean {near[0]}?"
-    return f"no such setting; there are {', '.join(known)}"
+    return "no such setting" + (f"; there are {', '.join(known)}" if known else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_randlora.adapters import Adapter
+from clip_randlora.cache import Cache
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.folding import find_pairs, folded
 from clip_randlora.models import Model
@@ -30,7 +32,7 @@ class SideBySide:
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
-        self._tuned_vision = "vision" in adapter.config.towers
+        self._tuned_vision = "vision" in adapter.towers
         self._pairs = find_pairs(model)
         self._zero_shot_classes = self._at(0.0, text.features)
         self.strength = adapter.strength
@@ -45,21 +47,51 @@ class SideBySide:
         self._strength = value
         self._tuned_classes = self._at(value, self.text.features)
 
-    def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned."""
-        zero_shot = self._at(0.0, lambda: self._encode(images))
+    @property
+    def folded_norms(self) -> int:
+        """How many batch norms are folded: not those that are trained, which rounds otherwise."""
+        return len(self._pairs)
+
+    def zero_shot_features(self, images: Tensor) -> Tensor:
+        """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
+        return self._at(0.0, lambda: encode_images(self.model, images))
+
+    def probabilities(
+        self, images: Tensor, zero_shot: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned.
+
+        ``zero_shot`` is what `zero_shot_features` returned for them, if it is known already.
+        """
+        if zero_shot is None:
+            zero_shot = self.zero_shot_features(images)
         tuned = self._tuned_features(images) if self._tuned_vision else zero_shot
         return (
-            self._softmax(zero_shot, self._zero_shot_classes),
-            self._softmax(tuned, self._tuned_classes),
+            _softmax(self._similarities(zero_shot, self._zero_shot_classes)),
+            _softmax(self._tuned_logits(tuned)),
         )
 
     def tuned_probabilities(self, images: Tensor) -> Tensor:
         """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
-        return self._softmax(self._tuned_features(images), self._tuned_classes)
+        return _softmax(self._tuned_logits(self._tuned_features(images)))
 
     def _tuned_features(self, images: Tensor) -> Tensor:
-        return self._at(self.strength, lambda: self._encode(images))
+        return self._at(self.strength, lambda: encode_images(self.model, images))
+
+    @torch.inference_mode()
+    def _tuned_logits(self, images: Tensor) -> Tensor:
+        """Return the logits (N, C) of image features (N, E).
+
+        A linear probe's head is blended with the zero-shot one, which is linear as well.
+        """
+        logits, head = self._similarities(images, self._tuned_classes), self.adapter.head
+        if head is None or self.strength == 0:
+            return logits
+        return torch.lerp(logits.float(), head(images.float()), self.strength)
+
+    @torch.inference_mode()
+    def _similarities(self, images: Tensor, classes: Tensor) -> Tensor:
+        return self.model.logit_scale() * images @ classes.T
 
     def _at(self, strength: float, compute: Callable[[], Tensor]) -> Tensor:
         """Compute without gradients at one strength, each updated weight formed only once."""
@@ -70,13 +102,14 @@ class SideBySide:
         finally:
             self.adapter.strength = before
 
-    def _encode(self, images: Tensor) -> Tensor:
-        batches = images.split(_FORWARD_BATCH)
-        return torch.cat([self.model.encode_image(batch) for batch in batches])
 
-    def _softmax(self, images: Tensor, classes: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return (self.model.logit_scale() * images @ classes.T).softmax(dim=-1).float().cpu()
+def encode_images(model: Model, images: Tensor) -> Tensor:
+    """Encode uint8 images (N, 3, S, S), a batch at a time, to unit features (N, E)."""
+    return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1).float().cpu()
 
 
 @dataclass
@@ -96,7 +129,10 @@ class Predictions:
 
 
 def predict_split(
-    both: SideBySide, split: Split, on_images: Callable[[int], None] | None = None
+    both: SideBySide,
+    split: Split,
+    on_images: Callable[[int], None] | None = None,
+    cache: Cache | None = None,
 ) -> Predictions:
     """Classify every image of a split, zero-shot and tuned, each image decoded once.
 
@@ -104,11 +140,18 @@ def predict_split(
         both: the model and its adapter.
         split: at least one image.
         on_images: called with the number of images that were just done.
+        cache: of this model and the data set whose test split this is.
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []
-    for batch in decode_batches(split, both.model.square(), _CHUNK):
-        for answers, kept in zip(both.probabilities(batch.images), (zero_shot, tuned), strict=True):
-            kept.append(answers)
+    decoded = cache.test_images(both.model.image_size) if cache else None
+    for number, batch in enumerate(decode_batches(split, both.model.square(), _CHUNK, decoded)):
+        features = None
+        if cache:
+            key = number, both.folded_norms
+            features = cache.zero_shot(key, partial(both.zero_shot_features, batch.images))
+        answers = both.probabilities(batch.images, features)
+        for probabilities, kept in zip(answers, (zero_shot, tuned), strict=True):
+            kept.append(probabilities)
         names += batch.names
         labels.append(batch.labels)
         skipped += batch.skipped

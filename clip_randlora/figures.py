@@ -41,6 +41,8 @@ def curves(history: Sequence[Mapping[str, float]], metrics: Mapping[str, Any]) -
     steps = [row["step"] for row in history]
     left.plot(steps, [row["loss"] for row in history], color=_TUNED)
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    if not history:
+        left.text(0.5, 0.5, "no optimiser steps", ha="center", transform=left.transAxes)
     right.plot(
         steps, [row["accuracy"] for row in history], color=_TUNED, alpha=0.5, label="training batch"
     )

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from clip_randlora import runs
@@ -35,6 +33,7 @@ from clip_randlora.frozen import (
     has_frozen_blocks,
 )
 from clip_randlora.models import Model
+from clip_randlora.processes import Processes, is_main_process, make_accelerator
 from clip_randlora.recipe import (
     TrainConfig,
     choose_precision,
@@ -97,6 +96,7 @@ class Loop:
         self.folder, self.crop_size = folder, crop_size
         self.images = shots.images.to(model.device)
         self.labels = shots.labels.to(model.device)
+        self.image_count = len(shots)
         self.drawn = hashlib.sha256("\n".join(shots.names).encode()).hexdigest()
         self.batch_size = min(config.batch_size, len(shots))
         self.steps = config.steps or default_steps(
@@ -106,7 +106,8 @@ class Loop:
         self.step, self.seconds = 0, 0.0
         self.step_seconds: list[float] = []
         self.history: list[dict[str, float]] = []
-        self.accelerator = _accelerator(self.precision, model.device)
+        self.accelerator = make_accelerator(self.precision, model.device)
+        self.processes = Processes(self.accelerator, self.batch_size)
         rate = config.learning_rate or default_learning_rate(
             model.name, config.method.method, len(shots) / len(text.classes)
         )
@@ -121,7 +122,7 @@ class Loop:
         self.frozen_images: FrozenImages | None = None
         self.frozen_text: FrozenText | None = None
         self.fixed_text = None
-        if "text" not in adapter.config.towers:
+        if "text" not in adapter.towers:
             with torch.no_grad():
                 self.fixed_text = text.features()
 
@@ -145,7 +146,7 @@ class Loop:
         report = _Report(self, on_step)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
-            while self.step < self.steps and not (self.step and should_stop()):
+            while self.step < self.steps and not (self.step and self.processes.any(should_stop())):
                 start = time.perf_counter()
                 loss, correct = self._train_step()
                 self.step += 1
@@ -153,6 +154,7 @@ class Loop:
                 self.seconds += self.step_seconds[-1]
                 try:
                     report.add(loss, correct)
+                    ctrl_c.pressed = self.processes.any(ctrl_c.pressed)
                     ctrl_c.check()
                 except KeyboardInterrupt:
                     self.save()
@@ -194,7 +196,7 @@ class Loop:
 
     def _freeze_text(self) -> None:
         """Keep what the frozen blocks of the text tower make of the prompts."""
-        is_adapted = "text" in self.adapter.config.towers
+        is_adapted = "text" in self.adapter.towers
         if not is_adapted or self._samples_prompts or not has_frozen_blocks(self.adapter, "text"):
             return
         try:
@@ -219,24 +221,32 @@ class Loop:
         with forward_pass(self.model.net, self.adapter), self.accelerator.autocast():
             features = encode_images()
             classes, labels = self._class_features(labels, generator)
+            labels = labels[self.processes.part]
             logits = (self.model.logit_scale() * features @ classes.T).float()
             loss = torch.nn.functional.cross_entropy(
                 logits, labels, label_smoothing=self.config.label_smoothing
             )
+            loss = loss * self.processes.share
         self.accelerator.backward(loss)
+        correct = (logits.detach().argmax(dim=-1) == labels).float().mean() * self.processes.share
+        loss = loss.detach()
+        gradients = [p.grad for p in self.adapter.parameters() if p.grad is not None]
+        self.processes.average([*gradients, loss, correct])
         self.accelerator.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), (logits.detach().argmax(dim=-1) == labels).float().mean()
+        return loss, correct
 
     def _draw_images(
         self, rows: Tensor, epochs: Tensor, generator: torch.Generator
     ) -> Callable[[], Tensor]:
-        """Augment a step's images; return what gives their features (B, E).
+        """Augment a step's images; return what gives the features (B, E) of this process's part.
 
-        ``rows`` and ``epochs`` are int64 (B,).
+        ``rows`` and ``epochs`` are int64, of all processes' images.
         """
+        part = self.processes.part
+        rows, epochs, of_all = rows[part], epochs[part], rows
         if self.frozen_images:
             views = epochs % self.frozen_images.views
             return partial(self.frozen_images.features, rows, views)
@@ -244,11 +254,12 @@ class Loop:
             crops = self.views.crops(rows, epochs % self.views.count)
         else:
             crops = augment(
-                self.images[rows.to(self.images.device)],
+                self.images[of_all.to(self.images.device)],
                 self.crop_size,
                 generator,
                 scale=self.config.crop_scale,
                 flip=self.config.flip,
+                part=part,
             )
         return partial(self._encode_image, crops)
 
@@ -316,7 +327,7 @@ class Loop:
 
     def save(self) -> None:
         """Write what `restore` needs to the run folder, if there is one."""
-        if self.folder is None or not is_finite(self.adapter):
+        if self.folder is None or not is_main_process() or not is_finite(self.adapter):
             return
         runs.save_checkpoint(
             self.folder,
@@ -472,10 +483,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:  # other C libraries have none
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _accelerator(precision: str, device: torch.device) -> Accelerator:
-    # accelerate keeps one precision and device for the process; each fit may want another
-    AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = "no" if precision == "fp32" else precision
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,9 @@ BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
 
 DEFAULT_TAG = "default"
 """Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
+
+RANDOM = re.compile(r"random:(\d+)")
+"""Random weights and the seed that makes them again, as `load_model` records them."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,13 @@ class Model:
     Attributes:
         net: the open_clip module.
         name: as given to `load_model`, and ``pretrained``: the tag or file, ``default`` for a
-            model that comes with its weights, or None; both load the same model again.
+            model that comes with its weights, or ``random:SEED``; both load the same model again.
         device: where ``net`` is.
     """
 
     net: nn.Module
     name: str
-    pretrained: str | None
+    pretrained: str
     device: torch.device
 
     @cached_property
@@ -158,7 +163,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            process = os.environ.get("LOCAL_RANK")  # set by `accelerate launch`
+            return torch.device(f"cuda:{process}" if process else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -188,9 +194,10 @@ def load_model(
     Args:
         name: ``lite0`` (bundled, offline), an open_clip architecture, ``hf-hub:ORG/REPO``,
             ``local-dir:FOLDER`` or the path of a folder with an ``open_clip_config.json``.
-        pretrained: a tag of open_clip's, a checkpoint file, or None for random weights; by
-            default the tag that `default_pretrained` states. Other than None, only for
-            architectures: the other names come with their weights.
+        pretrained: a tag of open_clip's, a checkpoint file, None for random weights, or
+            ``random:SEED`` for those of a seed (None draws it from torch's generator); by default
+            the tag that `default_pretrained` states. Tags and files are for architectures: the
+            other names come with their weights.
         device: where to put it; by default `find_device`'s choice.
 
     Raises:
@@ -200,17 +207,23 @@ def load_model(
     device = find_device(device)
     if name not in BUNDLED and Path(name).is_dir():
         name = f"local-dir:{Path(name).resolve()}"
+    if pretrained is None:
+        pretrained = f"random:{int(torch.randint(2**31, ()))}"
+    seed = RANDOM.fullmatch(str(pretrained))
     if _brings_own_weights(name):
-        if pretrained is not None and pretrained != DEFAULT_TAG:
+        if not seed and pretrained != DEFAULT_TAG:
             raise UserError(f"--pretrained {pretrained}: {name} comes with its own weights")
-        arguments = {"load_weights": pretrained is not None}
+        arguments = {"load_weights": not seed}
         wanted = f"the weights of {name}"
     else:
-        arguments = _architecture_arguments(name, pretrained)
-        pretrained = arguments["pretrained"]
+        arguments = _architecture_arguments(name, None if seed else pretrained)
+        pretrained = pretrained if seed else arguments["pretrained"]
         wanted = f"weights {pretrained} of {name}"
-    net = _create(_open_clip_name(name), arguments, wanted)
-    described = {None: "random", DEFAULT_TAG: "its own"}.get(pretrained, pretrained)
+    with torch.random.fork_rng(devices=[], enabled=bool(seed)):
+        if seed:
+            torch.default_generator.manual_seed(int(seed[1]))
+        net = _create(_open_clip_name(name), arguments, wanted)
+    described = "random" if seed else {DEFAULT_TAG: "its own"}.get(pretrained, pretrained)
     net.model_name = f"{name}, {described} weights"
     return Model(net.to(device).eval(), name, pretrained, device)
 

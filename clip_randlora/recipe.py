@@ -14,10 +14,26 @@ from clip_randlora.errors import UserError
 from clip_randlora.models import Model
 from clip_randlora.templates import check_templates
 
-# RandLoRA's from its authors' recipe for CLIP, LoRA's from CLIP-LoRA (arXiv 2405.18541)
-_LEARNING_RATES = {"randlora": 1e-3, "lora": 2e-4}
-# lite0's batch-normalised convolutions are far less easily upset: found on its own data
-_LITE0_LEARNING_RATES = {"randlora": 2.5e-2, "lora": 3e-3}
+# RandLoRA's, VeRA's and NoLA's from the scripts of RandLoRA's authors for CLIP, that of full
+# fine-tuning from their paper (arXiv 2502.00987), LoRA's from CLIP-LoRA (arXiv 2405.18541)
+_LEARNING_RATES = {
+    "randlora": 1e-3,
+    "lora": 2e-4,
+    "clip_lora": 2e-4,
+    "vera": 1e-2,
+    "nola": 1e-3,
+    "full": 1e-5,
+}
+# lite0's batch-normalised convolutions are far less easily upset: RandLoRA's and LoRA's were found
+# on its own data, the others' in one short trial of scripts/search_learning_rates.py on clipart
+_LITE0_LEARNING_RATES = {
+    "randlora": 2.5e-2,
+    "lora": 3e-3,
+    "clip_lora": 3e-3,
+    "vera": 1e-1,
+    "nola": 3e-4,
+    "full": 1e-4,
+}
 
 _NUMBERS = (
     "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
@@ -29,7 +45,8 @@ class TrainConfig(BaseModel):
     """How to train.
 
     Attributes:
-        method: `RandLoRA`, `LoRA`, their names, or a mapping with ``method`` and settings.
+        method: a configuration of one of the `METHODS`, its name, or a mapping with ``method``
+            and settings. What is about steps is without effect on a linear probe or zero-shot.
         shots: training images per class; None for all.
         seed: of the draw of shots, the order of the images and the augmentation.
         steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
@@ -152,7 +169,7 @@ def choose_crop_size(model: Model, asked: int | None) -> int:
 
 
 def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
-    """Return the peak learning rate that a method gets on a model.
+    """Return the peak learning rate that a method of optimiser steps gets on a model.
 
     Below 16 images a class it falls with them: the fewer images, the more alike the steps'
     gradients are, and the further the same number of steps would go from zero-shot.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
 ADAPTER, PREDICTIONS = files.FILE_NAME, "predictions.csv"
 ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
+_HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
@@ -126,6 +127,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     raise UserError(f"{path}: damaged, not the metrics of a run")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether an unfinished training left a state there to go on from."""
+    return (folder / _CONFIG).is_file() and (folder / _CHECKPOINT).is_file()
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training."""
     with written_whole(folder / _CHECKPOINT) as temporary:
@@ -157,7 +163,8 @@ def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
     ``metrics.json``, which marks it as finished, comes last.
     """
     folder, predictions = run.folder, run.predictions
-    _write_text(folder / "history.csv", _csv(run.history[0], (s.values() for s in run.history)))
+    columns = run.history[0] if run.history else _HISTORY_COLUMNS
+    _write_text(folder / "history.csv", _csv(columns, (row.values() for row in run.history)))
     _write_text(folder / PREDICTIONS, predictions_csv(predictions))
     figures.save(figures.curves(run.history, run.metrics), folder / "curves.png")
     figures.save(figures.confusions(predictions), folder / "confusion.png")
@@ -282,6 +289,6 @@ classifier = cr.Classifier.load("{run.folder.name}")
 classifier.predict(["image.jpg"])
 ```
 
-Base model: {metrics["model"]}, weights: {metrics["pretrained"] or "random"}; its licence applies.
+Base model: {metrics["model"]}, weights: {metrics["pretrained"]}; its licence applies.
 `config.yaml` has every setting.
 """

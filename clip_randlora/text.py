@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
@@ -111,21 +109,10 @@ def encode_tokens(net: nn.Module, tokens: Tensor, shared: int = 0) -> Tensor:
     if tower is None:
         return net.encode_text(tokens, normalize=True)
     packing = _Packing.of(tokens, shared)
-    if packing is not None:
-        return nn.functional.normalize(_encode_packed(tower, tokens, packing), dim=-1)
-    length = tokens.shape[1]
-    if length == tower.positional_embedding.shape[0]:
+    if packing is None and tokens.shape[1] == len(tower.positional_embedding):
         return net.encode_text(tokens, normalize=True)
-    shorter = {
-        "positional_embedding": tower.positional_embedding[:length],
-        "attn_mask": tower.attn_mask[:length, :length],
-    }
-    if tower is net:  # open_clip's CLIP, whose text tower is spread over the model itself
-        output = functional_call(net, shorter, (None, tokens))
-        return output["text_features"] if isinstance(output, dict) else output[1]
-    with _pooled_only(tower):
-        features = functional_call(tower, shorter, (tokens,))
-    return nn.functional.normalize(features, dim=-1)
+    packing = packing or _Packing.plain(tokens)
+    return nn.functional.normalize(_encode_packed(tower, tokens, packing), dim=-1)
 
 
 def shared_prefix(tokens: Tensor) -> int:
@@ -160,6 +147,12 @@ class _Packing:
         packing = cls(shared, own, -(-count // sequences), sequences)
         saves = sequences * (shared + packing.prompts * own) < count * length
         return packing if saves else None
+
+    @classmethod
+    def plain(cls, tokens: Tensor) -> _Packing:
+        """Give every prompt a sequence of its own."""
+        count, length = tokens.shape
+        return cls(0, length, 1, count)
 
     def pack(self, tokens: Tensor) -> Tensor:
         """Lay tokens (P, L) out as (sequences, shared + prompts * own); the last one repeats."""
@@ -236,13 +229,3 @@ def _causal_tower(net: nn.Module) -> nn.Module | None:
         return None
     is_causal = torch.equal(mask.isinf(), torch.ones_like(mask, dtype=torch.bool).triu(1))
     return tower if is_causal else None
-
-
-@contextmanager
-def _pooled_only(tower: nn.Module) -> Iterator[None]:
-    """Let a tower that returns (pooled, tokens), as CoCa's does, return what is pooled."""
-    output_tokens, tower.output_tokens = getattr(tower, "output_tokens", False), False
-    try:
-        yield
-    finally:
-        tower.output_tokens = output_tokens

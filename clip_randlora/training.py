@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,11 +14,19 @@ from typing import Any
 import torch
 
 from clip_randlora import runs
-from clip_randlora.adapters import Adapter, attach
+from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
+from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
 from clip_randlora.loop import Diverged, Loop, Step
 from clip_randlora.models import Model
+from clip_randlora.probe import ProbeTraining
+from clip_randlora.processes import (
+    from_main_process,
+    is_main_process,
+    launch_notes,
+    process_count,
+)
 from clip_randlora.recipe import TrainConfig, choose_crop_size
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
@@ -62,8 +70,12 @@ def fit(
     on_start: Callable[[Adapter, list[str]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     watch: int = 0,
+    cache: Cache | None = None,
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
+
+    Under torchrun or `accelerate launch` every process takes part of each batch; the result is that
+    of one process with the same batches, to rounding. The main process alone evaluates and writes.
 
     Args:
         model: without an adapter; the trained adapter is attached to it on return.
@@ -78,19 +90,41 @@ def fit(
             finished with what was learned by then. The adapter file is written before the test
             images are classified.
         watch: classify this many test images now and then during training, for a curve.
+        cache: of this model and data, given to several trainings so that they share what is the
+            same in all of them; the numbers are the same without it.
 
     Raises:
         UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
             written, or the training diverged (`clip_randlora.loop.Diverged`).
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """
+    if cache and (cache.model is not model or cache.data is not data):
+        raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
-    claim = runs.claimed(out, settings, resume) if out is not None else nullcontext()
-    with claim as folder:
+    with _claimed(out, settings, resume) as folder:
         return _fit(
-            model, data, config, settings, folder, resume, on_step, on_start, should_stop, watch
+            model,
+            data,
+            config,
+            settings,
+            folder,
+            resume,
+            on_step,
+            on_start,
+            should_stop,
+            watch,
+            cache,
         )
+
+
+def _claimed(
+    out: str | Path | None, settings: Mapping[str, Any], resume: bool
+) -> AbstractContextManager[Path | None]:
+    """Hold the run folder, if there is one: the main process does for all."""
+    if out is None:
+        return nullcontext()
+    return runs.claimed(out, settings, resume) if is_main_process() else nullcontext(Path(out))
 
 
 def _fit(
@@ -104,51 +138,58 @@ def _fit(
     on_start: Callable[[Adapter, list[str]], None] | None,
     should_stop: Callable[[], bool] | None,
     watch: int,
+    cache: Cache | None,
 ) -> Run:
     """Train in a folder that is held already; see `fit`."""
-    adapter = loop = None
+    writes = folder is not None and is_main_process()
+    adapter = training = None
     try:
-        crop_size = choose_crop_size(model, config.crop_size)
-        stored = model.square(round(crop_size * _STORED_SCALE))
-        shots = decode_shots(data.train, config.shots, config.seed, stored)
         prompts = make_prompts(data.classes, config.templates, config.prompts)
         text = TextClassifier(model, data.classes, prompts)
         adapter = attach(model.net, config.method)
-        notes = [*data.notes, *shots.notes]
+        training, shots = _prepare(model, data, config, adapter, text, folder, cache)
+        notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
         if on_start:
             on_start(adapter, notes)
-        loop = Loop(model, adapter, text, shots, crop_size, config, folder)
-        if watch:
-            loop.watched = _decode_watched(model, data, watch)
-        if resume and folder is not None:
-            loop.restore()
-        if folder is not None:
+        if isinstance(training, Loop):
+            if watch:
+                training.watched = _decode_watched(model, data, watch)
+            if resume and folder is not None:
+                training.restore()
+        if writes:
             runs.begin(folder, settings)
         try:
-            loop.run(on_step, should_stop or (lambda: False))
+            if isinstance(training, Loop):
+                training.run(on_step, should_stop or (lambda: False))
+            elif isinstance(training, ProbeTraining):
+                training.run()
         except Diverged:
-            if folder is not None and loop.step:
+            if writes and training.step:
                 adapter.save(folder / runs.ADAPTER, _task(model, data, config))
             raise
-        notes += loop.notes
-        if loop.step < loop.steps:
-            notes.append(f"Stopped at step {loop.step} of {loop.steps}.")
-        if folder is not None:
+        notes += training.notes
+        if training.step < training.steps:
+            notes.append(f"Stopped at step {training.step} of {training.steps}.")
+        if writes:
             adapter.save(folder / runs.ADAPTER, _task(model, data, config))
-        predictions = predict_split(SideBySide(model, adapter, text), data.test)
+        predictions = from_main_process(
+            lambda: predict_split(SideBySide(model, adapter, text), data.test, cache=cache),
+            model.device,
+        )
         run = Run(
             model=model,
             adapter=adapter,
             text=text,
             config=config,
-            metrics=score(predictions) | _facts(loop, config, len(predictions.names)),
-            history=loop.history,
+            metrics=score(predictions)
+            | _facts(model, adapter, training, config, len(predictions.names)),
+            history=training.history,
             predictions=predictions,
             notes=notes,
             skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
             folder=folder,
         )
-        if folder is not None:
+        if writes:
             runs.write(run, settings, data)
         return run
     except BaseException as error:
@@ -156,8 +197,55 @@ def _fit(
             adapter.detach()
         if isinstance(error, KeyboardInterrupt):
             begun = folder if folder is not None and runs.has_begun(folder) else None
-            raise Interrupted(loop.step if loop else 0, begun) from None
+            raise Interrupted(training.step if training else 0, begun) from None
         raise
+
+
+@dataclass
+class _NoTraining:
+    """What `fit` reports of a training, where nothing is trained."""
+
+    image_count: int = 0
+    precision: str = "fp32"
+    step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _prepare(
+    model: Model,
+    data: Data,
+    config: TrainConfig,
+    adapter: Adapter,
+    text: TextClassifier,
+    folder: Path | None,
+    cache: Cache | None,
+) -> tuple[Loop | ProbeTraining | _NoTraining, Decoded]:
+    """Decode the training images, in the size that the method needs, and make what trains."""
+    if isinstance(config.method, ZeroShot):
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return _NoTraining(), Decoded(nothing, nothing.long(), [])
+    is_probe = isinstance(config.method, LinearProbe)
+    crop_size = model.image_size if is_probe else choose_crop_size(model, config.crop_size)
+    size = crop_size if is_probe else round(crop_size * _STORED_SCALE)
+    kept = cache.train_images(size) if cache else None
+    shots = decode_shots(data.train, config.shots, config.seed, model.square(size), kept)
+    if is_probe:
+        return ProbeTraining(model, adapter, text, shots), shots
+    return Loop(model, adapter, text, shots, crop_size, config, folder), shots
+
+
+def _missing_towers(adapter: Adapter) -> list[str]:
+    """Note the towers that are to be adapted and have none of the targets."""
+    wanted = getattr(adapter.config, "towers", ())
+    return [
+        f"The {tower} tower has none of {', '.join(adapter.config.targets)} and stays as it is."
+        for tower in wanted
+        if tower not in adapter.towers
+    ]
 
 
 def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:
@@ -177,23 +265,34 @@ def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
 
 
-def _facts(loop: Loop, config: TrainConfig, test_images: int) -> dict[str, Any]:
-    """Gather what ``metrics.json`` says of the training itself."""
-    model = loop.model
+def _facts(
+    model: Model,
+    adapter: Adapter,
+    training: Loop | ProbeTraining | _NoTraining,
+    config: TrainConfig,
+    test_images: int,
+) -> dict[str, Any]:
+    """Gather what ``metrics.json`` says of the training itself.
+
+    Of methods without optimiser steps, ``step_seconds_median`` is None; the ``steps`` of a linear
+    probe are L-BFGS's iterations.
+    """
+    took = training.step_seconds
     return {
-        "trainable_parameters": loop.adapter.num_parameters(),
-        "train_seconds": round(loop.seconds, 3),
-        "step_seconds_median": round(median(loop.step_seconds), 4),
+        "trainable_parameters": adapter.num_parameters(),
+        "train_seconds": round(training.seconds, 3),
+        "step_seconds_median": round(median(took), 4) if took else None,
         "peak_memory_bytes": _peak_memory(model.device),
-        "images": {"train": len(loop.labels), "test": test_images},
+        "images": {"train": training.image_count, "test": test_images},
         "shots": config.shots,
         "seed": config.seed,
         "method": config.method.method,
         "model": model.name,
         "pretrained": model.pretrained,
-        "steps": loop.step,
-        "precision": loop.precision,
+        "steps": training.step,
+        "precision": training.precision,
         "device": str(model.device),
+        "processes": process_count(),
     }
 
 

@@ -82,7 +82,10 @@ def main() -> None:
         if "peft" in (chosen.format or ["peft"]):
             rows = [row for run in runs for row in _as_peft_saves_it(run.resolve())]
             print(
-                "\n| base | trained numbers | saved by | MB |\n|---|---|---|---|", *rows, sep="\n"
+                "\n| base | trained numbers | saved by | MB | times the adapter |",
+                "|---|---|---|---|---|",
+                *rows,
+                sep="\n",
             )
 
 
@@ -143,7 +146,7 @@ def _load(model: cr.Model, format: str, folder: str) -> float:
 
 def _as_peft_saves_it(run: Path) -> list[str]:
     """Compare the adapter file with what peft's ``save_pretrained`` writes of the same numbers."""
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
     from transformers import CLIPModel
 
     warnings.simplefilter("ignore")
@@ -156,7 +159,7 @@ def _as_peft_saves_it(run: Path) -> list[str]:
         base = cr.export_run(run, "transformers", Path(folder) / "base", strength=0)
         classifier = cr.Classifier.load(run, device="cpu")
         cells = f"| {classifier.model.name} | {classifier.adapter.num_parameters():,} |"
-        loaded = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), ours)
+        config = PeftConfig.from_pretrained(ours)
         files = {
             "clip-randlora, `adapter`": run / "adapter.safetensors",
             "clip-randlora, `peft`": ours / "adapter_model.safetensors",
@@ -165,11 +168,14 @@ def _as_peft_saves_it(run: Path) -> list[str]:
             ("save_projection=True (default)", True),
             ("save_projection=False", False),
         ):
-            loaded.peft_config["default"].save_projection = keeps
-            loaded.save_pretrained(Path(folder) / str(keeps))
+            config.save_projection = keeps  # read when the model is made, not when it is saved
+            same_shapes = get_peft_model(CLIPModel.from_pretrained(base), config)
+            same_shapes.save_pretrained(Path(folder) / str(keeps))
             files[f"peft, {name}"] = Path(folder) / str(keeps) / "adapter_model.safetensors"
-        for name, file in files.items():
-            rows.append(f"{cells} {name} | {file.stat().st_size / 1e6:.1f} |")
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        smallest = sizes["clip-randlora, `adapter`"]
+        for name, size in sizes.items():
+            rows.append(f"{cells} {name} | {size / 1e6:.1f} | {size / smallest:.2f} |")
     return rows
 
 

@@ -20,7 +20,7 @@ def main(
     shots: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 16.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 1 to this number.", min=2)] = 3,
     model: Annotated[str, typer.Option(help="As for `clip-randlora train`.")] = "lite0",
-    method: Annotated[str, typer.Option(help="randlora or lora.")] = "randlora",
+    method: Annotated[str, typer.Option(help="As for `clip-randlora train`.")] = "randlora",
 ) -> None:
     """Train every combination and print one Markdown table."""
     print(

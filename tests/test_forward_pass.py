@@ -144,10 +144,13 @@ def test_direct_attention_is_attention(tiny, in_bf16):
     adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
     randomize(adapter)
     text = TextClassifier(tiny, ["cat", "dog"], make_prompts(["cat", "dog"]))
+    attention = tiny.net.visual.transformer.resblocks[0].attn
     found = []
     for context in (nullcontext, lambda: direct_self_attention(tiny.net)):
         with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            # the parametrized modules are of another class
+            assert ("forward" in vars(attention)) == (context is not nullcontext)
             output = torch.cat([tiny.encode_image(images()), text.features()]).float()
         found.append({"features": output.detach(), **gradients(adapter, output)})
     assert_close(found[1], found[0], 5e-2 if in_bf16 else 1e-5)
-    assert "forward" not in vars(tiny.net.visual.transformer.resblocks[0].attn)
+    assert "forward" not in vars(attention)

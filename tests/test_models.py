@@ -47,9 +47,24 @@ def test_square_is_preprocess_before_normalising(tiny):
 
 def test_random_weights_only_when_asked_for():
     model = cr.load_model("RN50", pretrained=None)
-    assert model.pretrained is None
+    assert model.pretrained.startswith("random:")
     assert model.image_size == 224
     assert "random weights" in model.net.model_name
+
+
+def test_random_weights_come_back_from_their_seed(tiny_folder):
+    torch.manual_seed(7)
+    first = cr.load_model(str(tiny_folder), pretrained=None)
+    state = torch.get_rng_state()
+    again = cr.load_model(first.name, first.pretrained)
+    assert torch.equal(state, torch.get_rng_state())
+    other = cr.load_model(str(tiny_folder), pretrained=None)
+    weights, same, others = (model.net.state_dict() for model in (first, again, other))
+    assert all(torch.equal(same[key], tensor) for key, tensor in weights.items())
+    assert not torch.equal(others["visual.proj"], weights["visual.proj"])
+    assert again.pretrained == first.pretrained != other.pretrained
+    torch.manual_seed(7)
+    assert cr.load_model(str(tiny_folder), pretrained=None).pretrained == first.pretrained
 
 
 def test_weights_from_a_local_file(tmp_path):

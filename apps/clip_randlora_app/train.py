@@ -17,6 +17,8 @@ _PRESET_HELP = (
     "Fast: a first look, a quarter of the training. Balanced: the defaults. "
     "Thorough: twice the training, three prompts a class."
 )
+# those that the settings under "Advanced" fit; scripts may name any of `clip_randlora.METHODS`
+_METHODS = {name: cr.METHODS[name] for name in ("randlora", "lora", "vera", "nola")}
 _TOWERS = [("images", "vision"), ("text", "text")]
 _TARGETS = [
     ("attention: query", "q"),
@@ -80,7 +82,7 @@ class TrainTab:
             elem_id="model",
         )
         self.method = gr.Dropdown(
-            [(method.__name__, name) for name, method in cr.METHODS.items()],
+            [(method.__name__, name) for name, method in _METHODS.items()],
             value="randlora",
             label="Method",
             info=_describe_methods(),
@@ -133,10 +135,13 @@ class TrainTab:
                     None,
                     label="Rank",
                     precision=0,
-                    info="Of each base. RandLoRA: a higher rank trains fewer numbers; default 6.",
+                    info="Of each base or of the update. RandLoRA: a higher rank trains fewer "
+                    "numbers; default 6.",
                 )
                 self.alpha = gr.Number(
-                    None, label="Alpha", info="The update is scaled by alpha / rank."
+                    None,
+                    label="Alpha",
+                    info="The update is scaled by alpha / rank; VeRA's by alpha.",
                 )
                 self.bases = gr.Dropdown(
                     [("default", ""), "uniform", "sparse", "very sparse"],
@@ -255,7 +260,7 @@ def _describe_methods() -> str:
     """Return the methods' names with the first words of their documentation."""
     return " ".join(
         f"{method.__name__}: {method.__doc__.split(' (')[0].lower()}."
-        for method in cr.METHODS.values()
+        for method in _METHODS.values()
     )
 
 

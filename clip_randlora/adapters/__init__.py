@@ -7,9 +7,22 @@ from clip_randlora.adapters.adapter import (
     attach,
     load_adapter,
 )
-from clip_randlora.adapters.config import METHODS, AdapterConfig, LoRA, RandLoRA, parse_method
-from clip_randlora.adapters.deltas import randlora_delta
+from clip_randlora.adapters.config import (
+    METHODS,
+    AdapterConfig,
+    CLIPLoRA,
+    Full,
+    LinearProbe,
+    LoRA,
+    MethodConfig,
+    NoLA,
+    RandLoRA,
+    VeRA,
+    ZeroShot,
+    parse_method,
+)
 from clip_randlora.adapters.peft_files import save_peft_adapter
+from clip_randlora.adapters.randlora import randlora_delta
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 
 __all__ = [
@@ -17,9 +30,16 @@ __all__ = [
     "AdaptedSummary",
     "Adapter",
     "AdapterConfig",
+    "CLIPLoRA",
+    "Full",
+    "LinearProbe",
     "LoRA",
+    "MethodConfig",
+    "NoLA",
     "RandLoRA",
     "TargetWeight",
+    "VeRA",
+    "ZeroShot",
     "add_adapters",
     "attach",
     "find_weights",

@@ -14,14 +14,16 @@ from torch.nn.utils import parametrize
 
 from clip_randlora.adapters import files, peft_files
 from clip_randlora.adapters.config import (
-    AdapterConfig,
-    LoRA,
+    LinearProbe,
+    MethodConfig,
     RandLoRA,
     Sum,
+    Tower,
     parse_stored,
 )
-from clip_randlora.adapters.deltas import Delta, add_updates, largest_sides, make_deltas
-from clip_randlora.adapters.targets import TargetWeight, select_weights
+from clip_randlora.adapters.delta import Delta, largest_sides
+from clip_randlora.adapters.deltas import add_updates, make_deltas
+from clip_randlora.adapters.targets import WHOLE, TargetWeight, select_weights
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 
@@ -60,9 +62,11 @@ class AdaptedWeight(nn.Module):
 
     def _update(self, weight: Tensor) -> Tensor:
         rows, deltas = list(self.rows.values()), list(self.deltas.values())
-        dtype = _dtype_in_use(weight)
+        # a whole tensor may be a norm's or an embedding's, which autocast leaves as they are
+        dtype = weight.dtype if WHOLE in self.rows else _dtype_in_use(weight)
+        flat = weight.reshape(len(weight), -1)
         with torch.autocast(weight.device.type, enabled=False):  # rounded once, at the end
-            updated = add_updates(weight.flatten(1), rows, deltas, self.strength, dtype)
+            updated = add_updates(flat, rows, deltas, self.strength, dtype)
         return updated.view(weight.shape)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -95,14 +99,17 @@ class AdaptedSummary:
 class Adapter:
     """The trained updates of one model; made by `attach`, `load_adapter` or `add_adapters`.
 
-    ``bases``: RandLoRA's frozen bases if they came with the adapter; None if the config's seed
-    makes them.
+    Attributes:
+        bases: RandLoRA's frozen bases if they came with the adapter; None if the config's seed
+            makes them.
+        head: a linear probe's weights (C, E) and biases (C,) on unit image features (N, E), which
+            updates no weight of the model; None for every other method.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        config: AdapterConfig,
+        config: MethodConfig,
         name: str | None = None,
         bases: Bases | None = None,
     ):
@@ -110,10 +117,12 @@ class Adapter:
             raise UserError("this model has an adapter already: detach() or merge() it first")
         self.net, self.config, self.bases = net, config, bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
+        self.head: nn.Linear | None = None
         self.base = files.identify(net, name)
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
         self._adapted: dict[str, AdaptedWeight] = {}
         self._strength = 1.0
+        self._is_attached = True
         self._register()
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
@@ -121,7 +130,6 @@ class Adapter:
     def _register(self) -> None:
         parts = [(weight, part) for weight in self.weights.values() for part in weight.parts]
         shapes = [weight.part_shape(part) for weight, part in parts]
-        _check_rank(self.config, shapes)
         deltas = iter(make_deltas(shapes, self.config, self.bases))
         for name, weight in self.weights.items():
             adapted = AdaptedWeight(weight, [next(deltas) for _ in weight.parts])
@@ -133,6 +141,11 @@ class Adapter:
                 unsafe=True,  # shape and dtype are kept
             )
             self._adapted[name] = adapted
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """The encoders of which a weight is adapted."""
+        return tuple(dict.fromkeys(weight.tower for weight in self.weights.values()))
 
     @property
     def strength(self) -> float:
@@ -167,10 +180,15 @@ class Adapter:
                 adapted.keep(False)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the trained tensors as ``WEIGHT.TARGET.TENSOR``, in the network's order."""
+        """Yield the trained tensors as ``WEIGHT.TARGET.TENSOR``, in the network's order.
+
+        A linear probe's are ``head.weight`` and ``head.bias``.
+        """
         for name, adapted in self._adapted.items():
             for suffix, parameter in adapted.deltas.named_parameters():
                 yield f"{name}.{suffix}", parameter
+        if self.head is not None:
+            yield from self.head.named_parameters(prefix="head")
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained tensors."""
@@ -203,10 +221,18 @@ class Adapter:
                 counts = rows.setdefault((weight.tower, part.target), [0, 0])
                 counts[0] += 1
                 counts[1] += sum(parameter.numel() for parameter in delta.parameters())
+        if self.head is not None:
+            rows["", "linear probe"] = [0, self.num_parameters()]  # none of the model's weights
         return [AdaptedSummary(*key, *counts) for key, counts in rows.items()]
 
     def merge(self) -> None:
-        """Bake the update, at the present strength, into the weights: plain open_clip again."""
+        """Bake the update, at the present strength, into the weights: plain open_clip again.
+
+        Raises:
+            UserError: it is a linear probe, which updates no weight.
+        """
+        if self.head is not None:
+            raise UserError("a linear probe updates no weight of the model: nothing to merge")
         self._remove(bake=True)
 
     def detach(self) -> None:
@@ -214,8 +240,9 @@ class Adapter:
         self._remove(bake=False)
 
     def _remove(self, bake: bool) -> None:
-        if not self._adapted:
+        if not self._is_attached:
             raise UserError("this adapter is no longer attached to its model")
+        self._is_attached = False
         for weight in self.weights.values():
             parametrize.remove_parametrizations(
                 weight.module, weight.tensor_name, leave_parametrized=bake
@@ -250,23 +277,13 @@ class Adapter:
                 parameter.copy_(tensors[key])
 
 
-def _check_rank(config: AdapterConfig, shapes: Sequence[tuple[int, int]]) -> None:
-    """Refuse a rank that no weight can have: more of it adds nothing but memory."""
-    most = max(min(shape) for shape in shapes)
-    for term in config.terms if isinstance(config, Sum) else (config,):
-        if isinstance(term, RandLoRA | LoRA) and term.rank > most:
-            raise UserError(
-                f"rank: {term.rank}, but no adapted weight has a rank above {most}; give at most "
-                f"{most}"
-            )
-
-
-def attach(net: nn.Module, config: AdapterConfig, name: str | None = None) -> Adapter:
+def attach(net: nn.Module, config: MethodConfig, name: str | None = None) -> Adapter:
     """Attach a fresh adapter, which changes no output, and freeze every weight of the model.
 
     Args:
         net: an open_clip model.
-        config: `RandLoRA` or `LoRA`.
+        config: of one of the `METHODS`. A linear probe's head is made where its classes are
+            known, by `fit`.
         name: what to call the model in messages; by default the name that `load_model` gave it.
 
     Raises:
@@ -300,19 +317,33 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     config = _parse_config(path, stored.config)
     _check_bases(path, net, config, stored.bases)
     adapter = Adapter(net, config, name, stored.bases)
+    if isinstance(config, LinearProbe):
+        adapter.head = _empty_head(path, stored.tensors, next(net.parameters()).device)
     adapter._fill(stored.tensors, path)
     return adapter
 
 
-def _parse_config(path: str | Path, config: Mapping[str, Any]) -> AdapterConfig:
+def _parse_config(path: str | Path, config: Mapping[str, Any]) -> MethodConfig:
     try:
         return parse_stored(config)
     except UserError as error:
         raise UserError(f"{path}: damaged adapter file, {error}") from error
 
 
+def _empty_head(
+    path: str | Path, tensors: Mapping[str, Tensor], device: torch.device
+) -> nn.Linear | None:
+    """Make a probe's head of the file's size; None if the file has none, as it was not trained."""
+    weight = tensors.get("head.weight")
+    if weight is None:
+        return None
+    if weight.ndim != 2:
+        raise UserError(f"{path}: damaged adapter file, tensor head.weight has another shape")
+    return nn.Linear(weight.shape[1], weight.shape[0], device=device)
+
+
 def _check_bases(
-    path: str | Path, net: nn.Module, config: AdapterConfig, bases: Bases | None
+    path: str | Path, net: nn.Module, config: MethodConfig, bases: Bases | None
 ) -> None:
     """Check that bases that came with an adapter are those of its settings on this model."""
     if bases is None:
@@ -353,23 +384,18 @@ def add_adapters(
         files.refuse_other_base(path, one.base, present)
         if one.bases or one.config.get("method") == "sum":
             raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
+        if one.config.get("method") == "linear_probe":
+            raise UserError(f"{path}: a linear probe, which updates no weight that could be added")
     terms = [_parse_config(path, one.config) for path, one in zip(paths, stored, strict=True)]
     for path, term in zip(paths, terms, strict=True):
         for setting in ("towers", "targets", "blocks"):
-            first, this = getattr(terms[0], setting), getattr(term, setting)
+            first, this = (getattr(each, setting, None) for each in (terms[0], term))
             if this != first:
                 raise UserError(
                     f"{path}: adapts other weights than {paths[0]} ({setting} {this}, not "
                     f"{first}); only adapters of the same weights can be added"
                 )
-    first = terms[0]
-    config = Sum(
-        towers=first.towers,
-        targets=first.targets,
-        blocks=first.blocks,
-        terms=tuple(terms),
-        weights=weights,
-    )
+    config = Sum(terms=tuple(terms), weights=weights)
     adapter = Adapter(net, config, name)
     adapter._fill(
         {

@@ -1,6 +1,7 @@
 """What to train and where: one configuration class for each method."""
 
 from collections.abc import Iterable, Mapping
+from math import sqrt
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -12,8 +13,16 @@ Tower = Literal["vision", "text"]
 Target = Literal["q", "k", "v", "out", "mlp", "conv"]
 
 
-class AdapterConfig(BaseModel):
-    """Settings that every method shares.
+class MethodConfig(BaseModel):
+    """Settings of a method; ``method`` is its name in commands and files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: str
+
+
+class AdapterConfig(MethodConfig):
+    """Settings that every method shares which updates chosen weights.
 
     Attributes:
         towers: the encoders to adapt.
@@ -22,8 +31,6 @@ class AdapterConfig(BaseModel):
         blocks: adapt only the last K blocks of each tower; None for all.
         seed: of the frozen bases and of the random start.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
     targets: tuple[Target, ...] = Field(("q", "k", "v", "out", "mlp", "conv"), min_length=1)
@@ -69,13 +76,122 @@ class LoRA(AdapterConfig):
         return self.alpha / self.rank
 
 
-METHODS: dict[str, type[AdapterConfig]] = {"randlora": RandLoRA, "lora": LoRA}
+class CLIPLoRA(LoRA):
+    """Low-rank update of the attention, as CLIP-LoRA has it (arXiv 2405.18541, section 4).
+
+    The same: rank 2 on q, k and v of all blocks of both towers, the scale alpha / sqrt(r) of the
+    authors' code, the start and the learning rate. Not the same: their dropout of 0.25 on the
+    inputs of the update has no counterpart here, where the update is added to the weight before
+    any input meets it; and number of steps, prompts and augmentation are `TrainConfig`'s.
+
+    Attributes:
+        rank: r, the rank of the update.
+        alpha: the update is scaled by alpha / sqrt(r).
+    """
+
+    method: Literal["clip_lora"] = "clip_lora"
+    targets: tuple[Target, ...] = Field(("q", "k", "v"), min_length=1)
+    rank: int = Field(2, ge=1)
+    alpha: float = Field(1.0, gt=0)
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / sqrt(r) in front of the update."""
+        return self.alpha / sqrt(self.rank)
+
+
+class VeRA(AdapterConfig):
+    """Two scaled random matrices, shared by all layers (Kopiczko et al., arXiv 2310.11454).
+
+    Attributes:
+        rank: r, of the shared matrices; an update trains r + out numbers.
+        alpha: the update is scaled by alpha; the paper has no such factor.
+        initial_d: what every entry of the trained vector d starts at.
+    """
+
+    method: Literal["vera"] = "vera"
+    rank: int = Field(256, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    initial_d: float = Field(0.1, gt=0)
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha in front of the update."""
+        return self.alpha
+
+
+class NoLA(AdapterConfig):
+    """Low-rank factors combined of random ones (Koohpayegani et al., arXiv 2310.02556).
+
+    Attributes:
+        rank: r, the rank of the update.
+        alpha: the update is scaled by alpha / r.
+        number_of_bases: k = l, random matrices that each of the two factors combines; an update
+            trains k + l numbers.
+    """
+
+    method: Literal["nola"] = "nola"
+    rank: int = Field(1, ge=1)
+    alpha: float = Field(1.0, gt=0)
+    number_of_bases: int = Field(1024, ge=1)
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r in front of the update."""
+        return self.alpha / self.rank
+
+
+class Full(MethodConfig):
+    """Full fine-tuning: every weight of the chosen towers, biases, norms and embeddings too.
+
+    The statistics of batch norms stay as they are, and so does the logit scale, which is neither
+    tower's. What is trained is the difference from the weights, so weight decay draws them towards
+    their start, not towards zero.
+
+    Attributes:
+        towers: the encoders to train.
+    """
+
+    method: Literal["full"] = "full"
+    towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
+
+
+class LinearProbe(MethodConfig):
+    """Logistic regression on the frozen image features (Radford et al., arXiv 2103.00020, 3.2).
+
+    Attributes:
+        C: inverse strength of the L2 penalty; None: `clip_randlora.probe.choose_c`'s.
+    """
+
+    method: Literal["linear_probe"] = "linear_probe"
+    C: float | None = Field(None, gt=0)
+
+
+class ZeroShot(MethodConfig):
+    """No training: the tuned answers are the zero-shot ones."""
+
+    method: Literal["zero_shot"] = "zero_shot"
+
+
+METHODS: dict[str, type[MethodConfig]] = {
+    "randlora": RandLoRA,
+    "lora": LoRA,
+    "clip_lora": CLIPLoRA,
+    "vera": VeRA,
+    "nola": NoLA,
+    "full": Full,
+    "linear_probe": LinearProbe,
+    "zero_shot": ZeroShot,
+}
 """The methods by the name that commands and files call them."""
 
-Method = Annotated[RandLoRA | LoRA, Field(discriminator="method")]
+Method = Annotated[
+    RandLoRA | LoRA | CLIPLoRA | VeRA | NoLA | Full | LinearProbe | ZeroShot,
+    Field(discriminator="method"),
+]
 
 
-class Sum(AdapterConfig):
+class Sum(MethodConfig):
     """Trained updates for one base model, added with weights; made by `add_adapters`.
 
     Attributes:
@@ -83,22 +199,24 @@ class Sum(AdapterConfig):
         weights: one factor each.
     """
 
+    model_config = ConfigDict(extra="ignore", frozen=True)  # files once named what terms[0] names
+
     method: Literal["sum"] = "sum"
     terms: tuple[Method, ...] = Field(min_length=1)
     weights: tuple[float, ...]
 
 
 _METHOD = TypeAdapter(Method)
-_STORED = TypeAdapter(Annotated[RandLoRA | LoRA | Sum, Field(discriminator="method")])
+_STORED = TypeAdapter(Annotated[Method | Sum, Field(discriminator="method")])
 
 
-def parse_method(value: object) -> RandLoRA | LoRA:
+def parse_method(value: object) -> Method:
     """Read a method from its name, a mapping with ``method`` and settings, or a configuration.
 
     Raises:
         UserError: the method is unknown or a setting is wrong; the line names it.
     """
-    if isinstance(value, AdapterConfig):
+    if isinstance(value, MethodConfig):
         return value
     if isinstance(value, str):
         value = {"method": value}
@@ -110,7 +228,7 @@ def parse_method(value: object) -> RandLoRA | LoRA:
         raise UserError(f"method {one_line(error, _settings_of(value))}") from error
 
 
-def parse_stored(value: object) -> RandLoRA | LoRA | Sum:
+def parse_stored(value: object) -> Method | Sum:
     """Read the settings in an adapter file, which may be a sum's.
 
     Raises:

@@ -1,226 +1,17 @@
-"""The trained weight updates: what each method adds to one weight.
-
-A delta stands for an update ``dW`` of one weight of shape (out, in). It holds the trained
-numbers, starts at exactly zero, and forms ``dW`` whenever it is called.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import lru_cache, partial
+"""The trained weight updates of every method: made from a configuration, added to weights."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clip_randlora.adapters.config import LoRA, RandLoRA, Sum
-from clip_randlora.bases import (
-    Bases,
-    Products,
-    number_of_bases,
-    products_with,
-    random_bases,
-    stored_bases,
-)
+from clip_randlora.adapters.config import Full, LoRA, MethodConfig, NoLA, RandLoRA, Sum, VeRA
+from clip_randlora.adapters.delta import Delta, FullDelta, WeightedSum
+from clip_randlora.adapters.low_rank import LoRADelta, NoLADelta, VeRADelta
+from clip_randlora.adapters.randlora import RandLoRADelta, make_randlora_deltas
+from clip_randlora.bases import Bases
+from clip_randlora.errors import UserError
 
-_ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
-
-
-class _RandLoRAUpdate(torch.autograd.Function):
-    """``W + scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
-
-    Column ``k n + i`` of the matrix is the k-th of B_i, so it meets row k of A, scaled by i's
-    diagonals: one product does the whole sum.
-
-    Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
-    nothing in either pass has a size that depends on the batch or the number of tokens.
-    """
-
-    @staticmethod
-    def forward(ctx, weight, products, a, scale, transposed, dtype, *diagonals: Tensor) -> Tensor:
-        """Update a weight of P equal parts, each with a lambda and a gamma in ``diagonals``."""
-        ctx.save_for_backward(a, *diagonals)
-        ctx.products, ctx.scale, ctx.transposed = products, scale, transposed
-        updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        count = len(diagonals) // 2
-        parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
-        for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
-            update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
-            _add(w, update, scale, out)
-        return updated
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        a, *diagonals = ctx.saved_tensors
-        grads = []
-        parts = grad.to(ctx.products.dtype).chunk(len(diagonals) // 2)
-        for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
-            m = ctx.products.contract(g.T if ctx.transposed else g)
-            grads += _contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
-        return None, None, None, None, None, None, *grads
-
-
-def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
-    """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
-    rows = len(weight)
-    if weight.device.type == "cpu" and update.dtype != weight.dtype:
-        rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
-    for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
-        torch.add(w, u, alpha=scale, out=o)
-
-
-def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``lambda_ik a_kj gamma_ij`` as (r n, d), row ``k n + i``."""
-    scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
-    for k, row in enumerate(a):  # one run of rows at a time stays in the cache
-        torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
-    return scaled.flatten(0, 1)
-
-
-def _contract(
-    m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d)."""
-    grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
-    for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
-        rows.mul_(row)
-        grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
-        grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
-    return grad_lam, grad_gamma
-
-
-def randlora_delta(
-    basis_b: Tensor, basis_a: Tensor, lam: Tensor, gamma: Tensor, scale: float
-) -> Tensor:
-    """Form the full-rank update of a weight from frozen bases and trained diagonals.
-
-    ``dW = scale * sum_{i=1..n} B_i diag(lambda_i) A diag(gamma_i)``
-    (RandLoRA, arXiv 2502.00987, eq. 4; one ``A`` is shared by all i).
-
-    Args:
-        basis_b: (n, D, r), frozen.
-        basis_a: (r, d), frozen.
-        lam: (n, r), trained.
-        gamma: (n, d), trained.
-        scale: alpha / r.
-
-    Returns:
-        (D, d), of the inputs' dtype; differentiable once in ``lam`` and ``gamma``.
-
-    Raises:
-        ValueError: the shapes do not fit together, named.
-    """
-    n, _, rank = basis_b.shape
-    columns = basis_a.shape[-1]
-    expected = {"basis_a": (rank, columns), "lam": (n, rank), "gamma": (n, columns)}
-    for name, tensor in (("basis_a", basis_a), ("lam", lam), ("gamma", gamma)):
-        if tuple(tensor.shape) != expected[name]:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
-    matrix = Bases(basis_b, basis_a).matrix()
-    nothing = matrix.new_zeros(()).expand(len(matrix), columns)
-    products = Products(matrix)
-    return _RandLoRAUpdate.apply(nothing, products, basis_a, scale, False, matrix.dtype, lam, gamma)
-
-
-class Delta(nn.Module, ABC):
-    """An update of one weight of shape ``shape`` = (out, in); called, it returns that update."""
-
-    def __init__(self, shape: tuple[int, int]):
-        super().__init__()
-        self.shape = shape
-
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
-
-    def added_to(self, weight: Tensor, strength: float) -> Tensor:
-        """Return ``weight + strength * dW``, (out, in), of the weight's dtype."""
-        return weight + strength * self().to(weight.dtype)
-
-
-class RandLoRADelta(Delta):
-    """RandLoRA's update; trains lambda (n, r), zero at first, and gamma (n, d), 1 / max(n, d).
-
-    A weight that is wider than tall is updated through its transpose, so that D >= d.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        config: RandLoRA,
-        bases: Callable[..., Bases],
-        products: Callable[..., Products],
-    ):
-        super().__init__(shape)
-        self.rows, self.columns = max(shape), min(shape)
-        self.scale = config.scale
-        self.bases, self.products = bases, products
-        count = number_of_bases(self.columns, config.rank)
-        self.lam = nn.Parameter(torch.zeros(count, config.rank))
-        self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
-
-    def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
-        update = randlora_delta(*self._bases(), self.lam, self.gamma, self.scale)
-        return update if update.shape == self.shape else update.T
-
-    def _bases(self) -> Bases:
-        # asked for at each use, not held: one pair a device serves all layers, wherever they move
-        bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
-        return bases.sliced(self.rows, self.columns)
-
-    @staticmethod
-    def all_added_to(
-        weight: Tensor, deltas: "list[RandLoRADelta]", strength: float, dtype: torch.dtype
-    ) -> Tensor:
-        """Return, in ``dtype``, a weight whose equal parts each get their own update.
-
-        For bfloat16 the products are bfloat16's, with sums in float32; the update is added to
-        the weight before that is rounded.
-        """
-        first = deltas[0]
-        diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
-        in_products = dtype if dtype == torch.bfloat16 else first.lam.dtype
-        products = first.products(first.rows, first.columns, in_products, weight.device)
-        scale, transposed = strength * first.scale, first.shape[0] < first.shape[1]
-        return _RandLoRAUpdate.apply(
-            weight, products, first._bases().a, scale, transposed, dtype, *diagonals
-        )
-
-
-class LoRADelta(Delta):
-    """LoRA's update ``scale * up @ down`` (Hu et al., arXiv 2106.09685, eq. 3).
-
-    Trains down (r, in), Kaiming uniform from the config's seed, and up (out, r), zero at first.
-    """
-
-    def __init__(self, shape: tuple[int, int], config: LoRA, generator: torch.Generator):
-        super().__init__(shape)
-        self.scale = config.scale
-        self.down = nn.Parameter(torch.empty(config.rank, shape[1]))
-        self.up = nn.Parameter(torch.zeros(shape[0], config.rank))
-        nn.init.kaiming_uniform_(self.down, a=5**0.5, generator=generator)
-
-    def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
-        return torch.mm(self.up, self.down).mul(self.scale)
-
-    def added_to(self, weight: Tensor, strength: float) -> Tensor:
-        """Return ``weight + strength * dW``, (out, in), in one product where dtypes allow it."""
-        if weight.dtype != self.up.dtype:
-            return super().added_to(weight, strength)
-        return torch.addmm(weight, self.up, self.down, alpha=strength * self.scale)
-
-
-class WeightedSum(Delta):
-    """Updates of one weight added with fixed weights (task arithmetic, arXiv 2212.04089)."""
-
-    def __init__(self, shape: tuple[int, int], terms: list[Delta], weights: tuple[float, ...]):
-        super().__init__(shape)
-        self.terms, self.weights = nn.ModuleList(terms), weights
-
-    def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
-        return sum(weight * term() for weight, term in zip(self.weights, self.terms, strict=True))
+_MOST_FROZEN = 2**30
+"""Numbers, 4 GiB, that the random matrices of VeRA and NoLA may have."""
 
 
 def add_updates(
@@ -250,11 +41,14 @@ def add_updates(
 
 
 def make_deltas(
-    shapes: list[tuple[int, int]], config: RandLoRA | LoRA | Sum, bases: Bases | None = None
+    shapes: list[tuple[int, int]], config: MethodConfig, bases: Bases | None = None
 ) -> list[Delta]:
     """Make one fresh update for each weight shape (out, in), all from the config's one seed.
 
     RandLoRA's frozen bases are ``bases``, if given, instead of those that the seed makes.
+
+    Raises:
+        UserError: a rank is above that of every weight, or the random matrices would be too large.
     """
     if isinstance(config, Sum):
         of_each_term = [make_deltas(shapes, term) for term in config.terms]
@@ -262,19 +56,40 @@ def make_deltas(
             WeightedSum(shape, list(terms), config.weights)
             for shape, *terms in zip(shapes, *of_each_term, strict=True)
         ]
+    if isinstance(config, RandLoRA | LoRA | NoLA):
+        _check_rank(config.rank, shapes)
     if isinstance(config, RandLoRA):
-        source = stored_bases(bases) if bases else _seeded_bases(shapes, config)
-        products = lru_cache(maxsize=None)(partial(products_with, source))  # one for each shape
-        return [RandLoRADelta(shape, config, source, products) for shape in shapes]
-    generator = torch.Generator().manual_seed(config.seed)
-    return [LoRADelta(shape, config, generator) for shape in shapes]
+        return make_randlora_deltas(shapes, config, bases)
+    if isinstance(config, LoRA):
+        generator = torch.Generator().manual_seed(config.seed)
+        return [LoRADelta(shape, config, generator) for shape in shapes]
+    if isinstance(config, VeRA | NoLA):
+        largest = max(out for out, _ in shapes), max(width for _, width in shapes)
+        _check_frozen(config, largest)
+        delta = VeRADelta if isinstance(config, VeRA) else NoLADelta
+        return [delta(shape, config, largest) for shape in shapes]
+    if isinstance(config, Full):
+        return [FullDelta(shape) for shape in shapes]
+    return []  # nothing in the towers is trained
 
 
-def _seeded_bases(shapes: list[tuple[int, int]], config: RandLoRA) -> Callable[..., Bases]:
-    rows, columns = largest_sides(shapes)
-    return partial(random_bases, config.rank, rows, columns, config.bases, config.seed)
+def _check_rank(rank: int, shapes: list[tuple[int, int]]) -> None:
+    """Refuse a rank that no weight can have: more of it adds nothing but memory."""
+    most = max(min(shape) for shape in shapes)
+    if rank > most:
+        raise UserError(
+            f"rank: {rank}, but no adapted weight has a rank above {most}; give at most {most}"
+        )
 
 
-def largest_sides(shapes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the largest of the weights' larger sides, and of their smaller sides."""
-    return max(max(shape) for shape in shapes), max(min(shape) for shape in shapes)
+def _check_frozen(config: VeRA | NoLA, largest: tuple[int, int]) -> None:
+    """Refuse random matrices that fill the memory; VeRA's rank may be above the weights'."""
+    setting = "rank" if isinstance(config, VeRA) else "number_of_bases"
+    value = getattr(config, setting)
+    of_each = sum(largest) * (1 if isinstance(config, VeRA) else config.rank)
+    most = _MOST_FROZEN // of_each
+    if value > most:
+        raise UserError(
+            f"{setting}: {value}, whose random matrices would take more than 4 GiB; give at most "
+            f"{most}"
+        )

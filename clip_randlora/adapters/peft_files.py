@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_randlora.adapters.config import RandLoRA, parse_method
-from clip_randlora.adapters.deltas import largest_sides
+from clip_randlora.adapters.delta import largest_sides
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 from clip_randlora.adapters.transformers_names import transformers_names
 from clip_randlora.bases import Bases, number_of_bases, random_bases

@@ -6,12 +6,13 @@ its part in the network, so that open_clip's own towers, timm's and Hugging Face
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
-from clip_randlora.adapters.config import AdapterConfig
+from clip_randlora.adapters.config import AdapterConfig, Full, MethodConfig, Sum
 from clip_randlora.errors import UserError
 
 # A block is the innermost numbered member of one of these, "blocks.3.1" where stages have blocks.
@@ -26,12 +27,18 @@ _QKV_LEAVES = {
     **dict.fromkeys(("v", "v_proj", "value", "to_v", "v_lin"), ("v",)),
 }
 _OUT_LEAVES = {"proj", "out_proj", "c_proj", "to_out", "o_proj", "out_lin"}
+WHOLE = "weight"
+"""The target of full fine-tuning: a whole tensor, of whatever kind."""
+
 _MLP_PARENTS = re.compile(r"(?:^|\.)(?:mlp|ffn|feed_forward|intermediate)$")
 
 
 @dataclass(frozen=True)
 class AdaptedPart:
-    """A run of rows of one weight that is adapted on its own: q of a packed q, k, v, say."""
+    """A run of rows of one weight that is adapted on its own: q of a packed q, k, v, say.
+
+    ``target`` is one of those of `AdapterConfig`, or `WHOLE`.
+    """
 
     target: str
     rows: slice
@@ -59,26 +66,33 @@ class TargetWeight:
 
     @property
     def weight(self) -> Tensor:
-        """The weight itself: (out, in), or (out, in, 1, 1) for a convolution."""
+        """The weight itself: (out, in), (out, in, 1, 1) for a convolution; (out, ...) if whole."""
         return getattr(self.module, self.tensor_name)
 
     def part_shape(self, part: AdaptedPart) -> tuple[int, int]:
         """Return (out, in) of one part."""
-        return part.rows.stop - part.rows.start, self.weight.shape[1]
+        return part.rows.stop - part.rows.start, self.weight[0].numel()
 
 
 def find_weights(net: nn.Module) -> list[TargetWeight]:
     """List every weight of an open_clip model that could be adapted, in the network's order."""
+    return _find(net, partial(_adaptable_tensors, net))
+
+
+def _find(
+    net: nn.Module,
+    tensors_of: Callable[[str, nn.Module], Iterable[tuple[str, tuple[AdaptedPart, ...]]]],
+) -> list[TargetWeight]:
     found = []
     blocks: dict[str, dict[str, int]] = {"vision": {}, "text": {}}
     for name, module in net.named_modules():
         tower = "vision" if name.split(".")[0] == "visual" else "text"
-        for tensor_name, parts in _adaptable_tensors(net, name, module):
+        for tensor_name, parts in tensors_of(name, module):
             block = block_name(name)
             if block:
                 blocks[tower].setdefault(block, len(blocks[tower]))
             number = max(len(blocks[tower]) - 1, 0)
-            full_name = f"{name}.{tensor_name}"
+            full_name = f"{name}.{tensor_name}" if name else tensor_name
             found.append(TargetWeight(full_name, module, tensor_name, tower, number, parts))
     return found
 
@@ -89,12 +103,22 @@ def block_name(weight_name: str) -> str | None:
     return block and block.group()
 
 
-def select_weights(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:
+def select_weights(net: nn.Module, config: MethodConfig) -> list[TargetWeight]:
     """List the weights, and the parts of them, that a configuration adapts.
 
     Raises:
         UserError: nothing matches; the line lists what could.
     """
+    if isinstance(config, Sum):
+        return select_weights(net, config.terms[0])
+    if isinstance(config, Full):
+        return [weight for weight in _find(net, _all_tensors) if weight.tower in config.towers]
+    if isinstance(config, AdapterConfig):
+        return _select_targets(net, config)
+    return []
+
+
+def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:
     weights = find_weights(net)
     block_counts = Counter()
     for weight in weights:
@@ -111,6 +135,13 @@ def select_weights(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:
             f"of this model; it has {_describe_choices(weights)}"
         )
     return selected
+
+
+def _all_tensors(_: str, module: nn.Module) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
+    """Yield the trainable tensors that this module holds itself, whole; no scalars."""
+    for tensor_name, tensor in module.named_parameters(recurse=False):
+        if tensor.ndim:
+            yield tensor_name, _equal_parts(tensor, (WHOLE,))
 
 
 def _adaptable_tensors(

@@ -2,7 +2,7 @@
 
 from clip_randlora.data.augmentation import Views, augment
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
-from clip_randlora.data.decoding import Decoded, decode_batches, decode_shots
+from clip_randlora.data.decoding import Decoded, KeptImages, decode_batches, decode_shots
 from clip_randlora.data.described import Description, described_sets, find_description
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.data.loading import list_images, load_data
@@ -19,6 +19,7 @@ __all__ = [
     "Description",
     "DiskFile",
     "Item",
+    "KeptImages",
     "Skipped",
     "Split",
     "UnreadableImage",

@@ -14,6 +14,7 @@ def augment(
     scale: tuple[float, float] = (0.5, 1.0),
     flip: bool = True,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    part: slice = slice(None),
 ) -> torch.Tensor:
     """Crop every image at random, resize the crops to a square and flip half of them.
 
@@ -27,13 +28,15 @@ def augment(
         scale: bounds of the crop's share of the area.
         flip: whether to mirror half of the images.
         ratio: bounds of the crop's width / height.
+        part: the images whose crops are wanted; which part does not change what is drawn.
 
     Returns:
-        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``.
+        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``, for those in
+        ``part``.
     """
     boxes = random_boxes(len(images), images.shape[-1], generator, scale, ratio)
     flips = _random_flips(len(images), generator, flip)
-    return crop_and_resize(images, boxes, flips, size)
+    return crop_and_resize(images[part], boxes[part], flips[part], size)
 
 
 class Views:

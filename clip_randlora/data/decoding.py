@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,37 @@ class Decoded:
         return len(self.names)
 
 
-def decode_shots(split: Split, shots: int | None, seed: int, transform: Transform) -> Decoded:
+class KeptImages:
+    """What the items of one split decoded to by one transform, up to a number of bytes.
+
+    Items beyond that are decoded whenever they are asked for. The split must live as long.
+    """
+
+    def __init__(self, most_bytes: int):
+        self._left = most_bytes
+        self._results: dict[int, torch.Tensor | Skipped] = {}
+        self._lock = threading.Lock()
+
+    def get(self, item: Item) -> torch.Tensor | Skipped | None:
+        """Return what the item decoded to, if that was kept."""
+        return self._results.get(id(item))
+
+    def keep(self, item: Item, result: torch.Tensor | Skipped) -> None:
+        """Keep what an item decoded to, if there is room."""
+        size = result.nbytes if isinstance(result, torch.Tensor) else 0
+        with self._lock:
+            if size <= self._left and id(item) not in self._results:
+                self._left -= size
+                self._results[id(item)] = result
+
+
+def decode_shots(
+    split: Split,
+    shots: int | None,
+    seed: int,
+    transform: Transform,
+    kept: KeptImages | None = None,
+) -> Decoded:
     """Decode ``shots`` images of every class, as drawn by ``draw_shots``.
 
     An image that does not decode is replaced by the next of its class's draw and named in
@@ -49,6 +80,7 @@ def decode_shots(split: Split, shots: int | None, seed: int, transform: Transfor
         shots: images per class, or None for all.
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
+        kept: of this split and transform; read, and added to.
 
     Raises:
         UserError: ``shots`` is less than 1, the split is empty, or no image of some class can be
@@ -67,7 +99,7 @@ def decode_shots(split: Split, shots: int | None, seed: int, transform: Transfor
     skipped: list[Skipped] = []
     todo = list(enumerate(slots))
     while todo:  # a second round only decodes the replacements of what broke in the first
-        results = parallel_map(partial(_decode, transform), [item for _, item in todo])
+        results = parallel_map(partial(_decode, transform, kept), [item for _, item in todo])
         broken = []
         for (slot, item), result in zip(todo, results, strict=True):
             if isinstance(result, Skipped):
@@ -91,7 +123,9 @@ def decode_shots(split: Split, shots: int | None, seed: int, transform: Transfor
     )
 
 
-def decode_batches(split: Split, transform: Transform, batch_size: int) -> Iterator[Decoded]:
+def decode_batches(
+    split: Split, transform: Transform, batch_size: int, kept: KeptImages | None = None
+) -> Iterator[Decoded]:
     """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
 
     Images that do not decode are left out and named in the batch during which they showed up;
@@ -101,6 +135,7 @@ def decode_batches(split: Split, transform: Transform, batch_size: int) -> Itera
         split: what to decode.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         batch_size: at least 1.
+        kept: of this split and transform; read, and added to.
 
     Raises:
         UserError: the split has images and none of them can be decoded, or ``batch_size`` is
@@ -116,7 +151,7 @@ def decode_batches(split: Split, transform: Transform, batch_size: int) -> Itera
         labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         return Decoded(torch.stack(images), labels, [item.name for item in items], skipped)
 
-    results = parallel_map(partial(_decode, transform), split.items)
+    results = parallel_map(partial(_decode, transform, kept), split.items)
     for item, result in zip(split.items, results, strict=True):
         if isinstance(result, Skipped):
             skipped.append(result)
@@ -135,12 +170,16 @@ def decode_batches(split: Split, transform: Transform, batch_size: int) -> Itera
         )
 
 
-def _decode(transform: Transform, item: Item) -> torch.Tensor | Skipped:
-    try:
-        image = item.open()
-    except UnreadableImage as error:
-        return Skipped(error.name, error.reason)
-    return transform(image)
+def _decode(transform: Transform, kept: KeptImages | None, item: Item) -> torch.Tensor | Skipped:
+    result = kept.get(item) if kept else None
+    if result is None:
+        try:
+            result = transform(item.open())
+        except UnreadableImage as error:
+            result = Skipped(error.name, error.reason)
+        if kept:
+            kept.keep(item, result)
+    return result
 
 
 def _require_every_class(split: Split, decoded: Split, skipped: list[Skipped]) -> None:

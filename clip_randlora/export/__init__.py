@@ -169,10 +169,12 @@ def _require_free(out: Path) -> None:
     """Refuse a path that is taken or cannot be written, before anything slow is done."""
     try:
         is_taken = out.exists() or out.is_symlink()
-    except OSError as error:
-        raise UserError(f"--out {str(out)[:60]}: {error.strerror}; choose another") from None
+        parent = next(parent for parent in out.absolute().parents if parent.exists())
+    except OSError as error:  # a name that is too long, say
+        raise UserError(
+            f"--out {str(out)[:60]}: cannot be written ({error.strerror}); choose another"
+        ) from error
     if is_taken:
         raise UserError(f"--out {out}: exists; choose another folder, exports replace nothing")
-    parent = next(parent for parent in out.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--out {out}: {parent} cannot be written to; choose another folder")

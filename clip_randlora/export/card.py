@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import open_clip
 
-from clip_randlora.models import BUNDLED, DEFAULT_TAG
+from clip_randlora.models import BUNDLED, DEFAULT_TAG, RANDOM
 
 if TYPE_CHECKING:
     from clip_randlora.export.source import Description, Source
@@ -237,4 +237,6 @@ def _licence(run: Description) -> str:
         return "MIT (OpenAI's CLIP)."
     if pretrained.startswith("laion"):
         return "MIT (LAION's OpenCLIP models)."
+    if RANDOM.fullmatch(pretrained):
+        return "none; its weights are random."
     return "that of its weights applies; see where they come from."

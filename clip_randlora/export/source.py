@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_randlora import runs
-from clip_randlora.adapters import Adapter, add_adapters, load_adapter
+from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, load_adapter
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model, load_model
 from clip_randlora.recipe import TrainConfig
@@ -52,7 +52,10 @@ class Description:
     @property
     def train(self) -> TrainConfig:
         """The training's settings."""
-        return TrainConfig.parse(self.settings["train"])
+        try:
+            return TrainConfig.parse(self.settings["train"])
+        except UserError as error:
+            raise UserError(f"{self.folder}: damaged settings in config.yaml: {error}") from error
 
     def prompts(self) -> dict[str, list[str]]:
         """Return ``{class: its prompts}``."""
@@ -107,12 +110,13 @@ class Source:
             raise UserError(f"--strength {strength}: must lie between 0 and 1")
         described = [cls.describe(folder) for folder in (run, *add)]
         weights = tuple(weights) if weights is not None else (1 / len(described),) * len(described)
+        for one in described:
+            if isinstance(one.train.method, LinearProbe):
+                raise UserError(
+                    f"{one.folder}: a linear probe leaves both encoders as they are, so there is "
+                    f"nothing to export; clip_randlora.Classifier.load takes the folder"
+                )
         settings = described[0].settings
-        if settings["pretrained"] is None:
-            raise UserError(
-                f"{run}: its base model, {settings['model']}, had random weights that were not "
-                f"kept; train on a file of weights (--pretrained FILE) to export"
-            )
         model = load_model(settings["model"], settings["pretrained"], "cpu")
         prompts: dict[str, list[str]] = {}
         for one in described:

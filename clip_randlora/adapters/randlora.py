@@ -1,0 +1,184 @@
+"""RandLoRA's update: full rank from frozen random bases, of which only diagonals are trained."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from clip_randlora.adapters.config import RandLoRA
+from clip_randlora.adapters.delta import Delta, largest_sides
+from clip_randlora.bases import (
+    Bases,
+    Products,
+    number_of_bases,
+    products_with,
+    random_bases,
+    stored_bases,
+)
+
+_ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
+
+
+class _RandLoRAUpdate(torch.autograd.Function):
+    """``W + scale * sum_i B_i diag(lambda_i) A diag(gamma_i)``, with all B_i as one matrix.
+
+    Column ``k n + i`` of the matrix is the k-th of B_i, so it meets row k of A, scaled by i's
+    diagonals: one product does the whole sum.
+
+    Backward needs only ``M = B^T G``, so nothing but the inputs is kept between the passes, and
+    nothing in either pass has a size that depends on the batch or the number of tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, products, a, scale, transposed, dtype, *diagonals: Tensor) -> Tensor:
+        """Update a weight of P equal parts, each with a lambda and a gamma in ``diagonals``."""
+        ctx.save_for_backward(a, *diagonals)
+        ctx.products, ctx.scale, ctx.transposed = products, scale, transposed
+        updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        count = len(diagonals) // 2
+        parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
+        for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+            update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
+            _add(w, update, scale, out)
+        return updated
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        a, *diagonals = ctx.saved_tensors
+        grads = []
+        parts = grad.to(ctx.products.dtype).chunk(len(diagonals) // 2)
+        for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+            m = ctx.products.contract(g.T if ctx.transposed else g)
+            grads += _contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+        return None, None, None, None, None, None, *grads
+
+
+def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
+    """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
+    rows = len(weight)
+    if weight.device.type == "cpu" and update.dtype != weight.dtype:
+        rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
+    for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
+        torch.add(w, u, alpha=scale, out=o)
+
+
+def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``lambda_ik a_kj gamma_ij`` as (r n, d), row ``k n + i``."""
+    scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
+    for k, row in enumerate(a):  # one run of rows at a time stays in the cache
+        torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
+    return scaled.flatten(0, 1)
+
+
+def _contract(
+    m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d)."""
+    grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
+    for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
+        rows.mul_(row)
+        grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
+        grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
+    return grad_lam, grad_gamma
+
+
+def randlora_delta(
+    basis_b: Tensor, basis_a: Tensor, lam: Tensor, gamma: Tensor, scale: float
+) -> Tensor:
+    """Form the full-rank update of a weight from frozen bases and trained diagonals.
+
+    ``dW = scale * sum_{i=1..n} B_i diag(lambda_i) A diag(gamma_i)``
+    (RandLoRA, arXiv 2502.00987, eq. 4; one ``A`` is shared by all i).
+
+    Args:
+        basis_b: (n, D, r), frozen.
+        basis_a: (r, d), frozen.
+        lam: (n, r), trained.
+        gamma: (n, d), trained.
+        scale: alpha / r.
+
+    Returns:
+        (D, d), of the inputs' dtype; differentiable once in ``lam`` and ``gamma``.
+
+    Raises:
+        ValueError: the shapes do not fit together, named.
+    """
+    n, _, rank = basis_b.shape
+    columns = basis_a.shape[-1]
+    expected = {"basis_a": (rank, columns), "lam": (n, rank), "gamma": (n, columns)}
+    for name, tensor in (("basis_a", basis_a), ("lam", lam), ("gamma", gamma)):
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {expected[name]}")
+    matrix = Bases(basis_b, basis_a).matrix()
+    nothing = matrix.new_zeros(()).expand(len(matrix), columns)
+    products = Products(matrix)
+    return _RandLoRAUpdate.apply(nothing, products, basis_a, scale, False, matrix.dtype, lam, gamma)
+
+
+class RandLoRADelta(Delta):
+    """RandLoRA's update; trains lambda (n, r), zero at first, and gamma (n, d), 1 / max(n, d).
+
+    A weight that is wider than tall is updated through its transpose, so that D >= d.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        config: RandLoRA,
+        bases: Callable[..., Bases],
+        products: Callable[..., Products],
+    ):
+        super().__init__(shape)
+        self.rows, self.columns = max(shape), min(shape)
+        self.scale = config.scale
+        self.bases, self.products = bases, products
+        count = number_of_bases(self.columns, config.rank)
+        self.lam = nn.Parameter(torch.zeros(count, config.rank))
+        self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
+
+    def forward(self) -> Tensor:
+        """Return dW, (out, in)."""
+        update = randlora_delta(*self._bases(), self.lam, self.gamma, self.scale)
+        return update if update.shape == self.shape else update.T
+
+    def _bases(self) -> Bases:
+        # asked for at each use, not held: one pair a device serves all layers, wherever they move
+        bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
+        return bases.sliced(self.rows, self.columns)
+
+    @staticmethod
+    def all_added_to(
+        weight: Tensor, deltas: "list[RandLoRADelta]", strength: float, dtype: torch.dtype
+    ) -> Tensor:
+        """Return, in ``dtype``, a weight whose equal parts each get their own update.
+
+        For bfloat16 the products are bfloat16's, with sums in float32; the update is added to
+        the weight before that is rounded.
+        """
+        first = deltas[0]
+        diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
+        in_products = dtype if dtype == torch.bfloat16 else first.lam.dtype
+        products = first.products(first.rows, first.columns, in_products, weight.device)
+        scale, transposed = strength * first.scale, first.shape[0] < first.shape[1]
+        return _RandLoRAUpdate.apply(
+            weight, products, first._bases().a, scale, transposed, dtype, *diagonals
+        )
+
+
+def make_randlora_deltas(
+    shapes: list[tuple[int, int]], config: RandLoRA, bases: Bases | None = None
+) -> list[Delta]:
+    """Make one fresh update for each weight shape (out, in), all from one pair of bases.
+
+    ``bases`` are the frozen bases, if given, instead of those that the seed makes.
+    """
+    source = stored_bases(bases) if bases else _seeded_bases(shapes, config)
+    products = lru_cache(maxsize=None)(partial(products_with, source))  # one for each shape
+    return [RandLoRADelta(shape, config, source, products) for shape in shapes]
+
+
+def _seeded_bases(shapes: list[tuple[int, int]], config: RandLoRA) -> Callable[..., Bases]:
+    rows, columns = largest_sides(shapes)
+    return partial(random_bases, config.rank, rows, columns, config.bases, config.seed)

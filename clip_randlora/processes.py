@@ -1,0 +1,101 @@
+"""The processes of one training, as torchrun and `accelerate launch` start them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor
+
+from clip_randlora.errors import UserError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # the others wait while the main process classifies the test images
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes, evaluates and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """Return how many processes were started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch_notes() -> list[str]:
+    """Say so if `accelerate launch --cpu` was asked for several processes: it starts only one."""
+    asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
+    if process_count() > 1 or not asked:
+        return []
+    return [
+        "One process only: with --cpu, accelerate launch starts no more than that; "
+        "`torchrun --nproc_per_node N -m clip_randlora train ...` starts several."
+    ]
+
+
+def make_accelerator(precision: str, device: torch.device) -> Accelerator:
+    """Make an accelerator for a precision (``fp32``, ``bf16`` or ``fp16``) and a device."""
+    # accelerate keeps one precision and device for the process; each fit may want another
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+
+
+class Processes:
+    """What the processes of a training do together; with a single one, nothing."""
+
+    def __init__(self, accelerator: Accelerator, batch_size: int):
+        """Take part in a training with batches of ``batch_size`` images, over all processes.
+
+        Raises:
+            UserError: there are more processes than images in a batch.
+        """
+        self._accelerator = accelerator
+        self.count = accelerator.num_processes
+        if batch_size < self.count:
+            raise UserError(
+                f"{self.count} processes cannot share batches of {batch_size} images: launch "
+                f"fewer, or set a larger batch_size"
+            )
+        index = accelerator.process_index
+        self.part = slice(batch_size * index // self.count, batch_size * (index + 1) // self.count)
+        """This process's part of a batch."""
+        self.share = (self.part.stop - self.part.start) * self.count / batch_size
+        """Factor by which a mean over the part counts in the mean over the processes."""
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
+        if self.count == 1:
+            return
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        averaged = self._accelerator.reduce(together, "mean")
+        sizes = [tensor.numel() for tensor in tensors]
+        for tensor, mean in zip(tensors, averaged.split(sizes), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def any(self, here: bool) -> bool:
+        """Whether it holds in any process; all of them get the same answer."""
+        if self.count == 1:
+            return here
+        flag = torch.tensor(float(here), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flag, "sum") > 0)
+
+
+def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
+    """Compute a value in the main process, and return it in every process; the others wait."""
+    value = compute() if is_main_process() else None
+    if process_count() == 1:
+        return value
+    PartialState(cpu=device.type == "cpu")  # they meet here first, if nothing was trained
+    return broadcast_object_list([value])[0]

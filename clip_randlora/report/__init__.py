@@ -1,0 +1,48 @@
+"""What came out of a sweep: ``report.md``, ``report.csv`` and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clip_randlora import figures
+from clip_randlora.errors import UserError
+from clip_randlora.outputs import written_whole
+from clip_randlora.report.plots import draw
+from clip_randlora.report.results import Results, gather
+from clip_randlora.report.text import TITLE, as_csv, as_markdown
+from clip_randlora.sweep.folder import SweepFolder
+
+__all__ = ["Results", "gather", "write_report"]
+
+
+def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
+    """Write a sweep's report; a sweep that is still running is reported as far as it is.
+
+    Args:
+        sweep: its folder.
+        out: folder for the report; by default the sweep's.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        UserError: the folder is not a sweep's, a file in it is damaged, or ``out`` has a
+            ``report.md`` that is not a sweep's.
+    """
+    folder, out = SweepFolder(sweep), Path(out or sweep)
+    results = gather(folder)
+    path = out / "report.md"
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(TITLE):
+        raise UserError(f"--out {out}: has a report.md that is not a sweep's; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = draw(results)
+    for name, figure in drawn.items():
+        figures.save(figure, out / name)
+    _write(out / "report.csv", as_csv(results))
+    _write(path, as_markdown(results, list(drawn)))
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
