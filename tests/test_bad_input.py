@@ -175,6 +175,8 @@ def test_a_diverged_training_keeps_its_last_good_state(tiny, colors, tmp_path):
     assert all(tensor.isfinite().all() for tensor in kept.values())
     assert any(tensor.abs().max() > 0 for tensor in kept.values())
     assert not (tmp_path / "out" / "metrics.json").exists()
+    (answer,) = cr.Classifier.load(tmp_path / "out", model=tiny).predict([picture(0)])
+    assert answer["tuned"] != answer["zero_shot"]
 
 
 # --- sources --------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from conftest import randomize
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -383,6 +385,29 @@ def test_a_probe_is_neither_merged_nor_added_nor_exported(tmp_path):
     with pytest.raises(cr.UserError, match="a linear probe leaves both encoders as they are"):
         cr.export_run(tmp_path / "run", "open_clip", tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda weight: weight[:-1], "head.bias has another shape"),
+        (lambda weight: weight[:, :-1], "its head is not that of 11 classes"),
+        (lambda weight: weight[0], "head.weight has another shape"),
+    ],
+    ids=["a class too few", "a feature too few", "a vector"],
+)
+def test_a_damaged_head_is_told(damage, says, tiny, tmp_path):
+    config = cr.TrainConfig(method="linear_probe", shots=1)
+    cr.fit(tiny, small_clipart(), config, out=tmp_path / "run").adapter.detach()
+    path = tmp_path / "run" / "adapter.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["head.weight"] = damage(tensors["head.weight"]).contiguous()
+    save_file(tensors, path, metadata)
+    with pytest.raises(cr.UserError, match=says):
+        cr.Classifier.load(tmp_path / "run", model=tiny)
+    cr.attach(tiny.net, cr.LoRA(rank=2))  # the model is free again
 
 
 # ---------------------------------------------------------------- settings
