@@ -17,6 +17,7 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None
 
 LOCK = ".lock"
+_UNFINISHED = ".tmp"
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         UserError: it could not be written, for want of space say; nothing is left of it.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + _UNFINISHED)
     try:
         yield temporary
         temporary.replace(path)
@@ -79,6 +80,14 @@ def made_for(folder: Path) -> Iterator[None]:
         for path in missing:
             with suppress(OSError):  # something is in it
                 path.rmdir()
+
+
+def is_vacant(folder: Path, first: str) -> bool:
+    """Tell whether a held folder is empty, but for what a process leaves that was killed early.
+
+    ``first`` is the name of the first file that is written there.
+    """
+    return all(path.name in (LOCK, first + _UNFINISHED) for path in folder.iterdir())
 
 
 def _lock(descriptor: int, path: Path) -> bool:

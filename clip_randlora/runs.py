@@ -18,7 +18,7 @@ from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
-from clip_randlora.outputs import LOCK, locked, made_for, written_whole
+from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
 from clip_randlora.yaml_files import read_mapping
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) ->
                 f"choose another folder"
             )
         _check_same_settings(folder, read_config(folder), json.loads(json.dumps(settings)))
-    elif any(path.name != LOCK for path in folder.iterdir()):
+    elif not is_vacant(folder, _CONFIG):
         raise UserError(f"--out {folder}: not empty and not a run; choose another folder")
     elif resume:
         raise UserError(f"--out {folder}: no run there to resume; leave --resume out to start one")

@@ -128,6 +128,15 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tiny, colors, tmp_p
     assert (out / "metrics.json").exists() and not (out / ".lock").exists()
 
 
+def test_a_run_goes_where_another_was_killed_at_its_first_file(tiny, colors, tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.tmp").write_text("mod")
+    config = cr.TrainConfig(steps=2, method={"method": "randlora", "rank": 4})
+    cr.fit(tiny, cr.load_data(colors), config, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "metrics.json" in names and not names & {".lock", "config.yaml.tmp"}
+
+
 def test_a_second_thread_is_refused(tmp_path):
     refused = []
 

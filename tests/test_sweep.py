@@ -191,6 +191,17 @@ def test_a_second_process_is_refused(tiny_sweep, tmp_path):
     assert errors.startswith(line) and errors.count("\n") == 1
 
 
+def test_a_sweep_goes_where_another_was_killed_at_its_first_file(tiny_sweep, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / "sweep.json.tmp").write_text("{")
+    cells = list(read_sweep(tiny_sweep).cells())
+    with SweepFolder(out).locked():
+        assert SweepFolder(out).begin(cells) == cells
+    assert [path.name for path in out.iterdir()] == ["sweep.json"]
+
+
 def test_a_folder_of_something_else_is_refused(tiny_sweep, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="not empty and not a sweep"):

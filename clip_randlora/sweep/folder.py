@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from clip_randlora import runs
 from clip_randlora.errors import UserError
-from clip_randlora.outputs import LOCK, locked, made_for, written_whole
+from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
 from clip_randlora.sweep.config import Cell
 
 _CELLS, _RUNNING, _FAILED, _RECORD = "cells", "running", "failed", "sweep.json"
@@ -42,8 +42,7 @@ class SweepFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: there is a file of that name; choose another")
         with made_for(self.path), locked(self.path):
-            is_sweep = (self.path / _RECORD).exists()
-            if not is_sweep and any(path.name != LOCK for path in self.path.iterdir()):
+            if not (self.path / _RECORD).exists() and not is_vacant(self.path, _RECORD):
                 raise UserError(
                     f"--out {self.path}: not empty and not a sweep; choose another folder"
                 )
