@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from clip_randlora.forwards import replaced_forwards
+
 _NUMBERS_AT_ONCE = 2**18  # queries that are attended in float32 at once
 
 
@@ -33,7 +35,7 @@ def pooled_token_only(visual: nn.Module) -> Iterator[None]:
         x = x[:, :1] + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-    with _forwards({block: forward}):
+    with replaced_forwards({block: forward}):
         yield
 
 
@@ -59,7 +61,7 @@ def direct_self_attention(net: nn.Module) -> Iterator[None]:
     float32, the casts included. Under autocast the products with the weights stay in bf16.
     """
     plain = [module for module in net.modules() if _is_plain(module)]
-    with _forwards({module: _direct_forward(module) for module in plain}):
+    with replaced_forwards({module: _direct_forward(module) for module in plain}):
         yield
 
 
@@ -129,15 +131,3 @@ def _few_at_once(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors (..., N, H, L, D) along N, together."""
     count = max(_NUMBERS_AT_ONCE // math.prod(tensors[0].shape[-3:]), 1)
     return zip(*(tensor.split(count, dim=-4) for tensor in tensors), strict=True)
-
-
-@contextmanager
-def _forwards(forwards: dict[nn.Module, Callable[..., object]]) -> Iterator[None]:
-    """Give modules other forward passes inside the block."""
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            vars(module).pop("forward", None)  # another thread may have taken it off already

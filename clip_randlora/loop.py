@@ -52,7 +52,12 @@ _FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the referenc
 @contextmanager
 def forward_pass(net: nn.Module, adapter: Adapter) -> Iterator[None]:
     """Enter for the forward pass of a training step: what it forms and keeps is the least."""
-    with adapter.formed_once(), direct_self_attention(net), recomputed_in_backward(net):
+    with (
+        adapter.formed_once(),
+        adapter.short_gradients(),
+        direct_self_attention(net),
+        recomputed_in_backward(net),
+    ):
         yield
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from clip_randlora import figures
 from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
@@ -162,6 +161,8 @@ def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
 
     ``metrics.json``, which marks it as finished, comes last.
     """
+    from clip_randlora import figures  # matplotlib takes memory that training has a use for
+
     folder, predictions = run.folder, run.predictions
     columns = run.history[0] if run.history else _HISTORY_COLUMNS
     _write_text(folder / "history.csv", _csv(columns, (row.values() for row in run.history)))

@@ -154,3 +154,32 @@ def test_direct_attention_is_attention(tiny, in_bf16):
         found.append({"features": output.detach(), **gradients(adapter, output)})
     assert_close(found[1], found[0], 5e-2 if in_bf16 else 1e-5)
     assert "forward" not in vars(attention)
+
+
+@pytest.mark.parametrize("bases", ["uniform", "very_sparse"])
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_short_gradients_are_the_gradients(tiny, bases, in_bf16):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases=bases))
+    randomize(adapter)
+    adapter.strength = 0.5
+    found = []
+    for context in (nullcontext, adapter.short_gradients):
+        with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            output = tiny.encode_image(images()).float()  # 51 tokens, 4 x 64 hidden units
+        found.append({"features": output.detach(), **gradients(adapter, output)})
+    assert_close(found[1], found[0], 5e-2 if in_bf16 else 1e-5)
+
+
+def test_short_gradients_never_form_that_of_the_weight(tiny):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
+    randomize(adapter)
+
+    def run(context):
+        with context(), torch.profiler.profile(record_shapes=True) as profile:
+            tiny.encode_image(images()).sum().backward()
+        shapes = [event.input_shapes for event in profile.events() if event.name == "aten::mm"]
+        # Y^T X of an MLP's first layer: hidden x tokens, tokens x width
+        return sum(shape == [[256, 51], [51, 64]] for shape in shapes)
+
+    assert run(nullcontext) > 0
+    assert run(adapter.short_gradients) == 0

@@ -23,9 +23,11 @@ from clip_randlora.adapters.config import (
 )
 from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.deltas import add_updates, make_deltas
+from clip_randlora.adapters.linear import short_forwards
 from clip_randlora.adapters.targets import WHOLE, TargetWeight, select_weights
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
+from clip_randlora.forwards import replaced_forwards
 
 
 class AdaptedWeight(nn.Module):
@@ -178,6 +180,19 @@ class Adapter:
         finally:
             for adapted in self._adapted.values():
                 adapted.keep(False)
+
+    @contextmanager
+    def short_gradients(self) -> Iterator[None]:
+        """Spare linear layers the gradient of their whole weight inside, where that is shorter.
+
+        For one forward pass; see `clip_randlora.adapters.linear`.
+        """
+        layers = [
+            (self.weights[name].module, list(adapted.deltas.values()))
+            for name, adapted in self._adapted.items()
+        ]
+        with replaced_forwards(short_forwards(layers, lambda: self._strength)):
+            yield
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trained tensors as ``WEIGHT.TARGET.TENSOR``, in the network's order.

@@ -51,7 +51,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
         parts = grad.to(ctx.products.dtype).chunk(len(diagonals) // 2)
         for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
             m = ctx.products.contract(g.T if ctx.transposed else g)
-            grads += _contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+            grads += contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
         return None, None, None, None, None, None, *grads
 
 
@@ -72,7 +72,7 @@ def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tenso
     return scaled.flatten(0, 1)
 
 
-def _contract(
+def contract(
     m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d)."""
@@ -143,6 +143,15 @@ class RandLoRADelta(Delta):
         update = randlora_delta(*self._bases(), self.lam, self.gamma, self.scale)
         return update if update.shape == self.shape else update.T
 
+    def basis_a(self) -> Tensor:
+        """Return A, (r, d), as this weight uses it."""
+        return self._bases().a
+
+    def products_for(self, dtype: torch.dtype) -> Products:
+        """Return what multiplies with the bases where the updated weight is to be of ``dtype``."""
+        in_products = dtype if dtype == torch.bfloat16 else self.lam.dtype
+        return self.products(self.rows, self.columns, in_products, self.lam.device)
+
     def _bases(self) -> Bases:
         # asked for at each use, not held: one pair a device serves all layers, wherever they move
         bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
@@ -159,11 +168,10 @@ class RandLoRADelta(Delta):
         """
         first = deltas[0]
         diagonals = [tensor for delta in deltas for tensor in (delta.lam, delta.gamma)]
-        in_products = dtype if dtype == torch.bfloat16 else first.lam.dtype
-        products = first.products(first.rows, first.columns, in_products, weight.device)
+        products = first.products_for(dtype)
         scale, transposed = strength * first.scale, first.shape[0] < first.shape[1]
         return _RandLoRAUpdate.apply(
-            weight, products, first._bases().a, scale, transposed, dtype, *diagonals
+            weight, products, first.basis_a(), scale, transposed, dtype, *diagonals
         )
 
 

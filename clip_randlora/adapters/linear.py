@@ -1,0 +1,88 @@
+"""A linear layer whose update gets its gradient without the gradient of the whole weight.
+
+Backward needs ``M = B^T G`` (see `clip_randlora.adapters.randlora`), and for T tokens the weight's
+gradient is itself a product, ``G = Y^T X`` with Y (T, D) and X (T, d). ``(B^T Y^T) X`` instead of
+``B^T (Y^T X)`` takes ``2 T d (D + d)`` operations instead of ``2 D d (T + d)``: less, where there
+are fewer tokens than D, as in the MLPs of a transformer at small batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from clip_randlora.adapters.randlora import RandLoRADelta, contract
+from clip_randlora.bases import Products
+
+
+class _Linear(torch.autograd.Function):
+    """``x W^T + bias`` with an updated W (out, in); gradients for x, lambda and gamma."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, products, a, scale, lam, gamma) -> Tensor:
+        ctx.save_for_backward(x, weight, a, lam, gamma)
+        ctx.products, ctx.scale = products, scale
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, a, lam, gamma = ctx.saved_tensors
+        y, x = grad.flatten(0, -2), x.flatten(0, -2)
+        tall, wide = (x, y) if weight.shape[0] < weight.shape[1] else (y, x)
+        m = ctx.products.contract(tall.T) @ wide
+        grads = contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+        into_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return into_x, None, None, None, None, None, *grads
+
+
+def short_forwards(
+    layers: Iterable[tuple[nn.Module, list[nn.Module]]], strength: Callable[[], float]
+) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """Return the forward passes of the layers that may have the shorter gradient.
+
+    Args:
+        layers: adapted modules, each with the updates of its weight.
+        strength: of the updates, asked for at each pass.
+    """
+    return {
+        module: _short_forward(module, deltas[0], strength)
+        for module, deltas in layers
+        if type_before_parametrizations(module) is nn.Linear
+        and len(deltas) == 1
+        and isinstance(deltas[0], RandLoRADelta)
+        and deltas[0].shape == (module.out_features, module.in_features)
+    }
+
+
+def _short_forward(
+    module: nn.Linear, delta: RandLoRADelta, strength: Callable[[], float]
+) -> Callable[[Tensor], Tensor]:
+    usual = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        tokens = x.numel() // x.shape[-1]
+        if not torch.is_grad_enabled() or strength() == 0 or tokens >= delta.rows:
+            return usual(x)
+        with torch.no_grad():
+            weight = module.weight.detach()  # a leaf in the graph would outlive the backward pass
+        products = delta.products_for(weight.dtype)
+        if type(products) is not Products or weight.dtype != products.dtype:
+            return usual(x)
+        bias = module.bias.to(weight.dtype) if module.bias is not None else None
+        return _Linear.apply(
+            x.to(weight.dtype),
+            weight,
+            bias,
+            products,
+            delta.basis_a(),
+            strength() * delta.scale,
+            delta.lam,
+            delta.gamma,
+        )
+
+    return forward
