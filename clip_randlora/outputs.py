@@ -43,24 +43,27 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, asked: Path | None = None) -> Iterator[None]:
     """Hold a folder, made if it is not there, until the block or the process ends.
+
+    Messages name ``asked``, the folder that the user gave, where it is another.
 
     Raises:
         UserError: another process, or another thread of this one, holds it; or it cannot be
             written to.
     """
+    asked = asked or folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a")  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f"--out {folder}: cannot be written to ({error.strerror}); choose another folder"
+            f"--out {asked}: cannot be written to ({error.strerror}); choose another folder"
         ) from error
     with file:
         if not _lock(file.fileno(), folder / LOCK):
             raise UserError(
-                f"--out {folder}: another process is writing there; wait for it, or choose another "
+                f"--out {asked}: another process is writing there; wait for it, or choose another "
                 f"folder"
             )
         try:

@@ -681,7 +681,7 @@ def test_every_format_refuses_in_one_line(format, tiny_run, tmp_path, monkeypatc
         (tiny_run, "link", "exists; choose another"),
         (tiny_run, "file/x", "cannot be written"),
         (tiny_run, "x" * 300, "cannot be written"),
-        (tiny_run, Path("/proc/out"), "nothing written"),  # even root cannot write there
+        (tiny_run, Path("/proc/out"), "--out /proc/out: cannot be"),  # even root cannot write there
     ):
         options = ["--format", format, "--out", tmp_path / out]
         assert says in refused(monkeypatch, capsys, "export", run, *options)

@@ -107,7 +107,7 @@ def export_run(
     expected = source.features()
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        with made_for(out.parent), locked(temporary):
+        with made_for(out.parent), locked(temporary, out):
             try:
                 _empty(temporary)
                 writer.write(source, temporary, precision)
