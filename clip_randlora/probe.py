@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from clip_randlora.adapters import Adapter
 from clip_randlora.data import Decoded
 from clip_randlora.evaluation import encode_images
 from clip_randlora.folding import find_pairs, folded
+from clip_randlora.loop import Step
 from clip_randlora.models import Model
 from clip_randlora.text import TextClassifier
 
@@ -42,8 +44,8 @@ class ProbeTraining:
         adapter.head = nn.Linear(classes.shape[1], classes.shape[0], device=model.device)
         self._set_head(classes, torch.zeros(len(classes)))
 
-    def run(self) -> None:
-        """Encode the images once, without augmentation, and fit."""
+    def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
+        """Encode the images once, without augmentation, and fit; it has no steps to report."""
         start = time.perf_counter()
         self.model.net.eval()
         with torch.inference_mode(), folded(find_pairs(self.model)):

@@ -103,19 +103,61 @@ def fit(
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
     with _claimed(out, settings, resume) as folder:
-        return _fit(
-            model,
-            data,
-            config,
-            settings,
-            folder,
-            resume,
-            on_step,
-            on_start,
-            should_stop,
-            watch,
-            cache,
-        )
+        writes = folder is not None and is_main_process()
+        adapter = training = None
+        try:
+            prompts = make_prompts(data.classes, config.templates, config.prompts)
+            text = TextClassifier(model, data.classes, prompts)
+            adapter = attach(model.net, config.method)
+            training, shots = _prepare(model, data, config, adapter, text, folder, cache)
+            notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
+            if on_start:
+                on_start(adapter, notes)
+            if isinstance(training, Loop):
+                if watch:
+                    training.watched = _decode_watched(model, data, watch)
+                if resume and folder is not None:
+                    training.restore()
+            if writes:
+                runs.begin(folder, settings)
+            try:
+                training.run(on_step, should_stop or (lambda: False))
+            except Diverged:
+                if writes and training.step:
+                    adapter.save(folder / runs.ADAPTER, _task(model, data, config))
+                raise
+            notes += training.notes
+            if training.step < training.steps:
+                notes.append(f"Stopped at step {training.step} of {training.steps}.")
+            if writes:
+                adapter.save(folder / runs.ADAPTER, _task(model, data, config))
+            predictions = from_main_process(
+                lambda: predict_split(SideBySide(model, adapter, text), data.test, cache=cache),
+                model.device,
+            )
+            run = Run(
+                model=model,
+                adapter=adapter,
+                text=text,
+                config=config,
+                metrics=score(predictions)
+                | _facts(model, adapter, training, config, len(predictions.names)),
+                history=training.history,
+                predictions=predictions,
+                notes=notes,
+                skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
+                folder=folder,
+            )
+            if writes:
+                runs.write(run, settings, data)
+            return run
+        except BaseException as error:
+            if adapter is not None:
+                adapter.detach()
+            if isinstance(error, KeyboardInterrupt):
+                begun = folder if folder is not None and runs.has_begun(folder) else None
+                raise Interrupted(training.step if training else 0, begun) from None
+            raise
 
 
 def _claimed(
@@ -127,83 +169,9 @@ def _claimed(
     return runs.claimed(out, settings, resume) if is_main_process() else nullcontext(Path(out))
 
 
-def _fit(
-    model: Model,
-    data: Data,
-    config: TrainConfig,
-    settings: dict[str, Any],
-    folder: Path | None,
-    resume: bool,
-    on_step: Callable[[Step], None] | None,
-    on_start: Callable[[Adapter, list[str]], None] | None,
-    should_stop: Callable[[], bool] | None,
-    watch: int,
-    cache: Cache | None,
-) -> Run:
-    """Train in a folder that is held already; see `fit`."""
-    writes = folder is not None and is_main_process()
-    adapter = training = None
-    try:
-        prompts = make_prompts(data.classes, config.templates, config.prompts)
-        text = TextClassifier(model, data.classes, prompts)
-        adapter = attach(model.net, config.method)
-        training, shots = _prepare(model, data, config, adapter, text, folder, cache)
-        notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
-        if on_start:
-            on_start(adapter, notes)
-        if isinstance(training, Loop):
-            if watch:
-                training.watched = _decode_watched(model, data, watch)
-            if resume and folder is not None:
-                training.restore()
-        if writes:
-            runs.begin(folder, settings)
-        try:
-            if isinstance(training, Loop):
-                training.run(on_step, should_stop or (lambda: False))
-            elif isinstance(training, ProbeTraining):
-                training.run()
-        except Diverged:
-            if writes and training.step:
-                adapter.save(folder / runs.ADAPTER, _task(model, data, config))
-            raise
-        notes += training.notes
-        if training.step < training.steps:
-            notes.append(f"Stopped at step {training.step} of {training.steps}.")
-        if writes:
-            adapter.save(folder / runs.ADAPTER, _task(model, data, config))
-        predictions = from_main_process(
-            lambda: predict_split(SideBySide(model, adapter, text), data.test, cache=cache),
-            model.device,
-        )
-        run = Run(
-            model=model,
-            adapter=adapter,
-            text=text,
-            config=config,
-            metrics=score(predictions)
-            | _facts(model, adapter, training, config, len(predictions.names)),
-            history=training.history,
-            predictions=predictions,
-            notes=notes,
-            skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
-            folder=folder,
-        )
-        if writes:
-            runs.write(run, settings, data)
-        return run
-    except BaseException as error:
-        if adapter is not None:
-            adapter.detach()
-        if isinstance(error, KeyboardInterrupt):
-            begun = folder if folder is not None and runs.has_begun(folder) else None
-            raise Interrupted(training.step if training else 0, begun) from None
-        raise
-
-
 @dataclass
 class _NoTraining:
-    """What `fit` reports of a training, where nothing is trained."""
+    """In place of `clip_randlora.loop.Loop`, where nothing is trained."""
 
     image_count: int = 0
     precision: str = "fp32"
@@ -213,6 +181,9 @@ class _NoTraining:
     step_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
+        """Do nothing."""
 
 
 def _prepare(

@@ -1,12 +1,18 @@
 """Small models of real architectures, with random weights, in open_clip's own folder format."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import clip_randlora as cr
 from clip_randlora.models import Model, load_model
+
+COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 
 TINY = {
     "embed_dim": 32,
@@ -49,3 +55,35 @@ def randomize(adapter, seed: int = 0, spread: float = 0.02) -> None:
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_(0, spread, generator=generator)
+
+
+def write_colors(
+    root: Path, counts: Mapping[str, int], colors: Mapping[str, tuple[int, int, int]] = COLORS
+) -> Path:
+    """Write classes that are easy to learn, noisy images of one colour each; ``counts`` by split.
+
+    A split "" is the root itself.
+    """
+    random = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name, color in colors.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(np.array(color) + random.normal(0, 40, (40, 48, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def straight_and_resumed(model_folder: Path, data, config, out: Path) -> tuple[cr.Run, cr.Run]:
+    """Train in one go, and again with a Ctrl-C after step 3 and a resumption."""
+
+    def stop(step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    straight = cr.fit(cr.load_model(str(model_folder)), data, config)
+    model = cr.load_model(str(model_folder))
+    with pytest.raises(cr.Interrupted):
+        cr.fit(model, data, config, out=out, on_step=stop)
+    return straight, cr.fit(model, data, config, out=out, resume=True)

@@ -1,28 +1,17 @@
 """A cache changes what a training costs, not what comes out of it."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import write_colors
 
 import clip_randlora as cr
 from clip_randlora.cache import Cache
 from clip_randlora.data import KeptImages, decode_batches
 
-COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
-
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory):
-    root = tmp_path_factory.mktemp("colors")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 5), ("test", 7)):
-        for name, color in COLORS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(np.array(color) + random.normal(0, 40, (40, 48, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    root = write_colors(tmp_path_factory.mktemp("colors"), {"train": 5, "test": 7})
     (root / "test" / "red" / "broken.png").write_bytes(  # its header is in order, its pixels not
         (root / "test" / "red" / "0.png").read_bytes()[:200]
     )

@@ -11,13 +11,11 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import COLORS, write_colors
 from PIL import Image
 
 from clip_randlora import cli
-
-COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 
 
 def process(*arguments) -> subprocess.CompletedProcess:
@@ -47,15 +45,7 @@ def command(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("colors")
-    random = np.random.default_rng(0)
-    for name, color in COLORS.items():
-        folder = root / name
-        folder.mkdir()
-        for number in range(8):
-            pixels = np.clip(np.array(color) + random.normal(0, 40, (40, 48, 3)), 0, 255)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-    return root
+    return write_colors(tmp_path_factory.mktemp("colors"), {"": 8})
 
 
 @pytest.fixture(scope="module")

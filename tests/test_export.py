@@ -399,13 +399,14 @@ def top1(predictions: list[dict]) -> list[str]:
 def photographs(drawings, tmp_path_factory) -> list[str]:
     """The test images, and one each of what a script may get wrong: turned, transparent, thin."""
     folder = tmp_path_factory.mktemp("photographs")
-    noise = torch.randint(0, 256, (301, 420, 4), dtype=torch.uint8)
-    image = Image.fromarray(noise.numpy())
+    drawing = Image.open(files_in(drawings / "test")[0]).convert("RGBA").resize((420, 301))
+    image = drawing.copy()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(folder / "transparent.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    image.convert("RGB").save(folder / "turned.jpg", exif=turned)
-    image.convert("L").crop((0, 0, 420, 30)).save(folder / "thin.png")
+    drawing.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    drawing.convert("L").crop((0, 0, 420, 30)).save(folder / "thin.png")
     return [*files_in(drawings / "test"), *files_in(folder)]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import straight_and_resumed
 from PIL import Image
 
 import clip_randlora as cr
@@ -184,16 +185,7 @@ def test_resume_ends_at_the_same_weights(tiny_folder, colors, tmp_path, precisio
     config = cr.TrainConfig(
         **{**FAST, "precision": precision}, method=cr.RandLoRA(rank=4, blocks=1)
     )
-
-    def stop(step) -> None:
-        if step.step == 3:
-            raise KeyboardInterrupt
-
-    straight = cr.fit(cr.load_model(str(tiny_folder)), data, config)
-    model = cr.load_model(str(tiny_folder))
-    with pytest.raises(cr.Interrupted):
-        cr.fit(model, data, config, out=tmp_path / "run", on_step=stop)
-    resumed = cr.fit(model, data, config, out=tmp_path / "run", resume=True)
+    straight, resumed = straight_and_resumed(tiny_folder, data, config, tmp_path / "run")
     expected, got = trained(straight), trained(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert not resumed.notes

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import randomize, straight_and_resumed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -294,16 +294,7 @@ def test_a_run_answers_the_same_when_loaded(method, tmp_path):
 def test_resumed_it_ends_at_the_same_numbers(tiny_folder, method, tmp_path):
     data = small_clipart()
     config = cr.TrainConfig(method=method, shots=1, steps=6, batch_size=4)
-
-    def stop(step) -> None:
-        if step.step == 3:
-            raise KeyboardInterrupt
-
-    straight = cr.fit(cr.load_model(str(tiny_folder)), data, config)
-    model = cr.load_model(str(tiny_folder))
-    with pytest.raises(cr.Interrupted):
-        cr.fit(model, data, config, out=tmp_path / "run", on_step=stop)
-    resumed = cr.fit(model, data, config, out=tmp_path / "run", resume=True)
+    straight, resumed = straight_and_resumed(tiny_folder, data, config, tmp_path / "run")
     pairs = zip(straight.adapter.parameters(), resumed.adapter.parameters(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)
     assert any(parameter.abs().sum() > 0 for parameter in resumed.adapter.parameters())

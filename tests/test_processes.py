@@ -4,29 +4,18 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import write_colors
 from safetensors.torch import load_file
 
 from clip_randlora.data import augment
 from clip_randlora.runs import read_metrics
 
-COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
-
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory):
-    root = tmp_path_factory.mktemp("colors")
-    random = np.random.default_rng(0)
-    for name, color in COLORS.items():
-        folder = root / name
-        folder.mkdir()
-        for number in range(8):
-            pixels = np.clip(np.array(color) + random.normal(0, 40, (40, 48, 3)), 0, 255)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-    return root
+    return write_colors(tmp_path_factory.mktemp("colors"), {"": 8})
 
 
 def test_a_part_of_a_batch_gets_the_crops_that_it_has_in_the_whole():

@@ -2,9 +2,9 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from conftest import write_colors
 from PIL import Image
 from sklearn.metrics import accuracy_score
 from torch.nn.functional import cross_entropy
@@ -34,18 +34,7 @@ FAST = {"method": cr.RandLoRA(rank=4), "steps": 40, "batch_size": 12, "shots": 4
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory) -> Path:
-    """Three classes that are easy to learn: noisy images of one colour each."""
-    root = tmp_path_factory.mktemp("colors")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 6), ("test", 5)):
-        for name, color in COLORS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                noise = random.normal(0, 40, (40, 48, 3))
-                pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
+    return write_colors(tmp_path_factory.mktemp("colors"), {"train": 6, "test": 5}, COLORS)
 
 
 def trained(adapter) -> dict[str, torch.Tensor]:

@@ -38,7 +38,19 @@ class AdapterConfig(MethodConfig):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class RandLoRA(AdapterConfig):
+class RankedConfig(AdapterConfig):
+    """Settings of a method whose update has a rank r and a factor alpha / r in front."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+
+    @property
+    def scale(self) -> float:
+        """The factor in front of the update."""
+        return self.alpha / self.rank
+
+
+class RandLoRA(RankedConfig):
     """Full-rank update from frozen random bases (Albert et al., ICLR 2025, arXiv 2502.00987).
 
     Attributes:
@@ -52,13 +64,8 @@ class RandLoRA(AdapterConfig):
     alpha: float = Field(1.0, gt=0)
     bases: Distribution = "uniform"
 
-    @property
-    def scale(self) -> float:
-        """The factor alpha / r in front of the update."""
-        return self.alpha / self.rank
 
-
-class LoRA(AdapterConfig):
+class LoRA(RankedConfig):
     """Low-rank update (Hu et al., ICLR 2022, arXiv 2106.09685).
 
     Attributes:
@@ -69,11 +76,6 @@ class LoRA(AdapterConfig):
     method: Literal["lora"] = "lora"
     rank: int = Field(32, ge=1)
     alpha: float = Field(32.0, gt=0)
-
-    @property
-    def scale(self) -> float:
-        """The factor alpha / r in front of the update."""
-        return self.alpha / self.rank
 
 
 class CLIPLoRA(LoRA):
@@ -120,7 +122,7 @@ class VeRA(AdapterConfig):
         return self.alpha
 
 
-class NoLA(AdapterConfig):
+class NoLA(RankedConfig):
     """Low-rank factors combined of random ones (Koohpayegani et al., arXiv 2310.02556).
 
     Attributes:
@@ -134,11 +136,6 @@ class NoLA(AdapterConfig):
     rank: int = Field(1, ge=1)
     alpha: float = Field(1.0, gt=0)
     number_of_bases: int = Field(1024, ge=1)
-
-    @property
-    def scale(self) -> float:
-        """The factor alpha / r in front of the update."""
-        return self.alpha / self.rank
 
 
 class Full(MethodConfig):

@@ -71,7 +71,8 @@ def _short_forward(
         with torch.no_grad():
             weight = module.weight.detach()  # a leaf in the graph would outlive the backward pass
         products = delta.products_for(weight.dtype)
-        if type(products) is not Products or weight.dtype != products.dtype:
+        dtype = _computes_in(x, weight)
+        if type(products) is not Products or not dtype == weight.dtype == products.dtype:
             return usual(x)
         bias = module.bias.to(weight.dtype) if module.bias is not None else None
         return _Linear.apply(
@@ -86,3 +87,9 @@ def _short_forward(
         )
 
     return forward
+
+
+def _computes_in(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Return what a linear layer computes in: autocast's dtype, or the weight's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
