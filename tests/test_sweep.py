@@ -1,5 +1,6 @@
 """Sweeps: what they run, what survives a kill, and what the report says."""
 
+import contextlib
 import csv
 import json
 import os
@@ -387,11 +388,12 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(tiny_folder, co
     process = start(config, tmp_path / "ray", "--engine", "ray")
     killed = None
     while killed is None and process.poll() is None:
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            if any("_run_cell" in part for part in worker.cmdline()):
-                worker.kill()
-                killed = worker.pid
-                break
+        with contextlib.suppress(psutil.NoSuchProcess):  # also a zombie's: it ended meanwhile
+            for worker in psutil.Process(process.pid).children(recursive=True):
+                if any("_run_cell" in part for part in worker.cmdline()):
+                    worker.kill()
+                    killed = worker.pid
+                    break
         time.sleep(0.05)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
