@@ -87,44 +87,63 @@ def _direct_forward(attention: nn.MultiheadAttention) -> Callable[..., tuple[Ten
             return usual(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
         packed = linear(query, attention.in_proj_weight, attention.in_proj_bias)
         heads = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        project = attention.out_proj
         if packed.device.type == "cpu" and packed.dtype == torch.bfloat16:
-            attended = _AttentionInFloat32.apply(heads, attn_mask)
-        else:
-            attended = scaled_dot_product_attention(*heads, attn_mask=attn_mask)
-        return attention.out_proj(attended.transpose(1, 2).flatten(2)), None
+            bias = project.bias.to(packed.dtype) if project.bias is not None else None
+            weight = project.weight.to(packed.dtype)
+            return _AttentionInFloat32.apply(heads, attn_mask, weight, bias), None
+        attended = scaled_dot_product_attention(*heads, attn_mask=attn_mask)
+        return project(attended.transpose(1, 2).flatten(2)), None
 
     return forward
 
 
 class _AttentionInFloat32(torch.autograd.Function):
-    """Attention of bf16 queries, keys and values (3, N, H, L, D), computed in float32.
+    """Attention of bf16 queries, keys and values (3, N, H, L, D), in float32, and its projection.
 
-    Returns bf16 (N, H, L, D). Only the bf16 inputs are kept; backward attends once more. A few
-    sequences at a time, so that what is float32 stays in the cache.
+    Returns bf16 (N, L, H D). Only the bf16 inputs are kept: backward attends once more, and so
+    has what the projection's gradient needs. A few sequences at a time, so that what is float32
+    stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx, heads: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(heads)
+    def forward(ctx, heads: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None):
+        ctx.save_for_backward(heads, weight)
         ctx.mask = mask.float() if mask is not None else None
-        _, sequences, count, length, size = heads.shape
-        attended = heads.new_empty(sequences, length, count, size).transpose(1, 2)
+        attended = _token_by_token(heads)
         with torch.autocast(heads.device.type, enabled=False):
-            for some, out in _few_at_once(heads, attended):
+            for some, out in _few_at_once(heads, _by_head(attended, heads)):
                 out.copy_(scaled_dot_product_attention(*some.float(), attn_mask=ctx.mask))
-        return attended
+            return linear(attended, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (heads,) = ctx.saved_tensors
-        grads = torch.empty_like(heads)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        heads, weight = ctx.saved_tensors
+        grads, attended = torch.empty_like(heads), _token_by_token(heads)
+        into_attended = _by_head(grad @ weight, heads)
         with torch.enable_grad(), torch.autocast(heads.device.type, enabled=False):
-            for some, g, out in _few_at_once(heads, grad, grads):
+            for some, g, out, again in _few_at_once(
+                heads, into_attended, grads, _by_head(attended, heads)
+            ):
                 exact = some.detach().float().requires_grad_()
-                attended = scaled_dot_product_attention(*exact, attn_mask=ctx.mask)
-                out.copy_(*torch.autograd.grad(attended, exact, g.float()))
-        return grads, None
+                result = scaled_dot_product_attention(*exact, attn_mask=ctx.mask)
+                out.copy_(*torch.autograd.grad(result, exact, g.float()))
+                again.copy_(result.detach())
+        rows, needs = grad.flatten(0, 1), ctx.needs_input_grad
+        into_weight = rows.T @ attended.flatten(0, 1) if needs[2] else None
+        return grads, None, into_weight, rows.sum(dim=0) if needs[3] else None
+
+
+def _token_by_token(heads: Tensor) -> Tensor:
+    """Return room for what heads (3, N, H, L, D) attend to, (N, L, H D)."""
+    _, sequences, count, length, size = heads.shape
+    return heads.new_empty(sequences, length, count * size)
+
+
+def _by_head(tokens: Tensor, heads: Tensor) -> Tensor:
+    """View tokens (N, L, H D) as (N, H, L, D)."""
+    return tokens.unflatten(-1, (heads.shape[2], -1)).transpose(1, 2)
 
 
 def _few_at_once(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -24,15 +24,15 @@ _LEARNING_RATES = {
     "nola": 1e-3,
     "full": 1e-5,
 }
-# lite0's batch-normalised convolutions are far less easily upset: RandLoRA's and LoRA's were found
-# on its own data, the others' in one short trial of scripts/search_learning_rates.py on clipart
+# lite0's batch-normalised convolutions are far less easily upset; found by
+# scripts/search_learning_rates.py, with the same effort for each (docs/results.md)
 _LITE0_LEARNING_RATES = {
     "randlora": 2.5e-2,
-    "lora": 3e-3,
-    "clip_lora": 3e-3,
+    "lora": 1e-2,
+    "clip_lora": 3e-2,
     "vera": 1e-1,
     "nola": 3e-4,
-    "full": 1e-4,
+    "full": 3e-4,
 }
 
 _NUMBERS = (

@@ -2,8 +2,9 @@
 
 Backward needs ``M = B^T G`` (see `clip_randlora.adapters.randlora`), and for T tokens the weight's
 gradient is itself a product, ``G = Y^T X`` with Y (T, D) and X (T, d). ``(B^T Y^T) X`` instead of
-``B^T (Y^T X)`` takes ``2 T d (D + d)`` operations instead of ``2 D d (T + d)``: less, where there
-are fewer tokens than D, as in the MLPs of a transformer at small batches.
+``B^T (Y^T X)`` takes ``2 T d (c D + d)`` operations instead of ``2 D d (T + c d)``, where products
+with a sparse B cost c of dense ones. With dense bases that is less if there are fewer tokens than
+D, as in the MLPs of a transformer at small batches; with very sparse ones in MLPs always.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from clip_randlora.adapters.randlora import RandLoRADelta, contract
 from clip_randlora.bases import Products
+
+_TOKENS_AT_ONCE = 256
 
 
 class _Linear(torch.autograd.Function):
@@ -34,10 +37,18 @@ class _Linear(torch.autograd.Function):
         x, weight, a, lam, gamma = ctx.saved_tensors
         y, x = grad.flatten(0, -2), x.flatten(0, -2)
         tall, wide = (x, y) if weight.shape[0] < weight.shape[1] else (y, x)
-        m = ctx.products.contract(tall.T) @ wide
+        m = _contract_tokens(ctx.products, tall) @ wide
         grads = contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
         into_x = grad @ weight if ctx.needs_input_grad[0] else None
         return into_x, None, None, None, None, None, *grads
+
+
+def _contract_tokens(products: Products, tokens: Tensor) -> Tensor:
+    """Return ``B^T Y^T`` (n r, T), of the dtype of the tokens ``Y`` (T, D)."""
+    if tokens.dtype == products.dtype:
+        return products.contract(tokens.T)
+    some = tokens.split(_TOKENS_AT_ONCE)  # all of them in float32 would take more than they do
+    return torch.cat([products.contract(y.T.to(products.dtype)).to(y.dtype) for y in some], dim=1)
 
 
 def short_forwards(
@@ -65,14 +76,13 @@ def _short_forward(
     usual = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        tokens = x.numel() // x.shape[-1]
-        if not torch.is_grad_enabled() or strength() == 0 or tokens >= delta.rows:
+        if not torch.is_grad_enabled() or strength() == 0:
             return usual(x)
         with torch.no_grad():
             weight = module.weight.detach()  # a leaf in the graph would outlive the backward pass
         products = delta.products_for(weight.dtype)
-        dtype = _computes_in(x, weight)
-        if type(products) is not Products or not dtype == weight.dtype == products.dtype:
+        tokens = x.numel() // x.shape[-1]
+        if _computes_in(x, weight) != weight.dtype or not _is_shorter(delta, products, tokens):
             return usual(x)
         bias = module.bias.to(weight.dtype) if module.bias is not None else None
         return _Linear.apply(
@@ -87,6 +97,11 @@ def _short_forward(
         )
 
     return forward
+
+
+def _is_shorter(delta: RandLoRADelta, products: Products, tokens: int) -> bool:
+    rows, columns, cost = delta.rows, delta.columns, products.cost
+    return tokens * (cost * rows + columns) < rows * (tokens + cost * columns)
 
 
 def _computes_in(x: Tensor, weight: Tensor) -> torch.dtype:
