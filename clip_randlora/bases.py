@@ -121,11 +121,12 @@ def products_with(
             than dense bfloat16.
         device: of the weight.
     """
-    if device.type == "cpu" and dtype != torch.float64:
-        matrix = source(dtype=torch.float32, device=device).sliced(rows, columns).matrix()
-        if torch.count_nonzero(matrix) < _DENSEST_COMPRESSED * matrix.numel():
-            return SparseProducts(matrix)
-    return Products(source(dtype=dtype, device=device).sliced(rows, columns).matrix())
+    matrix = source(dtype=dtype, device=device).sliced(rows, columns).matrix()
+    is_sparse = torch.count_nonzero(matrix) < _DENSEST_COMPRESSED * matrix.numel()
+    if device.type != "cpu" or dtype == torch.float64 or not is_sparse:
+        return Products(matrix)
+    exact = source(dtype=torch.float32, device=device).sliced(rows, columns).matrix()
+    return SparseProducts(exact)
 
 
 def number_of_bases(columns: int, rank: int) -> int:
@@ -160,9 +161,11 @@ def random_bases(
     Returns:
         Tensors of standard deviation 1; shared by all callers, so not to be written to.
     """
-    if dtype != torch.float32 or device != _CPU:
-        made = random_bases(rank, rows, columns, distribution, seed)
-        return Bases(made.b.to(device, dtype), made.a.to(device, dtype))
+    made = _make_bases(rank, rows, columns, distribution, seed)
+    return Bases(made.b.to(device, dtype), made.a.to(device, dtype))
+
+
+def _make_bases(rank: int, rows: int, columns: int, distribution: Distribution, seed: int) -> Bases:
     count = number_of_bases(columns, rank)
     matrix = np.empty((rows, count * rank), dtype=np.float32)
     for j in range(count):
