@@ -25,14 +25,14 @@ _LEARNING_RATES = {
     "full": 1e-5,
 }
 # lite0's batch-normalised convolutions are far less easily upset; found by
-# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's is the
-# second best, since its best, 1e-2, was found with half the images and fails with 16 a class
+# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's and
+# NoLA's are the second best, since the best were found with 8 images a class and fail with 16
 _LITE0_LEARNING_RATES = {
     "randlora": 2.5e-2,
     "lora": 3e-3,
     "clip_lora": 3e-2,
     "vera": 1e-1,
-    "nola": 3e-4,
+    "nola": 1e-4,
     "full": 3e-4,
 }
 
