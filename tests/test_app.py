@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from safetensors.torch import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_FLAGS = [
@@ -346,12 +348,67 @@ def test_the_whole_way_by_client(app, tmp_path):
     merged = client.predict("open_clip", api_name="/export")
     with zipfile.ZipFile(merged) as zipped:
         assert "open_clip/open_clip_model.safetensors" in zipped.namelist()
+    with pytest.raises(AppError, match="Precision fp16: open_clip is written in fp32"):
+        client.predict("open_clip", 1.0, "fp16", api_name="/export")
+    with pytest.raises(AppError, match="its strength chosen where it is loaded"):
+        client.predict("adapter", 0.5, api_name="/export")
 
     import clip_randlora as cr
+
+    base = cr.load_model("lite0", device="cpu").net.state_dict()
+    at_zero = client.predict("open_clip", 0.0, api_name="/export")
+    assert Path(at_zero).name.startswith("open_clip-strength0-fp32-")
+    with zipfile.ZipFile(at_zero) as zipped:
+        weights = load(zipped.read("open_clip/open_clip_model.safetensors"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in base.items())
 
     (same,) = cr.Classifier.load(adapter).predict([drawing("vehicle", 2)])
     for which in ("zero_shot", "tuned"):
         assert same[which] == pytest.approx(answer[which], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_in_half_precision_by_client(app, tmp_path):
+    """A whole ONNX download at a chosen strength and precision, which answers as /predict does."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    client.predict(handle_file(str(archive)), api_name="/load_archive")
+    train(client, shots=2)
+    image = drawing("vehicle", 2)
+    answer = client.predict(handle_file(str(image)), 0.5, api_name="/predict")["tuned"]
+    with zipfile.ZipFile(client.predict("onnx", 0.5, "fp16", api_name="/export")) as zipped:
+        zipped.extractall(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "classifier.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["precision"], facts["strength"]) == ('"fp16"', "0.5")
+
+    import clip_randlora as cr
+
+    pixels = cr.load_model("lite0").preprocess(Image.open(image).convert("RGB"))[None]
+    (probabilities,) = session.run(None, {"pixels": pixels.numpy()})[0]
+    named = dict(zip(json.loads(facts["classes"]), map(float, probabilities), strict=True))
+    assert named == pytest.approx(answer, abs=2e-2)
+
+
+@needs_chromium
+def test_the_export_shows_the_choices_that_a_format_has(app, browser):
+    page = open_page(browser, app)
+    open_tab(page, "5 Take away")
+    strength, precision = page.locator("#export-strength"), page.locator("#export-precision")
+    as_trained = page.get_by_text("its strength is chosen where it is loaded")
+    as_trained.wait_for()
+    assert not strength.is_visible() and not precision.is_visible()
+    page.get_by_label("onnx: ").check()
+    precision.wait_for()
+    assert strength.is_visible() and not as_trained.is_visible()
+    precision.get_by_label("fp16").check()
+    page.get_by_label("open_clip: ").check()
+    precision.wait_for(state="hidden")
+    assert strength.is_visible()
+    page.get_by_label("run: ").check()
+    strength.wait_for(state="hidden")
+    as_trained.wait_for()
 
 
 @pytest.mark.slow

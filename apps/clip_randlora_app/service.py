@@ -29,6 +29,7 @@ from clip_randlora_app.workspaces import Workspaces
 
 _SECONDS_BETWEEN_SWEEPS = 300
 _IMAGES_AT_ONCE = 16
+_WHOLE = ("adapter", "run")  # given as trained: their strength is chosen where they are loaded
 TRAIN_FIRST = "There is no tuned model yet: train one, or load a run under Take away."
 
 
@@ -164,24 +165,48 @@ class Service:
             **others,
         }
 
-    def export(self, workspace: Workspace, name: str, strength: float) -> Path:
+    def takes_strength(self, name: str) -> bool:
+        """Tell whether a strength goes into a download, or is chosen where it is loaded."""
+        return name not in _WHOLE
+
+    def precisions(self, name: str) -> tuple[str, ...]:
+        """Return the precisions in which a download can be had, the default first."""
+        return ("fp32",) if name in _WHOLE else cr.export_precisions(name)
+
+    def export(self, workspace: Workspace, name: str, strength: float, precision: str) -> Path:
         """Return a file of the run in use, in one of `formats`: the adapter, or a zip.
 
+        Args:
+            workspace: whose run.
+            name: one of `formats`.
+            strength: 0 (zero-shot) to 1 (tuned), for those that take one; 1 for the others.
+            precision: one of `precisions`.
+
         Raises:
-            UserError: there is no run, or the format does not fit its model.
+            UserError: there is no run, or the format does not fit its model, or it cannot be had
+                at that strength or precision.
         """
         if name not in self.formats():
             raise cr.UserError(f"format {name}: choose {', '.join(self.formats())}")
+        if strength != 1 and not self.takes_strength(name):
+            raise cr.UserError(
+                f"strength {strength:g}: {name} is given as trained and its strength chosen where "
+                f"it is loaded; leave it at 1"
+            )
+        if precision not in self.precisions(name):
+            choices = " or ".join(self.precisions(name))
+            raise cr.UserError(f"precision {precision}: {name} is written in {choices}")
         if name == "adapter":
             return self.adapter_file(workspace)
         run = self.finished_run(workspace)
-        marks = [name, *([f"strength{strength:g}"] if name != "run" else [])]
-        path = workspace.downloads() / f"{'-'.join(marks)}-{run.name}.zip"
+        marks = f"{name}-strength{strength:g}-{precision}" if self.takes_strength(name) else name
+        path = workspace.downloads() / f"{marks}-{run.name}.zip"
         if not path.exists() and name == "run":
             _zip_folder(run, path, "run")
         elif not path.exists():
             with tempfile.TemporaryDirectory(dir=workspace.downloads()) as folder:
-                write = partial(cr.export_run, run, name, Path(folder) / name, strength=strength)
+                options = {"strength": strength, "precision": precision}
+                write = partial(cr.export_run, run, name, Path(folder) / name, **options)
                 _zip_folder(without_paths(write, workspace.folder, "your run"), path, name)
         return path
 
