@@ -44,6 +44,15 @@ class TakeTab:
                     elem_id="export-strength",
                     visible=False,
                 )
+                self.share = gr.Slider(
+                    0,
+                    1,
+                    value=0,
+                    step=0.05,
+                    label="Share of the run before",
+                    info="0: the latest run alone. 0.5: the average of your last two runs.",
+                    elem_id="export-share",
+                )
                 self.precision = gr.Radio(
                     list(service.precisions("adapter")),
                     value="fp32",
@@ -81,12 +90,12 @@ class TakeTab:
         self.format.change(
             self._show_options,
             [self.format],
-            [self.as_trained, self.strength, self.precision],
+            [self.as_trained, self.strength, self.share, self.precision],
             **PRIVATE,
         )
         self.prepare.click(
             as_sentences(self._prepare),
-            [self.format, self.strength, self.precision],
+            [self.format, self.strength, self.precision, self.share],
             [self.file, self.snippet],
             **PRIVATE,
         )
@@ -104,19 +113,21 @@ class TakeTab:
         return {
             self.as_trained: gr.update(visible=not takes_strength),
             self.strength: gr.update(visible=takes_strength),
+            self.share: gr.update(visible=self.service.takes_sums(name)),
             self.precision: gr.update(
                 choices=list(precisions), value=precisions[0], visible=len(precisions) > 1
             ),
         }
 
     def _prepare(
-        self, name: str, strength: float, precision: str, request: gr.Request
+        self, name: str, strength: float, precision: str, share: float, request: gr.Request
     ) -> tuple[str, str]:
         workspace = self.service.workspace(request)
-        # the slider keeps its value while it is hidden
+        # sliders keep their values while they are hidden
         strength = strength if self.service.takes_strength(name) else 1.0
-        path = self.service.export(workspace, name, strength, precision)
-        return str(path), self.service.snippet(workspace, name)
+        share = share if self.service.takes_sums(name) else 0.0
+        path = self.service.export(workspace, name, strength, precision, share)
+        return str(path), self.service.snippet(workspace, name, share)
 
     def _load(self, upload: str, request: gr.Request) -> Update:
         workspace, path = self.service.workspace(request), Path(upload)
