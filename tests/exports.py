@@ -70,7 +70,7 @@ def some_drawings(root: Path, classes: int, training: int, test: int) -> Path:
     return root
 
 
-def train(model: Model, data: Path, out: Path, spread: float = 0, **settings) -> Path:
+def train(model: Model, data: Path | str, out: Path, spread: float = 0, **settings) -> Path:
     """Train for a step or a few; with a spread, put random coefficients into the run after it."""
     config = cr.TrainConfig(**{"shots": 1, "steps": 1, **settings})
     run = cr.fit(model, cr.load_data(str(data)), config, out=out)

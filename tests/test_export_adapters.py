@@ -1,6 +1,8 @@
 """Exported adapters: of one run, or of several added up, and how large they are."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,30 @@ def test_runs_are_added_in_weight_space(tiny_run, quick_folder, drawings, tmp_pa
     torch.testing.assert_close(merged - base, 0.5 * (first[name] - 0.5 * second[name]))
     with pytest.raises(cr.UserError, match="is for one randlora run"):
         cr.export_run(tiny_run, "peft", tmp_path / "peft", add=[other])
+
+
+def test_the_command_averages_and_adds(tiny_run, quick_folder, drawings, tmp_path):
+    """Two methods on the same weights, in processes of their own."""
+    method = {"method": "lora", "rank": 2}
+    model = cr.load_model(str(quick_folder))
+    other = train(model, drawings, tmp_path / "other", spread=0.1, method=method)
+
+    def deltas(path: Path) -> dict[str, torch.Tensor]:
+        return cr.load_adapter(cr.load_model(str(quick_folder)).net, path).deltas()
+
+    def export(out: Path, *options: str) -> dict[str, torch.Tensor]:
+        command = [sys.executable, "-m", "clip_randlora", "export", str(tiny_run)]
+        options = ["--format", "adapter", "--out", str(out), "--add", str(other), *options]
+        subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        return deltas(out)
+
+    first, second = (deltas(run / "adapter.safetensors") for run in (tiny_run, other))
+    average = export(tmp_path / "average")
+    added = export(tmp_path / "added", "--weights", "1,-0.5")
+    for name, delta in first.items():
+        torch.testing.assert_close(average[name], (delta + second[name]) / 2)
+        torch.testing.assert_close(added[name], delta - 0.5 * second[name])
+    assert any(delta.any() for delta in second.values())
 
 
 def test_runs_that_cannot_be_added_are_named(tiny_run, quick_folder, drawings, lite0_run, tmp_path):

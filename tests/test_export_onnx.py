@@ -15,6 +15,7 @@ from exports import (
     run_script,
     snippet,
     top1,
+    train,
 )
 
 import clip_randlora as cr
@@ -78,3 +79,26 @@ def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     vision = cr.Classifier.load(run).model.net.visual.state_dict().values()
     graph = 300_000  # bytes, without weights
     assert (out / "classifier.onnx").stat().st_size < 2.1 * sum(t.numel() for t in vision) + graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "data"), [("lite0", "clipart"), ("lite0", "digits"), ("vit_b_32_run", "clipart")]
+)
+def test_half_precision_on_every_bundled_test_image(name, data, request, exported, tmp_path):
+    """No image of the bundled sets gets another class in fp16 than `predict` gives it."""
+    if name == "lite0":
+        run = train(cr.load_model("lite0", device="cpu"), data, tmp_path / "run", shots=4, steps=20)
+    else:
+        run = request.getfixturevalue(name)
+    items = cr.load_data(data).test.items
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(items))]
+    for item, path in zip(items, paths, strict=True):
+        item.open().save(path)
+    exported(run, "onnx", tmp_path, precision="fp16")
+    predicted = top1(cr.Classifier.load(run, device="cpu").predict(paths))
+    assert len(set(predicted)) > 1
+    answered = run_script(tmp_path, paths)
+    other = [pair for pair in zip(answered, predicted, strict=True) if pair[0][1] != pair[1]]
+    print(f"{len(paths)} images, {len(set(predicted))} classes, {len(other)} answered otherwise")
+    assert not other
