@@ -16,7 +16,14 @@ from clip_randlora.export.hub import push, require_token
 from clip_randlora.export.source import Source
 from clip_randlora.outputs import LOCK, locked, made_for
 
-__all__ = ["export_formats", "export_run", "loading_snippet", "push", "require_token"]
+__all__ = [
+    "export_formats",
+    "export_precisions",
+    "export_run",
+    "loading_snippet",
+    "push",
+    "require_token",
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,15 @@ _FORMATS = {
 def export_formats() -> dict[str, str]:
     """Return ``{format: one sentence about it}``; what each of them writes is a folder."""
     return {name: known.description for name, known in _FORMATS.items()}
+
+
+def export_precisions(format: str) -> tuple[str, ...]:
+    """Return the precisions in which a format can be written, the default first.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    return _known(format).precisions
 
 
 def export_run(
