@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from test_cli import command
 import clip_randlora as cr
 from clip_randlora.errors import UserError
 from clip_randlora.outputs import locked, written_whole
+from clip_randlora.runs import read_metrics
 
 KILLS = int(os.environ.get("CLIP_RANDLORA_KILLS", "3"))
 SEED = int(os.environ.get("CLIP_RANDLORA_SEED", "1"))
@@ -41,27 +43,40 @@ def arguments(colors: Path, model: Path, out: Path, steps: int = 200) -> list:
 def straight(colors, tiny_folder, tmp_path_factory) -> tuple[Path, float]:
     """A run that nothing disturbed, and its seconds."""
     out = tmp_path_factory.mktemp("straight") / "run"
+    return out, seconds_of(arguments(colors, tiny_folder, out))
+
+
+def seconds_of(command_line: list) -> float:
+    """Run a command that succeeds; return what it took."""
     started = time.monotonic()
-    done = run(arguments(colors, tiny_folder, out))
+    done = run(command_line)
     assert done.returncode == 0, done.stderr
-    return out, time.monotonic() - started
+    return time.monotonic() - started
+
+
+def check_same(folder: Path, expected: Path) -> None:
+    """Check that a run has the files of another, and its weights bit for bit."""
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    if not (expected / ADAPTER).exists():
+        return
+    got, weights = load_file(folder / ADAPTER), load_file(expected / ADAPTER)
+    assert got.keys() == weights.keys()
+    assert all(torch.equal(got[key], weights[key]) for key in weights)
 
 
 @pytest.mark.slow
 def test_killed_trainings_end_at_the_same_weights(straight, colors, tiny_folder, tmp_path):
     expected, seconds = straight
     out = tmp_path / "run"
-    weights = load_file(expected / ADAPTER)
+    steps = []
 
     def check_and_start_over() -> None:
-        compare()
+        check_same(out, expected)
         shutil.rmtree(out)
 
-    def compare() -> None:
-        got = load_file(out / ADAPTER)
-        assert got.keys() == weights.keys()
-        assert all(torch.equal(got[key], weights[key]) for key in weights)
-        assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in expected.iterdir())
+    def look() -> None:
+        found = out / "checkpoint.pt"
+        steps.append(torch.load(found, weights_only=True)["step"] if found.exists() else 0)
 
     report = kill_and_go_on(
         arguments(colors, tiny_folder, out),
@@ -70,34 +85,110 @@ def test_killed_trainings_end_at_the_same_weights(straight, colors, tiny_folder,
         check_and_start_over,
         KILLS,
         SEED,
-        seconds,
+        lambda: (0, seconds),
+        look,
     )
     assert report.errors == [] and report.kills == KILLS
-    compare()
-    print(f"{report.kills} kills, {report.finished} runs ended in between")
+    check_same(out, expected)
+    print(f"{report.kills} kills, {report.finished} runs ended in between; states at {steps}")
+
+
+CELLS = 7
+SWEEP = """
+datasets: [{data}]
+models: [{{name: {model}, label: tiny}}]
+methods: [zero_shot, {{method: randlora, rank: 4}}, lora, linear_probe]
+shots: [4]
+seeds: [1, 2]
+training: {{steps: 60, learning_rate: 0.01, precision: fp32}}
+"""
 
 
 @pytest.mark.slow
-def test_killed_exports_are_whole_or_not_there(straight, tmp_path):
-    out = tmp_path / "there" / "export"
+def test_killed_sweeps_lose_and_repeat_no_finished_cell(colors, tiny_folder, tmp_path):
+    config = tmp_path / "sweep.yaml"
+    config.write_text(SWEEP.format(data=colors, model=tiny_folder))
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    seconds = seconds_of(["sweep", config, "--out", whole])
+    first = min(path.stat().st_ctime for path in (whole / "cells").iterdir())
+    last = max(path.stat().st_ctime for path in (whole / "cells").iterdir())
+    a_cell = (last - first) / (CELLS - 1)
+    before = seconds - CELLS * a_cell  # imports, and reading the model and the images
+    seen: dict[str, tuple] = {}
+    counts: list[int] = []
+
+    def cells() -> list[Path]:
+        return sorted((out / "cells").iterdir()) if (out / "cells").exists() else []
+
+    def moments() -> tuple[float, float]:
+        return 0.7 * before, before + (CELLS - len(cells())) * a_cell
+
+    def look() -> None:
+        now = {path.name: _contents(path) for path in cells()}
+        assert {name: now.get(name) for name in seen} == seen, "a finished cell was touched"
+        for name in now.keys() - seen.keys():
+            check_same(out / "cells" / name, whole / "cells" / name)
+            read_metrics(out / "cells" / name)
+        seen.update(now)
+        counts.append(len(now))
+
+    def look_and_start_over() -> None:
+        look()
+        counts.pop()
+        shutil.rmtree(out)
+        seen.clear()
+
+    report = kill_and_go_on(
+        ["sweep", config, "--out", out],
+        list,
+        lambda: len(cells()) == CELLS,
+        look_and_start_over,
+        KILLS,
+        SEED,
+        moments,
+        look,
+    )
+    assert report.errors == [] and report.kills == KILLS
+    look()
+    assert sorted(seen) == sorted(path.name for path in (whole / "cells").iterdir())
+    assert not any((out / "running").iterdir())
+    print(f"{KILLS} kills, {report.finished} sweeps ended in between; cells at each: {counts[:-1]}")
+
+
+def _contents(folder: Path) -> tuple:
+    """The inode, the time and the hash of each file of a folder."""
+    return tuple(
+        (path.name, path.stat().st_ino, path.stat().st_mtime_ns, sha256(path.read_bytes()).digest())
+        for path in sorted(folder.iterdir())
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "open_clip"])
+def test_killed_exports_are_whole_or_not_there(form, straight, tmp_path):
+    expected, out = tmp_path / "expected", tmp_path / "there" / "expected"
+    seconds = seconds_of(["export", straight[0], "--format", form, "--out", expected])
+    files = {path.name: path.read_bytes() for path in expected.iterdir()}
 
     def is_whole() -> bool:
         if not out.exists():
             return False
-        assert {"README.md", ADAPTER, "config.json"} <= {path.name for path in out.iterdir()}
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == files
         return True
 
     report = kill_and_go_on(
-        ["export", straight[0], "--format", "adapter", "--out", out],
+        ["export", straight[0], "--format", form, "--out", out],
         list,
         is_whole,
         lambda: shutil.rmtree(out),
         KILLS,
         SEED,
-        longest=12,
+        lambda: (0.5 * seconds, seconds),
+        is_whole,
     )
     assert report.errors == [] and is_whole()
-    assert [path.name for path in out.parent.iterdir()] == ["export"]  # no remains of the killed
+    assert [path.name for path in out.parent.iterdir()] == [out.name]  # no remains of the killed
+    print(f"{report.kills} kills, {report.finished} exports ended in between")
 
 
 HOLD = """
