@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
@@ -665,6 +667,9 @@ def _free_folder(folder: Path) -> Path:
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threading.current_thread() is threading.main_thread():
+        # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
         results.quiet = messages.quiet = True
     try:
@@ -674,7 +679,11 @@ def main() -> None:
         _fail(2, f"error: {error}")
     except OSError as error:
         _fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):  # the command line library makes the one of the other
+        _fail(130, "interrupted; start again")
     except Exception as error:
+        if is_out_of_memory(error):
+            _fail(2, "error: out of memory; end other programs, or use smaller settings")
         # usage errors of the command line library, which would print more than one line
         if not hasattr(error, "format_message"):
             raise

@@ -1,26 +1,28 @@
-"""What is promised about crashes: killed processes, full disks, folders that two want."""
+"""What is promised about crashes: killed and ended processes, folders that two want."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
-from crash import kill_and_go_on, run
+from crash import OFTEN, kill_and_go_on, run
 from safetensors.torch import load_file
 from test_bad_input import ADAPTER, write_classes
-from test_cli import command
 
 import clip_randlora as cr
 from clip_randlora.errors import UserError
-from clip_randlora.outputs import locked, written_whole
+from clip_randlora.outputs import locked
 from clip_randlora.runs import read_metrics
 
 KILLS = int(os.environ.get("CLIP_RANDLORA_KILLS", "3"))
@@ -104,12 +106,18 @@ training: {{steps: 60, learning_rate: 0.01, precision: fp32}}
 """
 
 
-@pytest.mark.slow
-def test_killed_sweeps_lose_and_repeat_no_finished_cell(colors, tiny_folder, tmp_path):
-    config = tmp_path / "sweep.yaml"
+@pytest.fixture(scope="module")
+def whole_sweep(colors, tiny_folder, tmp_path_factory) -> tuple[Path, Path, float]:
+    """A sweep's file, its folder after a run that nothing disturbed, and its seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    config, whole = folder / "sweep.yaml", folder / "whole"
     config.write_text(SWEEP.format(data=colors, model=tiny_folder))
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    seconds = seconds_of(["sweep", config, "--out", whole])
+    return config, whole, seconds_of(["sweep", config, "--out", whole])
+
+
+@pytest.mark.slow
+def test_killed_sweeps_lose_and_repeat_no_finished_cell(whole_sweep, tmp_path):
+    (config, whole, seconds), out = whole_sweep, tmp_path / "killed"
     first = min(path.stat().st_ctime for path in (whole / "cells").iterdir())
     last = max(path.stat().st_ctime for path in (whole / "cells").iterdir())
     a_cell = (last - first) / (CELLS - 1)
@@ -191,6 +199,65 @@ def test_killed_exports_are_whole_or_not_there(form, straight, tmp_path):
     print(f"{report.kills} kills, {report.finished} exports ended in between")
 
 
+def ended(arguments: list, is_time: Callable[[], bool]) -> str:
+    """Run the command, and end it with SIGTERM when it is time; return its last line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OFTEN, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not is_time():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    return errors.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_training_ended_by_the_system_goes_on(straight, colors, tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    said = ended(arguments(colors, tiny_folder, out), (out / "checkpoint.pt").exists)
+    print(said)
+    assert re.fullmatch(
+        rf"interrupted after step \d+: saved to {out}; run the same command with --resume to go on",
+        said,
+    )
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 200 and f"after step {step}:" in said
+    seconds_of([*arguments(colors, tiny_folder, out), "--resume"])
+    check_same(out, straight[0])
+
+
+@pytest.mark.slow
+def test_a_sweep_ended_by_the_system_goes_on(whole_sweep, tmp_path):
+    (config, whole, _), out = whole_sweep, tmp_path / "ended"
+    started = out / "running" / "tiny--colors--lora--4-shots--seed-1"
+    said = ended(["sweep", config, "--out", out], (started / "checkpoint.pt").exists)
+    print(said)
+    assert re.fullmatch(
+        rf"interrupted: [34] cells left, finished ones are in {out}; run the same command to go on",
+        said,
+    )
+    finished = {path.name: _contents(path) for path in (out / "cells").iterdir()}
+    assert CELLS - len(finished) == int(said.split()[1])
+    seconds_of(["sweep", config, "--out", out])
+    for path in (whole / "cells").iterdir():
+        check_same(out / "cells" / path.name, path)
+    assert {name: _contents(out / "cells" / name) for name in finished} == finished
+
+
+@pytest.mark.slow
+def test_an_export_ended_by_the_system_leaves_nothing(straight, tmp_path):
+    out = tmp_path / "there" / "export"
+    command_line = ["export", straight[0], "--format", "open_clip", "--out", out]
+    said = ended(command_line, (out.parent / ".export.tmp").exists)
+    assert said == "interrupted; start again"
+    assert not out.parent.exists()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -244,54 +311,3 @@ def test_a_second_thread_is_refused(tmp_path):
         thread.join()
         assert (tmp_path / "out" / ".lock").exists()
     assert len(refused) == 1 and "another process is writing there" in refused[0]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of a few KiB, of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_disk, colors, tiny_folder):
-    out = small_disk / "run"
-    done = command(*arguments(colors, tiny_folder, out, steps=5))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {out}") and "cannot be written" in last, last
-    assert not out.exists() or not list(out.glob("*.tmp"))
-
-
-@pytest.mark.parametrize("writes", ["text", "torch", "figure"])
-def test_every_writer_tells_a_full_disk(writes, small_disk):
-    from matplotlib.figure import Figure
-
-    from clip_randlora import figures
-
-    path = small_disk / "file"
-    with pytest.raises(UserError, match="file: cannot be written"):
-        if writes == "figure":
-            figure = Figure((20, 20))
-            figure.subplots().imshow(torch.rand(500, 500))
-            figures.save(figure, path)
-        else:
-            with written_whole(path) as temporary:
-                if writes == "text":
-                    temporary.write_text("x" * 200_000)
-                else:
-                    torch.save(torch.rand(200_000), temporary)
-    assert list(small_disk.iterdir()) == []
-
-
-def test_a_read_only_file_system_is_one_line(small_disk, colors, tiny_folder):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = command(*arguments(colors, tiny_folder, small_disk / "run", steps=2))
-    assert done.returncode == 2
-    assert f"--out {small_disk}/run: cannot be written to (Read-only file system)" in done.stderr
