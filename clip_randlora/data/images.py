@@ -156,7 +156,7 @@ def _broken(error: Exception) -> str:
 
 
 def _no_memory(name: str) -> OutOfMemory:
-    """Return an error that ends what was begun: the image may be whole, to leave it out is wrong."""
+    """Return an error that ends what was begun: a whole image must not be left out."""
     return OutOfMemory(f"{name}: out of memory when decoding it; end other programs")
 
 
