@@ -30,11 +30,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         "can't allocate memory",
         "not enough memory",
         "bad_alloc",
-        "start new thread",
+        "can't start new thread",
     )
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in says)
+        isinstance(error, RuntimeError)
+        # the second is oneDNN's, of memory for its code; of what it does not know it says more
+        and (any(words in text for words in says) or text == "could not create a primitive")
     )
 
 
