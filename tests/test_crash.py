@@ -134,7 +134,7 @@ def test_killed_sweeps_lose_and_repeat_no_finished_cell(whole_sweep, tmp_path):
         return 0.7 * before, before + (CELLS - len(cells())) * a_cell
 
     def look() -> None:
-        now = {path.name: _contents(path) for path in cells()}
+        now = {path.name: contents(path) for path in cells()}
         assert {name: now.get(name) for name in seen} == seen, "a finished cell was touched"
         for name in now.keys() - seen.keys():
             check_same(out / "cells" / name, whole / "cells" / name)
@@ -166,7 +166,7 @@ def test_killed_sweeps_lose_and_repeat_no_finished_cell(whole_sweep, tmp_path):
     print(f"{report.kills} kills, {report.finished} sweeps ended in between; cells at {counts}")
 
 
-def _contents(folder: Path) -> tuple:
+def contents(folder: Path) -> tuple:
     """The inode, the time and the hash of each file of a folder."""
     return tuple(
         (path.name, path.stat().st_ino, path.stat().st_mtime_ns, sha256(path.read_bytes()).digest())
@@ -244,12 +244,12 @@ def test_a_sweep_ended_by_the_system_goes_on(whole_sweep, tmp_path):
         rf"interrupted: [34] cells left, finished ones are in {out}; run the same command to go on",
         said,
     )
-    finished = {path.name: _contents(path) for path in (out / "cells").iterdir()}
+    finished = {path.name: contents(path) for path in (out / "cells").iterdir()}
     assert CELLS - len(finished) == int(said.split()[1])
     seconds_of(["sweep", config, "--out", out])
     for path in (whole / "cells").iterdir():
         check_same(out / "cells" / path.name, path)
-    assert {name: _contents(out / "cells" / name) for name in finished} == finished
+    assert {name: contents(out / "cells" / name) for name in finished} == finished
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_bad_input import write_classes
 from test_cli import command
-from test_crash import _contents, arguments, check_same
+from test_crash import arguments, check_same, contents
 
 import clip_randlora as cr
 from clip_randlora import loop
@@ -121,12 +121,12 @@ def check_finishes(config: Path, out: Path, whole: Path, finished: dict[str, tup
     assert done.returncode == 0 and "3 cells finished, 0 failed" in done.stdout, done.stderr
     for path in whole.iterdir():
         check_same(out / "cells" / path.name, path)
-    assert {name: _contents(out / "cells" / name) for name in finished} == finished
+    assert {name: contents(out / "cells" / name) for name in finished} == finished
     assert not any((out / "running").iterdir())
 
 
 def finished_cells(out: Path, expected: int) -> dict[str, tuple]:
-    cells = {path.name: _contents(path) for path in (out / "cells").iterdir()}
+    cells = {path.name: contents(path) for path in (out / "cells").iterdir()}
     assert len(cells) == expected and all(read_metrics(out / "cells" / name) for name in cells)
     return cells
 
@@ -222,7 +222,7 @@ def remount(disk: Path, option: str) -> None:
 def fill(disk: Path) -> Path:
     """Write a file that takes all room but a few KiB; return it."""
     room = os.statvfs(disk)
-    path = disk.parent / "disk" / "filler"
+    path = disk / "filler"
     path.write_bytes(bytes(room.f_bavail * room.f_bsize - 32 * 2**10))
     return path
 
