@@ -50,6 +50,7 @@ PretrainedOption = Annotated[
     typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+_INTERRUPTED = 130
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -329,7 +330,7 @@ def sweep(
         )
     except Stopped as stop:
         _fail(
-            130,
+            _INTERRUPTED,
             f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
             f"command to go on",
         )
@@ -442,9 +443,9 @@ def _train(
             )
     except Interrupted as stop:  # caught here: the command line library knows no way to go on
         if stop.folder is None:
-            _fail(130, "interrupted before the first step: nothing is saved; start again")
+            _fail(_INTERRUPTED, "interrupted before the first step: nothing is saved; start again")
         _fail(
-            130,
+            _INTERRUPTED,
             f"interrupted after step {stop.step}: saved to {out}; run the same command with "
             f"--resume to go on",
         )
@@ -674,13 +675,15 @@ def main() -> None:
         results.quiet = messages.quiet = True
     try:
         status = app(standalone_mode=False)
+        if status == _INTERRUPTED:  # what the command line library makes of a Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(2, f"error: {error}")
     except OSError as error:
         _fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
-    except (KeyboardInterrupt, typer.Abort):  # the command line library makes the one of the other
-        _fail(130, "interrupted; start again")
+    except (KeyboardInterrupt, typer.Abort):  # its older versions make the one of the other
+        _fail(_INTERRUPTED, "interrupted; start again")
     except Exception as error:
         if is_out_of_memory(error):
             _fail(2, "error: out of memory; end other programs, or use smaller settings")

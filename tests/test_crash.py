@@ -256,7 +256,8 @@ def test_a_sweep_ended_by_the_system_goes_on(whole_sweep, tmp_path):
 def test_an_export_ended_by_the_system_leaves_nothing(straight, tmp_path):
     out = tmp_path / "there" / "export"
     command_line = ["export", straight[0], "--format", "open_clip", "--out", out]
-    said = ended(command_line, (out.parent / ".export.tmp").exists)
+    unfinished = out.parent / ".export.tmp"
+    said = ended(command_line, lambda: any(unfinished.glob("[!.]*")))
     assert said == "interrupted; start again"
     assert not out.parent.exists()
 
