@@ -24,10 +24,12 @@ from clip_randlora_app.answers import Answer, Answers
 from clip_randlora_app.jobs import Job, Trainer
 from clip_randlora_app.settings import Settings
 from clip_randlora_app.uploads import without_paths
+from clip_randlora_app.visitors import Visitors, visitor_in
 from clip_randlora_app.workspace import Workspace
 from clip_randlora_app.workspaces import Workspaces
 
 _SECONDS_BETWEEN_SWEEPS = 300
+_SECONDS_TO_COME_BACK = 10  # reloading a page closes it too
 _IMAGES_AT_ONCE = 16
 _WHOLE = ("adapter", "run")  # given as trained: their strength is chosen where they are loaded
 TRAIN_FIRST = "There is no tuned model yet: train one, or load a run under Take away."
@@ -39,13 +41,28 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.workspaces = Workspaces(settings)
+        self.visitors = Visitors(settings.folder)
         self.trainer = Trainer(settings.max_train_minutes, settings.device)
         self.answers = Answers(settings.device)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     def workspace(self, request: gr.Request) -> Workspace:
         """Return the workspace of whoever asks."""
-        return self.workspaces.of(request.session_hash)
+        workspace = self.workspaces.of(request.session_hash)
+        self.visitors.give(visitor_in(request.cookies), [workspace.folder])
+        return workspace
+
+    def leave(self, request: gr.Request) -> None:
+        """Note that a page was closed; a training that nobody comes back to is stopped."""
+        self.workspaces.leave(request.session_hash)
+        timer = threading.Timer(_SECONDS_TO_COME_BACK, self._stop_left, [request.session_hash])
+        timer.daemon = True
+        timer.start()
+
+    def _stop_left(self, session: str) -> None:
+        workspace = self.workspaces.left(session)
+        if workspace is not None and workspace.job is not None and workspace.job.is_learning:
+            self.trainer.stop(workspace.job)
 
     def start(
         self, workspace: Workspace, model: str, preset: str, settings: Mapping[str, Any]
@@ -259,6 +276,7 @@ class Service:
     def _sweep(self) -> None:
         while True:
             self.workspaces.sweep()
+            self.visitors.forget_missing()
             time.sleep(_SECONDS_BETWEEN_SWEEPS)
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
 from clip_randlora.export import card
 from clip_randlora.export.hub import push, require_token
 from clip_randlora.export.source import Source
@@ -137,6 +137,11 @@ def export_run(
     except UserError:
         raise
     except Exception as error:  # the other libraries raise many kinds
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"--format {format} --out {out}: nothing written, out of memory; end other "
+                f"programs, or use a machine with more"
+            ) from error
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
             f"--format {format} --out {out}: nothing written ({reason or type(error).__name__}); "
