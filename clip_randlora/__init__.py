@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
     from clip_randlora.evaluation import SideBySide, as_mapping
-    from clip_randlora.export import export_formats, export_run, loading_snippet
+    from clip_randlora.export import (
+        export_formats,
+        export_precisions,
+        export_run,
+        loading_snippet,
+    )
     from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.presets import PRESETS, read_preset
     from clip_randlora.training import Interrupted, Run, Step, TrainConfig, fit
@@ -71,7 +76,7 @@ _HOMES = {
         "SideBySide",
         "as_mapping",
     ),
-    "export": ("export_formats", "export_run", "loading_snippet"),
+    "export": ("export_formats", "export_precisions", "export_run", "loading_snippet"),
     "models": (
         "SUGGESTIONS",
         "Model",
@@ -122,6 +127,7 @@ __all__ = [
     "attach",
     "decode_image",
     "export_formats",
+    "export_precisions",
     "export_run",
     "find_weights",
     "fit",

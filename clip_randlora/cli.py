@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
@@ -48,6 +50,7 @@ PretrainedOption = Annotated[
     typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+_INTERRUPTED = 130
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -327,7 +330,7 @@ def sweep(
         )
     except Stopped as stop:
         _fail(
-            130,
+            _INTERRUPTED,
             f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
             f"command to go on",
         )
@@ -440,9 +443,9 @@ def _train(
             )
     except Interrupted as stop:  # caught here: the command line library knows no way to go on
         if stop.folder is None:
-            _fail(130, "interrupted before the first step: nothing is saved; start again")
+            _fail(_INTERRUPTED, "interrupted before the first step: nothing is saved; start again")
         _fail(
-            130,
+            _INTERRUPTED,
             f"interrupted after step {stop.step}: saved to {out}; run the same command with "
             f"--resume to go on",
         )
@@ -665,16 +668,25 @@ def _free_folder(folder: Path) -> Path:
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threading.current_thread() is threading.main_thread():
+        # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
         results.quiet = messages.quiet = True
     try:
         status = app(standalone_mode=False)
+        if status == _INTERRUPTED:  # what the command line library makes of a Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(2, f"error: {error}")
     except OSError as error:
         _fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):  # its older versions make the one of the other
+        _fail(_INTERRUPTED, "interrupted; start again")
     except Exception as error:
+        if is_out_of_memory(error):
+            _fail(2, "error: out of memory; end other programs, or use smaller settings")
         # usage errors of the command line library, which would print more than one line
         if not hasattr(error, "format_message"):
             raise

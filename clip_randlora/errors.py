@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +15,29 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().splitlines())  # what it names may hold line breaks
+
+
+class OutOfMemory(UserError):
+    """Memory did not suffice: smaller settings may, or another machine."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is Python's or torch's for memory that cannot be had."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    says = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "can't start new thread",
+    )
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        # the second is oneDNN's, of memory for its code; of what it does not know it says more
+        and (any(words in text for words in says) or text == "could not create a primitive")
+    )
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters import Adapter, files
 from clip_randlora.attention import direct_self_attention
 from clip_randlora.data import Decoded, Views, augment
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, is_out_of_memory
 from clip_randlora.folding import find_pairs, folded
 from clip_randlora.frozen import (
     DEFAULT_VIEWS,
@@ -110,6 +110,7 @@ class Loop:
         self.precision = choose_precision(config.precision, model.device)
         self.step, self.seconds = 0, 0.0
         self.step_seconds: list[float] = []
+        self._is_updating = False
         self.history: list[dict[str, float]] = []
         self.accelerator = make_accelerator(self.precision, model.device)
         self.processes = Processes(self.accelerator, self.batch_size)
@@ -153,7 +154,8 @@ class Loop:
         with _CtrlCBetweenSteps() as ctrl_c:
             while self.step < self.steps and not (self.step and self.processes.any(should_stop())):
                 start = time.perf_counter()
-                loss, correct = self._train_step()
+                with self._saved_without_memory():
+                    loss, correct = self._train_step()
                 self.step += 1
                 self.step_seconds.append(time.perf_counter() - start)
                 self.seconds += self.step_seconds[-1]
@@ -167,6 +169,17 @@ class Loop:
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
+
+    @contextmanager
+    def _saved_without_memory(self) -> Iterator[None]:
+        """Save the state of the last step if there is no memory for the next."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and self.step and not self._is_updating:
+                with suppress(UserError, MemoryError):  # an older state may be there
+                    self.save()
+            raise
 
     def _fix_views(self) -> None:
         """Draw the views of the images that training cycles through, and keep what is frozen."""
@@ -238,8 +251,10 @@ class Loop:
         gradients = [p.grad for p in self.adapter.parameters() if p.grad is not None]
         self.processes.average([*gradients, loss, correct])
         self.accelerator.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
+        self._is_updating = True  # an error from here on leaves a state between two steps
         self.optimizer.step()
         self.schedule.step()
+        self._is_updating = False
         self.optimizer.zero_grad(set_to_none=True)
         return loss, correct
 

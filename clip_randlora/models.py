@@ -23,7 +23,7 @@ from torchvision.transforms import Normalize, ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from clip_randlora.attention import pooled_token_only
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, is_out_of_memory
 
 BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
 
@@ -88,6 +88,8 @@ class Model:
             with _quiet():
                 return open_clip.get_tokenizer(_open_clip_name(self.name))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
 
     @property
@@ -270,6 +272,8 @@ def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> nn.M
         with _quiet():
             return open_clip.create_model(open_clip_name, weights_only=True, **arguments)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(_not_available(wanted, error)) from error
 
 

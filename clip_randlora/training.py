@@ -17,6 +17,7 @@ from clip_randlora import runs
 from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
 from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
+from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
 from clip_randlora.loop import Diverged, Loop, Step
 from clip_randlora.models import Model
@@ -95,7 +96,8 @@ def fit(
 
     Raises:
         UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
-            written, or the training diverged (`clip_randlora.loop.Diverged`).
+            written, the training diverged (`clip_randlora.loop.Diverged`), or memory did not
+            suffice (`clip_randlora.errors.OutOfMemory`).
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """
     if cache and (cache.model is not model or cache.data is not data):
@@ -157,7 +159,23 @@ def fit(
             if isinstance(error, KeyboardInterrupt):
                 begun = folder if folder is not None and runs.has_begun(folder) else None
                 raise Interrupted(training.step if training else 0, begun) from None
+            if is_out_of_memory(error):
+                raise _out_of_memory(config, training, folder) from error
             raise
+
+
+def _out_of_memory(
+    config: TrainConfig, training: Loop | ProbeTraining | _NoTraining | None, folder: Path | None
+) -> OutOfMemory:
+    """Say what takes less memory, and how to go on with what is saved."""
+    step = training.step if training else 0
+    saved = ""
+    if folder is not None and runs.has_checkpoint(folder):
+        saved = f"; {folder} has the last saved state, to go on from with the same settings"
+    return OutOfMemory(
+        f"out of memory after step {step}: end other programs, or set a batch_size below "
+        f"{config.batch_size}, a smaller crop_size or fewer blocks{saved}"
+    )
 
 
 def _claimed(

@@ -12,6 +12,8 @@ from PIL import Image
 import clip_randlora as cr
 from clip_randlora.models import Model, load_model
 
+pytest_plugins = ["export_runs"]
+
 COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 
 TINY = {

@@ -29,10 +29,18 @@ class Report:
     errors: list[str] = field(default_factory=list)
 
 
+OFTEN = """
+from clip_randlora import cli, loop
+loop._SECONDS_BETWEEN_CHECKPOINTS = 0.2
+cli.main()
+"""
+"""The command with a checkpoint every 0.2 seconds, so that kills fall after some and into some."""
+
+
 def run(arguments: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess:
     """Run the command; kill it, with a return code of -9, after some seconds."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "clip_randlora", *map(str, arguments)],
+        [sys.executable, "-c", OFTEN, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,7 +60,8 @@ def kill_and_go_on(
     start_over: Callable[[], None],
     kills: int,
     seed: int,
-    longest: float,
+    moments: Callable[[], tuple[float, float]],
+    look: Callable[[], None] = lambda: None,
 ) -> Report:
     """Kill a command ``kills`` times, each at a random moment, then let it end.
 
@@ -63,14 +72,16 @@ def kill_and_go_on(
         start_over: called when it is before there were kills enough.
         kills: how often.
         seed: of the moments.
-        longest: seconds, the last of them.
+        moments: returns the seconds between which the next kill falls.
+        look: called after each kill, to check what is there.
     """
-    moments, report = random.Random(seed), Report()
-    print(f"crash harness: {kills} kills, seed {seed}, within {longest:.1f} s")
+    drawn, report = random.Random(seed), Report()
+    print(f"crash harness: {kills} kills, seed {seed}")
     while report.kills < kills:
-        done = run([*arguments, *goes_on()], moments.uniform(0, longest))
+        done = run([*arguments, *goes_on()], drawn.uniform(*moments()))
         if done.returncode == -signal.SIGKILL:
             report.kills += 1
+            look()
         elif done.returncode == 0 and is_done():
             report.finished += 1
             start_over()
@@ -104,7 +115,7 @@ def main() -> None:
         lambda: sys.exit(f"ended before {options.kills} kills: give a smaller --seconds"),
         options.kills,
         options.seed,
-        options.seconds,
+        lambda: (0, options.seconds),
     )
     print(f"{report.kills} kills, {time.monotonic() - started:.0f} s, errors: {report.errors}")
     sys.exit(bool(report.errors))

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from safetensors.torch import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_FLAGS = [
@@ -346,12 +348,105 @@ def test_the_whole_way_by_client(app, tmp_path):
     merged = client.predict("open_clip", api_name="/export")
     with zipfile.ZipFile(merged) as zipped:
         assert "open_clip/open_clip_model.safetensors" in zipped.namelist()
+    with pytest.raises(AppError, match="Precision fp16: open_clip is written in fp32"):
+        client.predict("open_clip", 1.0, "fp16", api_name="/export")
+    with pytest.raises(AppError, match="its strength chosen where it is loaded"):
+        client.predict("adapter", 0.5, api_name="/export")
 
     import clip_randlora as cr
+
+    base = cr.load_model("lite0", device="cpu").net.state_dict()
+    at_zero = client.predict("open_clip", 0.0, api_name="/export")
+    assert Path(at_zero).name.startswith("open_clip-strength0-fp32-")
+    with zipfile.ZipFile(at_zero) as zipped:
+        weights = load(zipped.read("open_clip/open_clip_model.safetensors"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in base.items())
 
     (same,) = cr.Classifier.load(adapter).predict([drawing("vehicle", 2)])
     for which in ("zero_shot", "tuned"):
         assert same[which] == pytest.approx(answer[which], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_runs_are_averaged_by_client(app, tmp_path):
+    """The export's update is the weighted sum of those of the two runs' own adapter files."""
+    import clip_randlora as cr
+
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    client.predict(handle_file(str(archive)), api_name="/load_archive")
+
+    def deltas(adapter: Path) -> dict[str, torch.Tensor]:
+        return cr.load_adapter(cr.load_model("lite0", device="cpu").net, adapter).deltas()
+
+    def export(format: str, share: float) -> str:
+        return client.predict(format, 1.0, "fp32", share, api_name="/export")
+
+    train(client, shots=2)
+    first = deltas(client.predict("adapter", api_name="/export"))
+    with pytest.raises(AppError, match="there is no run before this one to average it with"):
+        export("adapter", 0.25)
+    train(client, shots=2, seed=2, method="lora")
+    second = deltas(client.predict("adapter", api_name="/export"))
+    with pytest.raises(AppError, match="peft is of one run alone"):
+        export("peft", 0.5)
+    with pytest.raises(AppError, match="must lie between 0 and 1"):
+        export("adapter", 1.5)
+    with zipfile.ZipFile(export("adapter", 0.25)) as zipped:
+        zipped.extractall(tmp_path)
+    average = deltas(tmp_path / "adapter")
+    for name, delta in average.items():
+        torch.testing.assert_close(delta, 0.25 * first[name] + 0.75 * second[name])
+    assert any((delta - second[name]).abs().max() > 1e-4 for name, delta in average.items())
+    classifier = cr.Classifier.load(tmp_path / "adapter" / "adapter.safetensors")
+    assert classifier.classes == ("bird", "car")
+
+
+@pytest.mark.slow
+def test_onnx_in_half_precision_by_client(app, tmp_path):
+    """A whole ONNX download at a chosen strength and precision, which answers as /predict does."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    client.predict(handle_file(str(archive)), api_name="/load_archive")
+    train(client, shots=2)
+    image = drawing("vehicle", 2)
+    answer = client.predict(handle_file(str(image)), 0.5, api_name="/predict")["tuned"]
+    with zipfile.ZipFile(client.predict("onnx", 0.5, "fp16", api_name="/export")) as zipped:
+        zipped.extractall(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "classifier.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["precision"], facts["strength"]) == ('"fp16"', "0.5")
+
+    import clip_randlora as cr
+
+    pixels = cr.load_model("lite0").preprocess(Image.open(image).convert("RGB"))[None]
+    (probabilities,) = session.run(None, {"pixels": pixels.numpy()})[0]
+    named = dict(zip(json.loads(facts["classes"]), map(float, probabilities), strict=True))
+    assert named == pytest.approx(answer, abs=2e-2)
+
+
+@needs_chromium
+def test_the_export_shows_the_choices_that_a_format_has(app, browser):
+    page = open_page(browser, app)
+    open_tab(page, "5 Take away")
+    strength, precision = page.locator("#export-strength"), page.locator("#export-precision")
+    as_trained = page.get_by_text("its strength is chosen where it is loaded")
+    as_trained.wait_for()
+    assert not strength.is_visible() and not precision.is_visible()
+    share = page.locator("#export-share")
+    assert share.is_visible()
+    page.get_by_label("onnx: ").check()
+    precision.wait_for()
+    assert strength.is_visible() and share.is_visible() and not as_trained.is_visible()
+    precision.get_by_label("fp16").check()
+    page.get_by_label("open_clip: ").check()
+    precision.wait_for(state="hidden")
+    assert strength.is_visible()
+    page.get_by_label("run: ").check()
+    strength.wait_for(state="hidden")
+    share.wait_for(state="hidden")
+    as_trained.wait_for()
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ def locked_app(tmp_path_factory):
     app.close()
 
 
-def served(app: App, path: str | Path) -> httpx.Response:
-    return httpx.get(f"{app.url}/gradio_api/file={urllib.parse.quote(str(path))}")
+def served(app: App, path: str | Path, cookies: dict | None = None) -> httpx.Response:
+    return httpx.get(f"{app.url}/gradio_api/file={urllib.parse.quote(str(path))}", cookies=cookies)
 
 
 def test_no_file_of_the_server_is_served(app):
@@ -39,40 +39,125 @@ def test_no_file_of_the_server_is_served(app):
         "/etc/passwd", here, here.parent.parent / "pyproject.toml", "pyproject.toml", app.folder,
         f"{app.folder}/../../../../etc/passwd", "../../../../etc/passwd", "file:///etc/passwd",
     ):  # fmt: skip
-        answer = served(app, path)
-        assert answer.status_code in (400, 403, 404), f"{path}: {answer.status_code}"
+        for cookies in ({}, app.client().cookies):
+            answer = served(app, path, cookies)
+            assert answer.status_code in (400, 403, 404), f"{path}: {answer.status_code}"
 
 
-def test_a_sessions_files_are_found_by_its_secret_alone(app, tmp_path):
-    """A path is the permission: its folder is named by 128 bits that only the session gets."""
+def test_a_sessions_folder_has_a_secret_name_and_is_not_listed(app, tmp_path):
     client, stranger = app.client(), app.client()
     archive = zip_of(tmp_path / "m.zip", {"bird": "bird", "car": "vehicle"}, images=4)
     client.predict(handle_file(str(archive)), api_name="/load_archive")
     folders = [path for path in app.folder.iterdir() if (path / "train").is_dir()]
     assert folders and all(re.fullmatch("[0-9a-f]{32}", path.name) for path in folders)
     for path in (app.folder, folders[0], folders[0] / "train", folders[0] / "train" / "bird"):
-        assert served(app, path).status_code in (403, 404), "a folder is listed"
-    outside = {"path": str(archive), "meta": {"_type": "gradio.FileData"}}
+        for cookies in ({}, client.cookies):
+            assert served(app, path, cookies).status_code in (403, 404), "a folder is listed"
     call = f"{app.url}/gradio_api/call/load_archive"
-    event = httpx.post(call, json={"data": [outside]}).json()["event_id"]
+    event = httpx.post(call, json={"data": [file_data(archive)]}).json()["event_id"]
     said = httpx.get(f"{call}/{event}", timeout=60).text
     assert "event: error" in said and "complete" not in said, "a path on the server is no upload"
     summary = stranger.predict("digits", api_name="/load_sample")
     assert not {"bird", "car"} & set(summary["classes"])
 
 
-def test_every_endpoint_asks_for_the_password(locked_app, tmp_path):
+def file_data(path: str | Path) -> dict:
+    """What a client of Gradio's sends to name a file of the server."""
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+
+def test_a_file_is_served_to_its_owner_alone(app, tmp_path):
+    owner, stranger = app.client(), app.client()
+    archive = zip_of(tmp_path / "own.zip", {"tool": "tool", "house": "house"}, images=3)
+    with open(archive, "rb") as file:
+        answer = httpx.post(
+            f"{app.url}/gradio_api/upload", files={"files": file}, cookies=owner.cookies
+        )
+    (upload,) = answer.json()
+    before = set(app.folder.iterdir())
+    owner.predict(handle_file(str(archive)), api_name="/load_archive")
+    (mine,) = (path for path in set(app.folder.iterdir()) - before if (path / "train").is_dir())
+    for path in (upload, *sorted((mine / "train" / "tool").iterdir())):
+        assert served(app, path, owner.cookies).content == Path(path).read_bytes()
+        # an old spelling of the address, and detours in it, lead to the same file
+        for spelling in (str(path), f"{app.folder}/x/../{Path(path).relative_to(app.folder)}"):
+            for cookies in (stranger.cookies, {}, {next(iter(owner.cookies)): "x" * 43}):
+                assert served(app, spelling, cookies).status_code == 403, spelling
+                quoted = urllib.parse.quote(spelling)
+                old = httpx.get(f"{app.url}/gradio_api/file/{quoted}", cookies=cookies)
+                assert old.status_code == 403, spelling
+        # nor may it be named as a stranger's input
+        for where in ("call/load_archive", "queue/join", "run/predict", "call/v2/load_archive"):
+            body = {"data": [file_data(path)], "fn_index": 1, "session_hash": "s", "file": {}}
+            sent = f"{app.url}/gradio_api/{where}"
+            answer = httpx.post(sent, json=body, cookies=stranger.cookies)
+            assert answer.status_code == 403, where
+    event = httpx.post(
+        f"{app.url}/gradio_api/call/load_archive",
+        json={"data": [file_data(upload)]},
+        cookies=owner.cookies,
+    )
+    assert event.status_code == 200
+
+
+def test_the_cookie_is_for_this_server_and_not_for_scripts(app):
+    cookies = httpx.get(app.url).headers.get_list("set-cookie")
+    (cookie,) = [cookie for cookie in cookies if cookie.startswith("clip-randlora-visitor=")]
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Domain" not in cookie
+
+
+BEFORE_LOGIN = {
+    "/", "/login", "/login/", "/svelte/{path:path}", "/static/{path:path}", "/assets/{path:path}",
+    "/favicon.ico", "/robots.txt", "/manifest.json", "/pwa_icon", "/pwa_icon/{size}", "/theme.css",
+    "/gradio_api/theme.css", "/gradio_api/startup-events",
+}  # fmt: skip
+"""The routes that anybody gets: the login page, how it looks, and what starts the queue again."""
+
+
+@pytest.fixture(scope="module")
+def routes(tmp_path_factory) -> list[tuple[str, str]]:
+    """Every route of the app that Gradio makes, ``(method, path)``."""
+    from clip_randlora_app.page import Page
+    from clip_randlora_app.service import Service
+    from clip_randlora_app.settings import Settings
+    from gradio.routes import App as GradioApp
+
+    page = Page(Service(Settings(folder=tmp_path_factory.mktemp("routes"))))
+    found, left = [], [*GradioApp.create_app(page.blocks).routes]
+    while left:
+        route = left.pop()
+        inner = getattr(route, "original_router", route)  # as FastAPI nests those of a router
+        if not hasattr(route, "path") or hasattr(inner, "routes"):
+            left += inner.routes
+        else:
+            found += [(method, route.path) for method in route.methods]
+    return sorted(found)
+
+
+def test_every_route_asks_for_the_password(locked_app, routes):
+    assert len(routes) > 80 and ("POST", "/gradio_api/cancel") in routes
+    assert {path for _, path in routes} >= BEFORE_LOGIN
+    open_to_all, login_check = [], "/gradio_api/login_check"
+    for method, path in routes:
+        address = locked_app.url + re.sub(r"\{[^}]*\}", "x", path)
+        body = {"json": {"data": ["clipart"]}} if method == "POST" else {}
+        with httpx.stream(method, address, timeout=20, **body) as answer:
+            if answer.status_code != 401:
+                open_to_all.append(path)
+    assert set(open_to_all) == BEFORE_LOGIN
+    print(f"{len(routes)} routes: {len(routes) - len(open_to_all)} answer 401 without the password")
+    for path in ("gradio_api/file=/etc/x", "gradio_api/queue/data?session_hash=x", "x", "docs"):
+        assert httpx.get(f"{locked_app.url}/{path}").status_code == 401, path
+    assert httpx.get(locked_app.url + login_check).status_code == 401
+    page = httpx.get(locked_app.url).text
+    assert '"auth_required":true' in page and '"components":[]' in page
+
+
+def test_the_password_opens_it(locked_app):
     with pytest.raises(Exception, match=r"(?i)auth|login|401"):
         Client(locked_app.url, verbose=False)
     client = Client(locked_app.url, auth=("ada", "secret"), verbose=False)
     assert client.predict("clipart", api_name="/load_sample")["added"] > 0
-    for path in ("config", "gradio_api/info", "gradio_api/openapi.json", "gradio_api/file=/etc/x"):
-        assert httpx.get(f"{locked_app.url}/{path}").status_code == 401, path
-    for path in ("upload", "queue/join", "call/load_sample", "run/load_sample", "api/predict"):
-        answer = httpx.post(f"{locked_app.url}/gradio_api/{path}", json={"data": ["clipart"]})
-        assert answer.status_code == 401, path
-    for path in ("queue/data?session_hash=x", "call/load_sample/1"):
-        assert httpx.get(f"{locked_app.url}/gradio_api/{path}").status_code == 401, path
     wrong = httpx.post(f"{locked_app.url}/login", data={"username": "ada", "password": "x"})
     assert wrong.status_code == 400
 

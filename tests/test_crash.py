@@ -1,27 +1,33 @@
-"""What is promised about crashes: killed processes, full disks, folders that two want."""
+"""What is promised about crashes: killed and ended processes, folders that two want."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
-from crash import kill_and_go_on, run
+from crash import OFTEN, kill_and_go_on, run
 from safetensors.torch import load_file
 from test_bad_input import ADAPTER, write_classes
-from test_cli import command
 
 import clip_randlora as cr
 from clip_randlora.errors import UserError
-from clip_randlora.outputs import locked, written_whole
+from clip_randlora.outputs import locked
+from clip_randlora.runs import read_metrics
 
-KILLS = int(os.environ.get("CLIP_RANDLORA_KILLS", "3"))
+KILLS = os.environ.get("CLIP_RANDLORA_KILLS", "3").split(",")
+"""How often trainings, sweeps, and exports of each format are killed: one number, or three."""
+TRAININGS, SWEEPS, EXPORTS = map(int, KILLS * 3 if len(KILLS) == 1 else KILLS)
 SEED = int(os.environ.get("CLIP_RANDLORA_SEED", "1"))
 
 
@@ -41,63 +47,219 @@ def arguments(colors: Path, model: Path, out: Path, steps: int = 200) -> list:
 def straight(colors, tiny_folder, tmp_path_factory) -> tuple[Path, float]:
     """A run that nothing disturbed, and its seconds."""
     out = tmp_path_factory.mktemp("straight") / "run"
+    return out, seconds_of(arguments(colors, tiny_folder, out))
+
+
+def seconds_of(command_line: list) -> float:
+    """Run a command that succeeds; return what it took."""
     started = time.monotonic()
-    done = run(arguments(colors, tiny_folder, out))
+    done = run(command_line)
     assert done.returncode == 0, done.stderr
-    return out, time.monotonic() - started
+    return time.monotonic() - started
+
+
+def check_same(folder: Path, expected: Path) -> None:
+    """Check that a run has the files of another, and its weights bit for bit."""
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    if not (expected / ADAPTER).exists():
+        return
+    got, weights = load_file(folder / ADAPTER), load_file(expected / ADAPTER)
+    assert got.keys() == weights.keys()
+    assert all(torch.equal(got[key], weights[key]) for key in weights)
 
 
 @pytest.mark.slow
 def test_killed_trainings_end_at_the_same_weights(straight, colors, tiny_folder, tmp_path):
     expected, seconds = straight
     out = tmp_path / "run"
-    weights = load_file(expected / ADAPTER)
+    steps = []
 
     def check_and_start_over() -> None:
-        compare()
+        check_same(out, expected)
         shutil.rmtree(out)
 
-    def compare() -> None:
-        got = load_file(out / ADAPTER)
-        assert got.keys() == weights.keys()
-        assert all(torch.equal(got[key], weights[key]) for key in weights)
-        assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in expected.iterdir())
+    def look() -> None:
+        found = out / "checkpoint.pt"
+        steps.append(torch.load(found, weights_only=True)["step"] if found.exists() else 0)
 
     report = kill_and_go_on(
         arguments(colors, tiny_folder, out),
         lambda: ["--resume"] if (out / "config.yaml").exists() else [],
         lambda: (out / "metrics.json").exists(),
         check_and_start_over,
-        KILLS,
+        TRAININGS,
         SEED,
-        seconds,
+        lambda: (0, seconds),
+        look,
     )
-    assert report.errors == [] and report.kills == KILLS
-    compare()
-    print(f"{report.kills} kills, {report.finished} runs ended in between")
+    assert report.errors == [] and report.kills == TRAININGS
+    check_same(out, expected)
+    print(f"{report.kills} kills, {report.finished} runs ended in between; states at {steps}")
+
+
+CELLS = 7
+SWEEP = """
+datasets: [{data}]
+models: [{{name: {model}, label: tiny}}]
+methods: [zero_shot, {{method: randlora, rank: 4}}, lora, linear_probe]
+shots: [4]
+seeds: [1, 2]
+training: {{steps: 60, learning_rate: 0.01, precision: fp32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def whole_sweep(colors, tiny_folder, tmp_path_factory) -> tuple[Path, Path, float]:
+    """A sweep's file, its folder after a run that nothing disturbed, and its seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    config, whole = folder / "sweep.yaml", folder / "whole"
+    config.write_text(SWEEP.format(data=colors, model=tiny_folder))
+    return config, whole, seconds_of(["sweep", config, "--out", whole])
 
 
 @pytest.mark.slow
-def test_killed_exports_are_whole_or_not_there(straight, tmp_path):
-    out = tmp_path / "there" / "export"
+def test_killed_sweeps_lose_and_repeat_no_finished_cell(whole_sweep, tmp_path):
+    (config, whole, seconds), out = whole_sweep, tmp_path / "killed"
+    first = min(path.stat().st_ctime for path in (whole / "cells").iterdir())
+    last = max(path.stat().st_ctime for path in (whole / "cells").iterdir())
+    a_cell = (last - first) / (CELLS - 1)
+    before = seconds - CELLS * a_cell  # imports, and reading the model and the images
+    seen: dict[str, tuple] = {}
+    counts: list[int] = []
+
+    def cells() -> list[Path]:
+        return sorted((out / "cells").iterdir()) if (out / "cells").exists() else []
+
+    def moments() -> tuple[float, float]:
+        return 0.7 * before, before + (CELLS - len(cells())) * a_cell
+
+    def look() -> None:
+        now = {path.name: contents(path) for path in cells()}
+        assert {name: now.get(name) for name in seen} == seen, "a finished cell was touched"
+        for name in now.keys() - seen.keys():
+            check_same(out / "cells" / name, whole / "cells" / name)
+            read_metrics(out / "cells" / name)
+        seen.update(now)
+        counts.append(len(now))
+
+    def look_and_start_over() -> None:
+        look()
+        counts.pop()
+        shutil.rmtree(out)
+        seen.clear()
+
+    report = kill_and_go_on(
+        ["sweep", config, "--out", out],
+        list,
+        lambda: len(cells()) == CELLS,
+        look_and_start_over,
+        SWEEPS,
+        SEED,
+        moments,
+        look,
+    )
+    assert report.errors == [] and report.kills == SWEEPS
+    look()
+    assert sorted(seen) == sorted(path.name for path in (whole / "cells").iterdir())
+    assert not any((out / "running").iterdir())
+    counts.pop()
+    print(f"{report.kills} kills, {report.finished} sweeps ended in between; cells at {counts}")
+
+
+def contents(folder: Path) -> tuple:
+    """The inode, the time and the hash of each file of a folder."""
+    return tuple(
+        (path.name, path.stat().st_ino, path.stat().st_mtime_ns, sha256(path.read_bytes()).digest())
+        for path in sorted(folder.iterdir())
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "open_clip"])
+def test_killed_exports_are_whole_or_not_there(form, straight, tmp_path):
+    expected, out = tmp_path / "expected", tmp_path / "there" / "expected"
+    seconds = seconds_of(["export", straight[0], "--format", form, "--out", expected])
+    files = {path.name: path.read_bytes() for path in expected.iterdir()}
 
     def is_whole() -> bool:
         if not out.exists():
             return False
-        assert {"README.md", ADAPTER, "config.json"} <= {path.name for path in out.iterdir()}
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == files
         return True
 
     report = kill_and_go_on(
-        ["export", straight[0], "--format", "adapter", "--out", out],
+        ["export", straight[0], "--format", form, "--out", out],
         list,
         is_whole,
         lambda: shutil.rmtree(out),
-        KILLS,
+        EXPORTS,
         SEED,
-        longest=12,
+        lambda: (0.5 * seconds, seconds),
+        is_whole,
     )
-    assert report.errors == [] and is_whole()
-    assert [path.name for path in out.parent.iterdir()] == ["export"]  # no remains of the killed
+    assert report.errors == [] and report.kills == EXPORTS and is_whole()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]  # no remains of the killed
+    print(f"{report.kills} kills, {report.finished} exports ended in between")
+
+
+def ended(arguments: list, is_time: Callable[[], bool]) -> str:
+    """Run the command, and end it with SIGTERM when it is time; return its last line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OFTEN, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not is_time():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    return errors.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_training_ended_by_the_system_goes_on(straight, colors, tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    said = ended(arguments(colors, tiny_folder, out), (out / "checkpoint.pt").exists)
+    print(said)
+    assert re.fullmatch(
+        rf"interrupted after step \d+: saved to {out}; run the same command with --resume to go on",
+        said,
+    )
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 200 and f"after step {step}:" in said
+    seconds_of([*arguments(colors, tiny_folder, out), "--resume"])
+    check_same(out, straight[0])
+
+
+@pytest.mark.slow
+def test_a_sweep_ended_by_the_system_goes_on(whole_sweep, tmp_path):
+    (config, whole, _), out = whole_sweep, tmp_path / "ended"
+    started = out / "running" / "tiny--colors--lora--4-shots--seed-1"
+    said = ended(["sweep", config, "--out", out], (started / "checkpoint.pt").exists)
+    print(said)
+    assert re.fullmatch(
+        rf"interrupted: [34] cells left, finished ones are in {out}; run the same command to go on",
+        said,
+    )
+    finished = {path.name: contents(path) for path in (out / "cells").iterdir()}
+    assert CELLS - len(finished) == int(said.split()[1])
+    seconds_of(["sweep", config, "--out", out])
+    for path in (whole / "cells").iterdir():
+        check_same(out / "cells" / path.name, path)
+    assert {name: contents(out / "cells" / name) for name in finished} == finished
+
+
+@pytest.mark.slow
+def test_an_export_ended_by_the_system_leaves_nothing(straight, tmp_path):
+    out = tmp_path / "there" / "export"
+    command_line = ["export", straight[0], "--format", "open_clip", "--out", out]
+    unfinished = out.parent / ".export.tmp"
+    said = ended(command_line, lambda: any(unfinished.glob("[!.]*")))
+    assert said == "interrupted; start again"
+    assert not out.parent.exists()
 
 
 HOLD = """
@@ -153,54 +315,3 @@ def test_a_second_thread_is_refused(tmp_path):
         thread.join()
         assert (tmp_path / "out" / ".lock").exists()
     assert len(refused) == 1 and "another process is writing there" in refused[0]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of a few KiB, of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(small_disk, colors, tiny_folder):
-    out = small_disk / "run"
-    done = command(*arguments(colors, tiny_folder, out, steps=5))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {out}") and "cannot be written" in last, last
-    assert not out.exists() or not list(out.glob("*.tmp"))
-
-
-@pytest.mark.parametrize("writes", ["text", "torch", "figure"])
-def test_every_writer_tells_a_full_disk(writes, small_disk):
-    from matplotlib.figure import Figure
-
-    from clip_randlora import figures
-
-    path = small_disk / "file"
-    with pytest.raises(UserError, match="file: cannot be written"):
-        if writes == "figure":
-            figure = Figure((20, 20))
-            figure.subplots().imshow(torch.rand(500, 500))
-            figures.save(figure, path)
-        else:
-            with written_whole(path) as temporary:
-                if writes == "text":
-                    temporary.write_text("x" * 200_000)
-                else:
-                    torch.save(torch.rand(200_000), temporary)
-    assert list(small_disk.iterdir()) == []
-
-
-def test_a_read_only_file_system_is_one_line(small_disk, colors, tiny_folder):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = command(*arguments(colors, tiny_folder, small_disk / "run", steps=2))
-    assert done.returncode == 2
-    assert f"--out {small_disk}/run: cannot be written to (Read-only file system)" in done.stderr

@@ -3,11 +3,13 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, randomize
-from safetensors.torch import load_file
+from exports import elsewhere
+from safetensors.torch import load_file, save_file
 
 import clip_randlora as cr
 from clip_randlora.adapters.transformers_names import to_transformers
@@ -35,9 +37,9 @@ def theirs(tiny) -> "transformers.CLIPModel":
     return net.eval()
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, 32, 32, generator=generator)
+    images = torch.randn(2, 3, size, size, generator=generator)
     tokens = torch.randint(1, 30000, (2, 77), generator=generator)
     tokens[:, 6:] = 0
     tokens[:, 5] = 49407  # end of text
@@ -133,6 +135,23 @@ def test_an_adapter_that_peft_trained_loads_here(
     assert not torch.allclose(before[0], our_features(tiny.net)[0], atol=1e-3)
 
 
+def require_same_numbers(first: Path, second: Path) -> None:
+    """Compare every tensor of two adapters that are stored for peft, and their settings."""
+    tensors, written = (load_file(each / "adapter_model.safetensors") for each in (first, second))
+    seen = set()
+    for key, tensor in tensors.items():
+        if key.endswith(("randlora_A", "randlora_B")):  # peft repeats the shared pair in each layer
+            key = "base_model." + key.rsplit(".", 1)[1]
+        assert torch.equal(tensor, written[key]), key
+        seen.add(key)
+    assert seen == written.keys()
+    settings, same = (
+        json.loads((each / "adapter_config.json").read_text()) for each in (first, second)
+    )
+    for key in ("r", "randlora_alpha", "projection_prng_key", "sparse", "very_sparse"):
+        assert settings[key] == same[key]
+
+
 def test_round_trip_keeps_every_number(tiny, theirs, tmp_path):
     trained_by_peft(theirs, EVERY_TARGET, tmp_path / "first")
     adapter = cr.load_adapter(tiny.net, tmp_path / "first" / "adapter_model.safetensors")
@@ -140,19 +159,87 @@ def test_round_trip_keeps_every_number(tiny, theirs, tmp_path):
     adapter.detach()
     again = cr.load_adapter(tiny.net, tmp_path / "adapter.safetensors")
     cr.save_peft_adapter(again, tmp_path / "second")
-    first, second = (
-        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second")
+    require_same_numbers(tmp_path / "first", tmp_path / "second")
+
+
+# the last 2 of 12 blocks of each tower, 0.9 GB as peft saves them; all of them are 5.5 GB
+BLOCKS = r".*layers\.(10|11)\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+
+
+# as large as OpenAI's: peft trains for a step and saves, where this package is missing
+TRAIN_THERE = f"""
+from peft import RandLoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+inputs = load_file("inputs.safetensors")
+config = RandLoraConfig(r=4, randlora_alpha=3, target_modules={BLOCKS!r})
+model = get_peft_model(CLIPModel.from_pretrained("base"), config)
+trained = [p for name, p in model.named_parameters() if "randlora_" in name]
+generator = torch.Generator().manual_seed(1)
+with torch.no_grad():
+    for parameter in trained:
+        parameter.normal_(0, 0.05, generator=generator)
+optimizer = torch.optim.AdamW(trained, lr=1e-3)
+model(**inputs).logits_per_image.diagonal().sum().backward()
+optimizer.step()
+model.save_pretrained("first")
+"""
+SAVE_FEATURES = """
+with torch.no_grad():
+    output = model.eval()(**inputs)
+save_file({"images": output.image_embeds, "texts": output.text_embeds}, "features.safetensors")
+"""
+# what came back from this package answers to the bit as what was sent
+LOAD_THERE = """
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+inputs, before = load_file("inputs.safetensors"), load_file("features.safetensors")
+model = PeftModel.from_pretrained(CLIPModel.from_pretrained("base"), "second").eval()
+with torch.no_grad():
+    output = model(**inputs)
+for got, sent in ((output.image_embeds, before["images"]), (output.text_embeds, before["texts"])):
+    print("features differ by", float((got - sent).abs().max()))
+    assert torch.equal(got, sent)
+"""
+
+
+@pytest.mark.slow
+def test_round_trip_keeps_every_number_of_vit_b_32(tmp_path):
+    """peft saves, this package loads and saves, peft loads that again."""
+    ours = cr.load_model("ViT-B-32", None, "cpu").net
+    base = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={"hidden_act": "gelu", "eos_token_id": 49407},
+            vision_config={"hidden_act": "gelu"},
+        )
     )
-    for key, tensor in first.items():
-        if key.endswith(("randlora_A", "randlora_B")):  # peft repeats the shared pair in each layer
-            key = "base_model." + key.rsplit(".", 1)[1]
-        assert torch.equal(tensor, second[key]), key
-    settings = [
-        json.loads((tmp_path / name / "adapter_config.json").read_text())
-        for name in ("first", "second")
-    ]
-    for key in ("r", "randlora_alpha", "projection_prng_key", "sparse", "very_sparse"):
-        assert settings[0][key] == settings[1][key]
+    base.load_state_dict(to_transformers(ours.state_dict()))
+    base.save_pretrained(tmp_path / "base")
+    images, tokens = inputs(224)
+    save_file({"pixel_values": images, "input_ids": tokens}, tmp_path / "inputs.safetensors")
+    elsewhere(TRAIN_THERE + SAVE_FEATURES, tmp_path)
+    adapter = cr.load_adapter(ours, tmp_path / "first")
+    # 2 blocks of q, k, v together, out, fc1 and fc2 in each of two towers
+    assert len(adapter.weights) == 2 * 2 * 4
+    cr.save_peft_adapter(adapter, tmp_path / "second")
+    require_same_numbers(tmp_path / "first", tmp_path / "second")
+    elsewhere(LOAD_THERE, tmp_path)
+    theirs = load_file(tmp_path / "features.safetensors")
+    with torch.no_grad():
+        mine = {
+            "images": ours.encode_image(images, normalize=True),
+            "texts": ours.encode_text(tokens, normalize=True),
+        }
+        adapter.strength = 0
+        untuned = ours.encode_image(images, normalize=True)
+    for key, features in mine.items():
+        difference = float((features - theirs[key]).abs().max())
+        print(f"{key} here and in peft differ by {difference:.1e}")
+        assert difference < 1e-4
+    assert (mine["images"] - untuned).abs().max() > 1e-3
 
 
 def test_only_the_numbers_that_are_needed_are_written(tiny, theirs, tmp_path):

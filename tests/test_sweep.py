@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -325,32 +324,6 @@ def test_a_report_of_somebody_else_is_not_overwritten(tmp_path):
     result = command("report", out, "--out", other)
     assert result.returncode == 2 and "has a report.md that is not a sweep's" in result.stderr
     assert (other / "report.md").read_text() == "# My thesis"
-
-
-@pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_numbers(tiny_sweep, tmp_path):
-    whole = start(tiny_sweep, tmp_path / "whole")
-    begun = time.monotonic()
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
-    lasted = time.monotonic() - begun
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}, unbroken {lasted:.1f} s")
-    moments = random.Random(seed)
-    out = tmp_path / "killed"
-    for _ in range(3):
-        process = start(tiny_sweep, out)
-        time.sleep(moments.uniform(0.3, 1.0) * lasted)
-        process.kill()
-        process.communicate()
-        done = set(results_of(out)) if (out / "cells").exists() else set()
-        print(f"killed with {len(done)} cells done")
-    last = start(tiny_sweep, out)
-    _, errors = last.communicate(timeout=300)
-    assert last.returncode == 0, errors
-    assert all(f"done    {name} " not in errors for name in done), "a finished cell was run again"
-    assert results_of(out) == results_of(tmp_path / "whole")
-    assert len(results_of(out)) == 9
-    assert not any((out / "running").iterdir())
 
 
 @pytest.mark.slow

@@ -28,10 +28,14 @@ def launch(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # uploads and workspaces share one folder, so that what is served need not be copied
     os.environ["GRADIO_TEMP_DIR"] = str(settings.folder)
+    from starlette.middleware import Middleware
+
+    from clip_randlora_app.gate import Gate
     from clip_randlora_app.page import CSS, Page, theme
     from clip_randlora_app.service import Service
 
-    page = Page(Service(settings))
+    service = Service(settings)
+    page = Page(service)
     page.blocks.queue(default_concurrency_limit=8).launch(
         server_name=host,
         server_port=port,
@@ -43,4 +47,5 @@ def launch(
         footer_links=["api"],
         share=False,
         show_error=True,
+        app_kwargs={"middleware": [Middleware(Gate, service.visitors)]},
     )

@@ -28,15 +28,15 @@ class Endpoints:
             name, model = gr.Textbox("clipart"), gr.Textbox("lite0")
             method, preset = gr.Textbox("randlora"), gr.Textbox("balanced")
             shots, seed = gr.Number(16, precision=0), gr.Number(1, precision=0)
-            strength, form = gr.Number(1.0), gr.Textbox("adapter")
-            file, image = gr.File(), gr.File()
+            strength, form, precision = gr.Number(1.0), gr.Textbox("adapter"), gr.Textbox("fp32")
+            share, file, image = gr.Number(0.0), gr.File(), gr.File()
             result, exported = gr.JSON(), gr.File()
             self._add(self.load_sample, [name], result)
             self._add(self.load_archive, [file], result)
             self._add(self.train, [model, method, shots, seed, preset], result)
             self._add(self.predict, [image, strength], result)
             self._add(self.evaluate, [], result)
-            self._add(self.export, [form], exported)
+            self._add(self.export, [form, strength, precision, share], exported)
 
     def load_sample(self, name: str, request: gr.Request) -> dict[str, Any]:
         """Add a bundled set to the session's images; return classes and counts."""
@@ -77,9 +77,12 @@ class Endpoints:
         workspace = self.service.workspace(request)
         return read_metrics(self.service.finished_run(workspace))
 
-    def export(self, format: str, request: gr.Request) -> str:
+    def export(
+        self, format: str, strength: float, precision: str, share: float, request: gr.Request
+    ) -> str:
         """Return a file of the session's run, in one of the formats of the page."""
-        return str(self.service.export(self.service.workspace(request), format, 1.0))
+        workspace = self.service.workspace(request)
+        return str(self.service.export(workspace, format, strength, precision, share))
 
     def _add(self, function: Any, inputs: list[Any], output: Any) -> None:
         gr.Button().click(

@@ -64,6 +64,7 @@ class Page:
         tried = [self.compare.image, self.compare.strength]
         about_run = [*self.compare.outputs, *self.hood.outputs]
         self.blocks.load(self._enter, [self.token, *tried], [self.token, *everything], **PRIVATE)
+        self.blocks.unload(self.service.leave)
         self.train.shown_run.change(
             self._show_run, tried, about_run, show_progress="hidden", **PRIVATE
         )

@@ -24,11 +24,14 @@ from clip_randlora_app.answers import Answer, Answers
 from clip_randlora_app.jobs import Job, Trainer
 from clip_randlora_app.settings import Settings
 from clip_randlora_app.uploads import without_paths
+from clip_randlora_app.visitors import Visitors, visitor_in
 from clip_randlora_app.workspace import Workspace
 from clip_randlora_app.workspaces import Workspaces
 
 _SECONDS_BETWEEN_SWEEPS = 300
+_SECONDS_TO_COME_BACK = 10  # reloading a page closes it too
 _IMAGES_AT_ONCE = 16
+_WHOLE = ("adapter", "run")  # given as trained: their strength is chosen where they are loaded
 TRAIN_FIRST = "There is no tuned model yet: train one, or load a run under Take away."
 
 
@@ -38,13 +41,28 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.workspaces = Workspaces(settings)
+        self.visitors = Visitors(settings.folder)
         self.trainer = Trainer(settings.max_train_minutes, settings.device)
         self.answers = Answers(settings.device)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     def workspace(self, request: gr.Request) -> Workspace:
         """Return the workspace of whoever asks."""
-        return self.workspaces.of(request.session_hash)
+        workspace = self.workspaces.of(request.session_hash)
+        self.visitors.give(visitor_in(request.cookies), [workspace.folder])
+        return workspace
+
+    def leave(self, request: gr.Request) -> None:
+        """Note that a page was closed; a training that nobody comes back to is stopped."""
+        self.workspaces.leave(request.session_hash)
+        timer = threading.Timer(_SECONDS_TO_COME_BACK, self._stop_left, [request.session_hash])
+        timer.daemon = True
+        timer.start()
+
+    def _stop_left(self, session: str) -> None:
+        workspace = self.workspaces.left(session)
+        if workspace is not None and workspace.job is not None and workspace.job.is_learning:
+            self.trainer.stop(workspace.job)
 
     def start(
         self, workspace: Workspace, model: str, preset: str, settings: Mapping[str, Any]
@@ -164,32 +182,83 @@ class Service:
             **others,
         }
 
-    def export(self, workspace: Workspace, name: str, strength: float) -> Path:
+    def takes_strength(self, name: str) -> bool:
+        """Tell whether a strength goes into a download, or is chosen where it is loaded."""
+        return name not in _WHOLE
+
+    def precisions(self, name: str) -> tuple[str, ...]:
+        """Return the precisions in which a download can be had, the default first."""
+        return ("fp32",) if name in _WHOLE else cr.export_precisions(name)
+
+    def takes_sums(self, name: str) -> bool:
+        """Tell whether a download can be the average of two runs."""
+        return name not in ("run", "peft")
+
+    def export(
+        self, workspace: Workspace, name: str, strength: float, precision: str, share: float = 0.0
+    ) -> Path:
         """Return a file of the run in use, in one of `formats`: the adapter, or a zip.
 
+        Args:
+            workspace: whose run.
+            name: one of `formats`.
+            strength: 0 (zero-shot) to 1 (tuned), for those that take one; 1 for the others.
+            precision: one of `precisions`.
+            share: of the run before in a weighted average of two runs, 0 to 1.
+
         Raises:
-            UserError: there is no run, or the format does not fit its model.
+            UserError: there is no run, or the format does not fit its model, or it cannot be had
+                at that strength or precision, or there is no run before that fits.
         """
         if name not in self.formats():
             raise cr.UserError(f"format {name}: choose {', '.join(self.formats())}")
-        if name == "adapter":
+        if strength != 1 and not self.takes_strength(name):
+            raise cr.UserError(
+                f"strength {strength:g}: {name} is given as trained and its strength chosen where "
+                f"it is loaded; leave it at 1"
+            )
+        if precision not in self.precisions(name):
+            choices = " or ".join(self.precisions(name))
+            raise cr.UserError(f"precision {precision}: {name} is written in {choices}")
+        before = self._run_to_average(workspace, name, share)
+        if name == "adapter" and before is None:
             return self.adapter_file(workspace)
         run = self.finished_run(workspace)
-        marks = [name, *([f"strength{strength:g}"] if name != "run" else [])]
-        path = workspace.downloads() / f"{'-'.join(marks)}-{run.name}.zip"
+        marks = f"{name}-strength{strength:g}-{precision}" if self.takes_strength(name) else name
+        marks += f"-share{share:g}-{before.name}" if before else ""
+        path = workspace.downloads() / f"{marks}-{run.name}.zip"
         if not path.exists() and name == "run":
             _zip_folder(run, path, "run")
         elif not path.exists():
             with tempfile.TemporaryDirectory(dir=workspace.downloads()) as folder:
-                write = partial(cr.export_run, run, name, Path(folder) / name, strength=strength)
+                options = {"strength": strength, "precision": precision}
+                if before:
+                    options |= {"add": [before], "weights": (1 - share, share)}
+                write = partial(cr.export_run, run, name, Path(folder) / name, **options)
                 _zip_folder(without_paths(write, workspace.folder, "your run"), path, name)
         return path
 
-    def snippet(self, workspace: Workspace, name: str) -> str:
-        """Return the Python lines that load a download."""
-        if name not in ("adapter", "run"):
+    def _run_to_average(self, workspace: Workspace, name: str, share: float) -> Path | None:
+        """Return the run before if it has a share, and refuse what cannot be averaged."""
+        if not 0 <= share <= 1:
+            raise cr.UserError(f"share {share:g}: must lie between 0 and 1")
+        if share == 0:
+            return None
+        if not self.takes_sums(name):
+            raise cr.UserError(f"share {share:g}: {name} is of one run alone; leave it at 0")
+        if workspace.run_before is None:
+            raise cr.UserError(
+                f"share {share:g}: there is no run before this one to average it with; train twice "
+                f"or load one"
+            )
+        return workspace.run_before
+
+    def snippet(self, workspace: Workspace, name: str, share: float = 0.0) -> str:
+        """Return the Python lines that load a download; see `export`."""
+        if name not in _WHOLE:
             return cr.loading_snippet(self.finished_run(workspace), name, name)
-        path = {"adapter": "adapter.safetensors", "run": "run"}[name]
+        folder = "adapter/" if share else ""
+        path = {"adapter": f"{folder}{ADAPTER}", "run": "run"}[name]
         return (
             "import clip_randlora as cr\n\n"
             f'classifier = cr.Classifier.load("{path}")\n'
@@ -207,6 +276,7 @@ class Service:
     def _sweep(self) -> None:
         while True:
             self.workspaces.sweep()
+            self.visitors.forget_missing()
             time.sleep(_SECONDS_BETWEEN_SWEEPS)
 
 

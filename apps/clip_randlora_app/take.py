@@ -29,14 +29,37 @@ class TakeTab:
                     label="What",
                     elem_id="format",
                 )
+                self.as_trained = gr.Markdown(
+                    "Given as trained: its strength is chosen where it is loaded.",
+                    elem_classes="hint",
+                    elem_id="as-trained",
+                )
                 self.strength = gr.Slider(
                     0,
                     1,
                     value=1,
                     step=0.05,
                     label="Strength",
-                    info="How much of the update goes into merged weights.",
+                    info="How much of the update goes into it: 0 is zero-shot, 1 tuned.",
                     elem_id="export-strength",
+                    visible=False,
+                )
+                self.share = gr.Slider(
+                    0,
+                    1,
+                    value=0,
+                    step=0.05,
+                    label="Share of the run before",
+                    info="0: the latest run alone. 0.5: the average of your last two runs.",
+                    elem_id="export-share",
+                )
+                self.precision = gr.Radio(
+                    list(service.precisions("adapter")),
+                    value="fp32",
+                    label="Precision",
+                    info="fp16: half the size, answers a little off.",
+                    elem_id="export-precision",
+                    visible=False,
                 )
                 self.prepare = gr.Button("Prepare", variant="primary", elem_id="prepare")
                 self.file = gr.File(label="Download", interactive=False, elem_id="download")
@@ -64,9 +87,15 @@ class TakeTab:
 
     def bind(self, after_loading: Any) -> None:
         """Bind the events; ``after_loading`` binds what follows on a loaded run."""
+        self.format.change(
+            self._show_options,
+            [self.format],
+            [self.as_trained, self.strength, self.share, self.precision],
+            **PRIVATE,
+        )
         self.prepare.click(
             as_sentences(self._prepare),
-            [self.format, self.strength],
+            [self.format, self.strength, self.precision, self.share],
             [self.file, self.snippet],
             **PRIVATE,
         )
@@ -75,10 +104,30 @@ class TakeTab:
         )
         after_loading(loaded)
 
-    def _prepare(self, name: str, strength: float, request: gr.Request) -> tuple[str, str]:
+    def _show_options(self, name: str) -> Update:
+        """Show what can be chosen for a format."""
+        takes_strength, precisions = (
+            self.service.takes_strength(name),
+            self.service.precisions(name),
+        )
+        return {
+            self.as_trained: gr.update(visible=not takes_strength),
+            self.strength: gr.update(visible=takes_strength),
+            self.share: gr.update(visible=self.service.takes_sums(name)),
+            self.precision: gr.update(
+                choices=list(precisions), value=precisions[0], visible=len(precisions) > 1
+            ),
+        }
+
+    def _prepare(
+        self, name: str, strength: float, precision: str, share: float, request: gr.Request
+    ) -> tuple[str, str]:
         workspace = self.service.workspace(request)
-        path = self.service.export(workspace, name, strength)
-        return str(path), self.service.snippet(workspace, name)
+        # sliders keep their values while they are hidden
+        strength = strength if self.service.takes_strength(name) else 1.0
+        share = share if self.service.takes_sums(name) else 0.0
+        path = self.service.export(workspace, name, strength, precision, share)
+        return str(path), self.service.snippet(workspace, name, share)
 
     def _load(self, upload: str, request: gr.Request) -> Update:
         workspace, path = self.service.workspace(request), Path(upload)

@@ -271,11 +271,21 @@ class Workspace:
     @property
     def run(self) -> Path | None:
         """What answers: the latest run folder, or adapter file, that was trained or loaded."""
-        adapters = sorted((self.folder / "runs").glob(f"*/{ADAPTER}"))
+        adapters = self._adapters()
         if not adapters:
             return None
         folder = adapters[-1].parent
         return folder if (folder / "config.yaml").exists() else adapters[-1]
+
+    @property
+    def run_before(self) -> Path | None:
+        """The folder of the latest finished run before the one that answers."""
+        folders = [adapter.parent for adapter in self._adapters()[:-1]]
+        whole = [folder for folder in folders if (folder / "metrics.json").exists()]
+        return whole[-1] if whole else None
+
+    def _adapters(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob(f"*/{ADAPTER}"))
 
     def tested(self) -> dict[str, Path]:
         """Return the images that the run in use was measured on and that are still there."""

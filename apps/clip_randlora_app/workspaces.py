@@ -22,6 +22,7 @@ class Workspaces:
         self._lock = threading.Lock()
         self._by_token: dict[str, Workspace] = {}
         self._by_session: dict[str, Workspace] = {}
+        self._left: set[str] = set()  # sessions whose page was closed
         settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def enter(self, session: str, token: str | None) -> tuple[Workspace, str]:
@@ -32,16 +33,31 @@ class Workspaces:
             if token not in self._by_token:
                 self._by_token[token] = Workspace(self._folder(token), self.settings)
             workspace = self._by_session[session] = self._by_token[token]
+            self._left.discard(session)
             return workspace, token
 
     def of(self, session: str) -> Workspace:
         """Return the workspace of a page's or a client's session; the first call makes it."""
         with self._lock:
             workspace = self._by_session.get(session)
+            self._left.discard(session)
         if workspace is None:
             workspace, _ = self.enter(session, None)
         workspace.last_used = time.time()
         return workspace
+
+    def leave(self, session: str) -> None:
+        """Note that a session's page was closed; it is open again when it next asks."""
+        with self._lock:
+            if session in self._by_session:
+                self._left.add(session)
+
+    def left(self, session: str) -> Workspace | None:
+        """Return the workspace of a session if none of the pages that show it is open."""
+        with self._lock:
+            workspace = self._by_session.get(session)
+            pages = {name for name, value in self._by_session.items() if value is workspace}
+            return workspace if pages <= self._left else None
 
     def delete(self, session: str) -> None:
         """Delete everything that a session's person has here."""
@@ -75,4 +91,5 @@ class Workspaces:
             for table in (self._by_token, self._by_session):
                 for key in [key for key, value in table.items() if value is workspace]:
                     del table[key]
+            self._left &= self._by_session.keys()
         workspace.delete()

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, features
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import OutOfMemory, UserError
 
 MAX_PIXELS = 64_000_000
 _AVIF = "avif" in features.modules and features.check("avif")  # not in older Pillows
@@ -117,6 +117,8 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         raise UnreadableImage(
             name, f"not an image that can be read; save it as PNG or JPEG (read are {known})"
         ) from None
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # a broken header can raise nearly anything inside PIL
         raise UnreadableImage(name, _broken(error)) from error
     try:
@@ -153,11 +155,18 @@ def _broken(error: Exception) -> str:
     return f"broken or truncated image ({detail}); replace it"
 
 
+def _no_memory(name: str) -> OutOfMemory:
+    """Return an error that ends what was begun: a whole image must not be left out."""
+    return OutOfMemory(f"{name}: out of memory when decoding it; end other programs")
+
+
 def _guarded(convert: Any, image: Image.Image, name: str) -> Image.Image:
     try:
         return convert(image, name)
     except UserError:
         raise
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # a broken body can raise nearly anything inside PIL
         raise UnreadableImage(name, _broken(error)) from error
 

@@ -10,13 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
 from clip_randlora.export import card
 from clip_randlora.export.hub import push, require_token
 from clip_randlora.export.source import Source
 from clip_randlora.outputs import LOCK, locked, made_for
 
-__all__ = ["export_formats", "export_run", "loading_snippet", "push", "require_token"]
+__all__ = [
+    "export_formats",
+    "export_precisions",
+    "export_run",
+    "loading_snippet",
+    "push",
+    "require_token",
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,15 @@ _FORMATS = {
 def export_formats() -> dict[str, str]:
     """Return ``{format: one sentence about it}``; what each of them writes is a folder."""
     return {name: known.description for name, known in _FORMATS.items()}
+
+
+def export_precisions(format: str) -> tuple[str, ...]:
+    """Return the precisions in which a format can be written, the default first.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    return _known(format).precisions
 
 
 def export_run(
@@ -121,6 +137,11 @@ def export_run(
     except UserError:
         raise
     except Exception as error:  # the other libraries raise many kinds
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"--format {format} --out {out}: nothing written, out of memory; end other "
+                f"programs, or use a machine with more"
+            ) from error
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
             f"--format {format} --out {out}: nothing written ({reason or type(error).__name__}); "

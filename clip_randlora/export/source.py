@@ -159,7 +159,7 @@ class Source:
         return {
             _PARAMETRIZED.sub(r"\1", key): tensor
             for key, tensor in self.model.net.state_dict().items()
-            if ".parametrizations." not in key or key.endswith(".original")
+            if "parametrizations." not in key or key.endswith(".original")
         }
 
     def features(self) -> Features:

@@ -112,13 +112,14 @@ class SweepFolder:
         self.running(cell).rename(self.cell(cell))
         self._failure(cell).unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, error: str, details: str = "") -> None:
-        """Record why a cell failed, and remove what it had written."""
+    def fail(self, cell: Cell, error: str, details: str = "", *, keeps_state: bool = False) -> None:
+        """Record why a cell failed; remove what it had written, but for a state to go on from."""
         _write_json(
             self._failure(cell),
             {"error": error, "details": details, "time": time.strftime("%Y-%m-%d %H:%M:%S")},
         )
-        shutil.rmtree(self.running(cell), ignore_errors=True)
+        if not (keeps_state and runs.has_checkpoint(self.running(cell))):
+            shutil.rmtree(self.running(cell), ignore_errors=True)
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell failed when it was last tried, in one line; None if it did not."""

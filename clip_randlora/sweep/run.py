@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import OutOfMemory, UserError
 from clip_randlora.sweep.config import Cell, SweepConfig
 from clip_randlora.sweep.folder import SweepFolder
 from clip_randlora.sweep.progress import Progress
@@ -90,7 +90,8 @@ def _run_here(
         try:
             runner.run(cell, folder.running(cell), progress.stepped)
         except Exception as error:
-            folder.fail(cell, describe(error), traceback.format_exc())
+            has_state = isinstance(error, OutOfMemory)  # elsewhere, or later, it may go on
+            folder.fail(cell, describe(error), traceback.format_exc(), keeps_state=has_state)
             progress.has_failed(cell, describe(error))
         else:
             seconds = time.perf_counter() - start

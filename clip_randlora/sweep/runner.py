@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from clip_randlora import runs
 from clip_randlora.cache import Cache
 from clip_randlora.data import Data, load_data
-from clip_randlora.errors import UserError
+from clip_randlora.errors import OutOfMemory, UserError
 from clip_randlora.loop import Step
 from clip_randlora.models import Model, load_model
 from clip_randlora.sweep.config import Cell
@@ -60,14 +60,16 @@ class Runner:
                 try:
                     train(resume=True)
                     return
+                except OutOfMemory:
+                    raise
                 except UserError:  # a state of other settings or images, say: start anew
                     pass
             shutil.rmtree(folder, ignore_errors=True)
             train(resume=False)
-        except UserError:
-            raise
-        except Exception:  # whatever it was, the next cell gets a model that it did not touch
-            self._cache, self._model = _Last(), _Last()
+        except Exception as error:
+            # whatever it was, the next cell gets a model that it did not touch, and its memory
+            if not isinstance(error, UserError) or isinstance(error, OutOfMemory):
+                self._cache, self._model = _Last(), _Last()
             raise
 
 

@@ -1,0 +1,84 @@
+"""Fixtures for the tests of exports: runs, made once, and their exports, written once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from exports import architecture_run, files_in, some_drawings, train
+from PIL import Image
+
+import clip_randlora as cr
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory) -> Path:
+    return some_drawings(tmp_path_factory.mktemp("drawings"), 3, training=2, test=4)
+
+
+@pytest.fixture(scope="session")
+def few_drawings(tmp_path_factory) -> Path:
+    """As few as can be, for models of full size."""
+    return some_drawings(tmp_path_factory.mktemp("few"), 2, training=1, test=1)
+
+
+@pytest.fixture(scope="session")
+def quick_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The small model with quick GELU, which OpenAI's weights were trained with."""
+    folder = tmp_path_factory.mktemp("quick") / "tiny"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lite0_run(drawings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "lite0"
+    return train(cr.load_model("lite0", device="cpu"), drawings, out, shots=2, steps=10)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(quick_folder, drawings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    method = {"method": "randlora", "rank": 5}
+    return train(cr.load_model(str(quick_folder)), drawings, out, spread=0.1, method=method)
+
+
+@pytest.fixture(scope="session")
+def vit_b_32_run(few_drawings, tmp_path_factory) -> Path:
+    return architecture_run("ViT-B-32", few_drawings, tmp_path_factory.mktemp("vit_b_32"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Export a run once for all tests, and show it to one of them as ``exported`` in its folder."""
+    known = {}
+
+    def show(run: Path, format: str, folder: Path, name: str = "exported", **options) -> Path:
+        key = (run, format, *options.items())
+        if key not in known:
+            known[key] = tmp_path_factory.mktemp("exports") / "exported"
+            assert cr.export_run(run, format, known[key], **options) == known[key]
+        (folder / name).symlink_to(known[key])
+        return folder / name
+
+    yield show
+    for folder in known.values():
+        shutil.rmtree(folder, ignore_errors=True)  # gigabytes
+
+
+@pytest.fixture(scope="session")
+def photographs(drawings, tmp_path_factory) -> list[str]:
+    """The test images, and one each of what a script may get wrong: turned, transparent, thin."""
+    folder = tmp_path_factory.mktemp("photographs")
+    drawing = Image.open(files_in(drawings / "test")[0]).convert("RGBA").resize((420, 301))
+    image = drawing.copy()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "transparent.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    drawing.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    drawing.convert("L").crop((0, 0, 420, 30)).save(folder / "thin.png")
+    return [*files_in(drawings / "test"), *files_in(folder)]
