@@ -84,10 +84,11 @@ def kill_and_go_on(
             look()
         elif done.returncode == 0 and is_done():
             report.finished += 1
-            start_over()
         else:
             report.errors.append(done.stderr)
             return report
+        if is_done():  # or killed between its last file and its end
+            start_over()
     if not is_done():
         done = run([*arguments, *goes_on()])
         if done.returncode:

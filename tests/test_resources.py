@@ -62,7 +62,7 @@ def without_memory(place: str, *command_line) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200"},
     )
 
 

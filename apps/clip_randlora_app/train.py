@@ -129,7 +129,7 @@ class TrainTab:
 
     def _build_advanced(self) -> None:
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            gr.Markdown("Leave a box empty for the default.", elem_classes="hint")
+            gr.Markdown("Leave a box empty, or at 0, for the default.", elem_classes="hint")
             with gr.Row():
                 self.rank = gr.Number(
                     None,
@@ -237,9 +237,9 @@ class TrainTab:
         adapter = {key: value for key, value in adapter.items() if value}
         settings = {
             "method": {"method": method, "towers": towers, "targets": targets, **adapter},
-            "learning_rate": learning_rate,
-            "steps": steps,
-            "shots": shots,
+            "learning_rate": learning_rate or None,  # an empty box may come as 0
+            "steps": steps or None,
+            "shots": shots or None,
             "seed": 1 if seed is None else seed,
             "precision": precision,
         }
