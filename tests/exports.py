@@ -87,7 +87,7 @@ def architecture_run(name: str, drawings: Path, folder: Path, **method) -> Path:
     save_file(cr.load_model(name, None, "cpu").net.state_dict(), weights)
     method = {"method": "randlora", "rank": 6, **method}
     model = cr.load_model(name, weights, "cpu")
-    return train(model, drawings, folder / "run", spread=0.01, method=method)
+    return train(model, drawings, folder / "run", spread=0.1, method=method)
 
 
 def answers(run: Path, folder: Path, strength: float = 1.0) -> None:

@@ -103,7 +103,7 @@ def test_a_method_is_right_in_a_format(method, format, run_of, exported, tmp_pat
     classifier.adapter.strength = 0
     before = features_of_open_clip(classifier.model.net, classifier.model)
     if format != "head":
-        changed = any((a - b).abs().max() > 1e-4 for a, b in zip(before, got, strict=True))
+        changed = any((a - b).abs().max() > 1e-3 for a, b in zip(before, got, strict=True))
         assert changed == (method != "zero_shot")
 
 

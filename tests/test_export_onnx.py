@@ -72,7 +72,7 @@ def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     run = request.getfixturevalue(run)
     out = exported(run, "onnx", tmp_path, precision="fp16")
     answers(run, tmp_path)
-    compare = COMPARE_ONNX.replace("TOLERANCE", "2e-2")
+    compare = COMPARE_ONNX.replace("TOLERANCE", "1e-2")
     elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
     predicted = top1(cr.Classifier.load(run, device="cpu").predict(photographs))
     assert run_script(tmp_path, photographs) == list(zip(photographs, predicted, strict=True))
@@ -86,7 +86,7 @@ def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     ("name", "data"), [("lite0", "clipart"), ("lite0", "digits"), ("vit_b_32_run", "clipart")]
 )
 def test_half_precision_on_every_bundled_test_image(name, data, request, exported, tmp_path):
-    """Only near ties of the bundled sets get another class in fp16 than `predict` gives them."""
+    """fp16 gives the class that `predict` gives, but for ties of 0.002 of probability (digits)."""
     if name == "lite0":
         run = train(cr.load_model("lite0", device="cpu"), data, tmp_path / "run", shots=4, steps=20)
     else:
@@ -109,4 +109,7 @@ def test_half_precision_on_every_bundled_test_image(name, data, request, exporte
         f"{len(paths)} images, {len(set(predicted))} classes, {len(other)} answered otherwise, by "
         f"{max(other, default=0):.4f} of probability at most"
     )
-    assert len(other) <= len(paths) / 100 and max(other, default=0) < 0.02
+    if data == "clipart":
+        assert not other
+    else:  # no 16 bits tell classes apart that are as near as this
+        assert len(other) <= 3 and max(other, default=0) < 0.002

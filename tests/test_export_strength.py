@@ -177,7 +177,7 @@ def test_half_strength_is_predict_at_half_strength_in_every_format(
     tuned, zero_shot = (column(rows, key, classifier.classes) for key in ("tuned", "zero_shot"))
     moved = float((tuned - zero_shot).abs().max())
     print(f"probabilities at half strength are up to {moved:.2f} from zero-shot")
-    assert moved > 5e-4  # an export may be off by a fifth of that
+    assert moved > 1e-2  # an export may be off by a hundredth of that
     write_answers(tmp_path, classifier.model, paths, classifier.classes, tuned)
     check(run, format, 0.5, exported, tmp_path, tuned, paths)
 
