@@ -38,9 +38,9 @@ def colors(tmp_path_factory) -> Path:
     return write_classes(tmp_path_factory.mktemp("data") / "colors", ["blue", "red"], 8)
 
 
-def arguments(colors: Path, model: Path, out: Path) -> list:
+def arguments(colors: Path, model: Path, out: Path, steps: int = STEPS) -> list:
     return [
-        "train", colors, "--model", model, "--steps", STEPS, "--rank", 4, "--precision", "fp32",
+        "train", colors, "--model", model, "--steps", steps, "--rank", 4, "--precision", "fp32",
         "--out", out,
     ]  # fmt: skip
 
