@@ -186,6 +186,38 @@ def test_an_export_without_memory_leaves_nothing(form, straight, tmp_path):
     assert not out.parent.exists()
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "could not create a primitive",  # oneDNN, without memory for its code
+        "std::bad_alloc",
+        "can't start new thread",
+    ],
+)
+def test_the_words_of_each_library_for_no_memory_are_known(
+    says, tiny, colors, tmp_path, monkeypatch
+):
+    def fails(*_):
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(loop.Loop, "_train_step", fails)
+    with pytest.raises(UserError, match=r"^out of memory after step 0: end other programs"):
+        cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(steps=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_that_is_not_about_memory_is_not_called_so(tiny, colors, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("could not create a primitive descriptor for a matmul primitive")
+
+    monkeypatch.setattr(loop.Loop, "_train_step", fails)
+    with pytest.raises(RuntimeError, match="primitive descriptor"):
+        cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(steps=2), tmp_path / "run")
+
+
 def test_no_image_is_left_out_for_want_of_memory(colors, monkeypatch):
     from clip_randlora.data import decode_image, images
 
