@@ -1,0 +1,70 @@
+"""The command ``clip-randlora``. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import typer
+
+from clip_randlora.cli.answers import evaluate, predict
+from clip_randlora.cli.browser import browser_app
+from clip_randlora.cli.catalogues import datasets, models
+from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
+from clip_randlora.cli.exports import export
+from clip_randlora.cli.sweeps import report, sweep
+from clip_randlora.cli.training import demo, train
+from clip_randlora.errors import UserError, is_out_of_memory
+
+app = typer.Typer(
+    name="clip-randlora",
+    help="Teach CLIP your own classes from a handful of images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+_COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "export": export,
+    "models": models,
+    "datasets": datasets,
+    "sweep": sweep,
+    "report": report,
+    "app": browser_app,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threading.current_thread() is threading.main_thread():
+        # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
+        results.quiet = messages.quiet = True
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # what the command line library makes of a Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(status if isinstance(status, int) else 0)
+    except UserError as error:
+        fail(2, f"error: {error}")
+    except OSError as error:
+        fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):  # its older versions make the one of the other
+        fail(INTERRUPTED, "interrupted; start again")
+    except Exception as error:
+        if is_out_of_memory(error):
+            fail(2, "error: out of memory; end other programs, or use smaller settings")
+        # usage errors of the command line library, which would print more than one line
+        if not hasattr(error, "format_message"):
+            raise
+        fail(2, f"error: {error.format_message()}")

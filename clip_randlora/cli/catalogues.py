@@ -1,0 +1,101 @@
+"""The commands that list what there is: models, datasets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from clip_randlora.cli.console import loading, results
+from clip_randlora.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_randlora.data import Description
+
+
+def models() -> None:
+    """List the models, with the weights that each gets by default."""
+    with loading():
+        import open_clip
+
+        from clip_randlora.models import BUNDLED, default_pretrained
+    table = Table("model", "default weights", "other weights")
+    for name in BUNDLED:
+        table.add_row(name, "bundled, offline", "")
+    for name in open_clip.list_models():
+        default = default_pretrained(name)
+        others = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if tag != default]
+        table.add_row(name, default or "none: give a file", ", ".join(others))
+    results.print(table)
+    results.print("Also: hf-hub:ORG/REPO, and folders with an open_clip_config.json.")
+
+
+def datasets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, or a YAML file.")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch it.")] = False,
+) -> None:
+    """List the data sets and what is on disk; show one; download one."""
+    if name is None:
+        if download:
+            raise UserError("--download: name the data set")
+        _list_datasets()
+        return
+    with loading():
+        from clip_randlora.data import DATASETS, find_description
+        from clip_randlora.data.download import download as fetch
+    if name in DATASETS:
+        results.print(f"{name}: {DATASETS[name].description}; bundled, nothing to download")
+        return
+    description = find_description(name)
+    if download:
+        fetch(description)
+    _show_dataset(description)
+
+
+def _list_datasets() -> None:
+    with loading():
+        from clip_randlora.data import DATASETS, described_sets, find_description
+        from clip_randlora.data.download import is_on_disk, show_size
+        from clip_randlora.paths import data_root
+
+        table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
+        for name, entry in DATASETS.items():
+            row = str(entry.classes), f"{entry.images:,}", "bundled", "", entry.licence
+            table.add_row(name, *row, entry.description)
+        for name in described_sets():
+            entry = find_description(name)
+            table.add_row(
+                name,
+                str(entry.number_of_classes),
+                f"{sum(entry.images.values()):,}",
+                "yes" if is_on_disk(entry) else "",
+                show_size(entry.download_megabytes) if entry.download_megabytes else "?",
+                entry.licence,
+                entry.description,
+            )
+    results.print(table)
+    results.print(
+        f"torchvision's lie in {data_root()} (set CLIP_RANDLORA_DATA to change that), those of the "
+        f"Hugging Face hub in its cache. Your own: a folder of class folders, a .zip of one, or a "
+        f"YAML file that describes it.",
+        markup=False,
+    )
+
+
+def _show_dataset(description: Description) -> None:
+    from clip_randlora.data.download import is_on_disk
+
+    shown = description.model_dump(exclude={"file"}, exclude_defaults=True)
+    table = Table(show_header=False)
+    for field, value in shown.items():
+        if isinstance(value, dict):
+            value = [f"{key}: {what}" for key, what in value.items()]
+        separator = "\n" if field in ("templates", "notes") else ", "
+        text = separator.join(value) if isinstance(value, list | tuple) else str(value)
+        table.add_row(field, Text(text))
+    table.add_row("on this machine", "yes" if is_on_disk(description) else "no")
+    results.print(table)

@@ -1,0 +1,67 @@
+"""The command export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clip_randlora.cli.console import loading, messages, results
+from clip_randlora.cli.options import RunArgument
+from clip_randlora.errors import UserError
+
+
+def export(
+    run: RunArgument,
+    format: Annotated[
+        str, typer.Option(help="adapter, open_clip, transformers, peft, onnx or head.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for onnx.")] = "fp32",
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run on the same base, to add; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Factors of RUN and of each --add, as 0.7,0.3. Default: the average."),
+    ] = None,
+    push_to: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Also upload to the Hugging Face hub.")
+    ] = None,
+) -> None:
+    """Write the tuned model for another library, checked by loading it back."""
+    with loading():
+        from clip_randlora.export import export_run, push, require_token
+    if push_to:
+        require_token()
+    factors = _parse_weights(weights)
+    with messages.status("exporting, then loading it back"):
+        export_run(
+            run,
+            format,
+            out,
+            strength=strength,
+            precision=precision,
+            add=add or (),
+            weights=factors,
+        )
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    results.print(
+        f"Saved to {out}, {size / 1e6:.1f} MB; README.md there says how to load it", markup=False
+    )
+    if push_to:
+        with messages.status("uploading"):
+            address = push(out, push_to)
+        results.print(f"Uploaded to {address}", markup=False)
+
+
+def _parse_weights(weights: str | None) -> list[float] | None:
+    if weights is None:
+        return None
+    try:
+        return [float(weight) for weight in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {weights}: give numbers, as 0.7,0.3") from None

@@ -1,0 +1,72 @@
+"""Options that several commands have, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clip_randlora.errors import UserError
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="Folder of class folders, .zip, a data set's name or its YAML file."
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+ModelOption = Annotated[
+    str, typer.Option(help="lite0, an open_clip name, hf-hub:ORG/REPO or a local folder.")
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def preset_settings(preset: str | None) -> dict[str, Any]:
+    """Return the training settings of a preset; of None, none."""
+    if preset is None:
+        return {}
+    from clip_randlora.presets import read_preset
+
+    return dict(read_preset(preset))
+
+
+def settings_of_file(config: Path | None) -> dict[str, Any]:
+    """Read a YAML of training settings, or the ``config.yaml`` of a run."""
+    if config is None:
+        return {}
+    from clip_randlora.yaml_files import read_mapping
+
+    settings = read_mapping(config, "settings as `name: value` lines", f"--config {config}")
+    return dict(settings["train"]) if isinstance(settings.get("train"), dict) else settings
+
+
+def merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Lay the command line's adapter options over the file's, unless the method is another."""
+    if isinstance(configured, str):
+        configured = {"method": configured}
+    if not isinstance(configured, dict | None):
+        raise UserError("method: give a name, or settings with `method`")
+    base = dict(configured or {"method": "randlora"})
+    if chosen.get("method", base.get("method")) != base.get("method"):
+        base = {}
+    return base | chosen
+
+
+def parse_shots(shots: str) -> int | None:
+    """Return the number of images per class, None for all."""
+    if shots == "all":
+        return None
+    if not shots.isdecimal() or int(shots) < 1:
+        raise UserError(f"--shots {shots}: give a number of images per class, or `all`")
+    return int(shots)
+
+
+def absolute(source: str) -> str:
+    """Return a path that holds from any folder; the name of a data set stays."""
+    return str(Path(source).resolve()) if Path(source).exists() else source

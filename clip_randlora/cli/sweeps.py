@@ -1,0 +1,63 @@
+"""The commands about many runs: sweep, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clip_randlora.cli.console import INTERRUPTED, fail, loading, messages, results
+from clip_randlora.cli.options import DeviceOption
+
+
+def sweep(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="YAML of the sweep, or a name of configs/sweeps."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same one goes on with it.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="One more data set; may be repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run data sets x methods x shots x seeds; finished cells are never run again."""
+    with loading():
+        from clip_randlora.sweep import Stopped, read_sweep, run_sweep
+
+        settings = read_sweep(config, data or ())
+    try:
+        progress = run_sweep(
+            settings, out, engine=engine, address=address, device=device, console=messages
+        )
+    except Stopped as stop:
+        fail(
+            INTERRUPTED,
+            f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
+            f"command to go on",
+        )
+    results.print(
+        f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}", markup=False
+    )
+    if progress.failed:
+        results.print("Failed cells are tried again when the same command is run.")
+    results.print(f"clip-randlora report {out}", markup=False)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report. Default: DIR/report.")
+    ] = None,
+) -> None:
+    """Write a sweep's tables (report.md, report.csv) and figures."""
+    with loading():
+        from clip_randlora.report import write_report
+
+        written = write_report(folder, out)
+    results.print(f"Saved {written}", markup=False)

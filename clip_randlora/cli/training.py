@@ -1,0 +1,223 @@
+"""The commands that make a run: demo, train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from clip_randlora.cli.console import INTERRUPTED, fail, loading, messages, print_metrics, results
+from clip_randlora.cli.options import (
+    DataArgument,
+    DeviceOption,
+    ModelOption,
+    PretrainedOption,
+    absolute,
+    merge_method,
+    parse_shots,
+    preset_settings,
+    settings_of_file,
+)
+
+if TYPE_CHECKING:
+    from clip_randlora.adapters import Adapter
+    from clip_randlora.data import Data
+    from clip_randlora.training import Run, Step, TrainConfig
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of shots and the training.")] = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Teach the bundled model the bundled drawings, offline, and compare."""
+    out = out or _free_folder(Path("runs") / "demo")
+    _train("clipart", None, "lite0", None, {"seed": seed}, out, device, resume=False)
+
+
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write the run to.")],
+    test: Annotated[
+        str | None, typer.Option(help="Test images, in the same forms as DATA.")
+    ] = None,
+    model: ModelOption = "lite0",
+    pretrained: PretrainedOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="randlora (default), lora, clip_lora, vera, nola, full, linear_probe, zero_shot."
+        ),
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draw of shots and the training. Default: 1.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast, balanced or thorough. Default: balanced.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of settings; options on this line win.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of each base (RandLoRA), or of the update.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="The update is scaled by alpha / rank.")
+    ] = None,
+    towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak. Default: by method.")] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+) -> None:
+    """Teach a model your classes, compare it with zero-shot, save the run."""
+    settings = preset_settings(preset) | settings_of_file(config)
+    adapter = {
+        "method": method,
+        "rank": rank,
+        "alpha": alpha,
+        "towers": towers and towers.split(","),
+        "targets": targets and targets.split(","),
+        "blocks": blocks,
+    }
+    chosen = {
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "templates": template,
+        "precision": precision,
+    }
+    settings |= {key: value for key, value in chosen.items() if value is not None}
+    if shots is not None:
+        settings["shots"] = parse_shots(shots)
+    adapter = {key: value for key, value in adapter.items() if value is not None}
+    if adapter:
+        settings["method"] = merge_method(settings.get("method"), adapter)
+    _train(data, test, model, pretrained, settings, out, device, resume)
+
+
+def _train(
+    data: str,
+    test: str | None,
+    model: str,
+    pretrained: str | None,
+    settings: dict[str, Any],
+    out: Path,
+    device: str | None,
+    resume: bool,
+) -> None:
+    with loading():
+        from clip_randlora.data import load_data
+        from clip_randlora.models import DEFAULT_TAG, load_model
+        from clip_randlora.training import Interrupted, TrainConfig, fit
+
+        config = TrainConfig.parse(settings)
+        labelled = load_data(data, test)
+        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+        loaded = load_model(model, weights, device)
+    messages.print(
+        f"[bold]{escape(loaded.net.model_name)}[/bold], on {loaded.device}; "
+        f"{escape(labelled.name)}: {len(labelled.classes)} classes"
+    )
+    source = {"data": absolute(data), "test": test and absolute(test)}
+    try:
+        with _progress() as on_step:
+            run = fit(
+                loaded,
+                labelled,
+                config,
+                out,
+                resume=resume,
+                source=source,
+                on_step=on_step,
+                on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
+            )
+    except Interrupted as stop:  # caught here: the command line library knows no way to go on
+        if stop.folder is None:
+            fail(INTERRUPTED, "interrupted before the first step: nothing is saved; start again")
+        fail(
+            INTERRUPTED,
+            f"interrupted after step {stop.step}: saved to {out}; run the same command with "
+            f"--resume to go on",
+        )
+    _print_run(run, config)
+
+
+def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
+    """List what will be adapted, and what the user should know of the data."""
+    from clip_randlora.data import summarize_skipped
+
+    table = Table("tower", "target", "weights", "trained numbers")
+    for row in adapter.summary():
+        table.add_row(row.tower, row.target, str(row.weights), f"{row.parameters:,}")
+    table.add_section()
+    table.add_row("", "in all", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
+    messages.print(table)
+    for note in [*notes, summarize_skipped(data.skipped)]:
+        if note:
+            messages.print(f"- {note}", markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Yield an ``on_step`` that draws a bar with loss, accuracy and time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
+        TextColumn("{task.fields[left]:.0f} s left"),
+    )
+    with Progress(*columns, console=messages) as progress:
+        task = progress.add_task("", total=None, visible=False, loss=0.0, accuracy=0.0, left=0.0)
+
+        def on_step(step: Step) -> None:
+            progress.update(
+                task,
+                visible=True,
+                completed=step.step,
+                total=step.steps,
+                loss=step.loss,
+                accuracy=step.accuracy,
+                left=step.seconds_left,
+            )
+
+        yield on_step
+
+
+def _print_run(run: Run, config: TrainConfig) -> None:
+    from clip_randlora.data import summarize_skipped
+
+    print_metrics(run.metrics)
+    if run.skipped:
+        messages.print(summarize_skipped(run.skipped), markup=False)
+    images = run.metrics["images"]
+    shots = f"{config.shots} shots" if config.shots else "all images"
+    results.print(
+        f"{images['train']} training and {images['test']} test images ({shots}, seed "
+        f"{config.seed}); trained {run.metrics['steps']} steps in "
+        f"{run.metrics['train_seconds']:.1f} s"
+    )
+    results.print(f"Saved to {run.folder}", markup=False)
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return the folder, or its first numbered sibling that is not there yet."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
+    return next(candidate for candidate in candidates if not candidate.exists())
