@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import clip_randlora as cr
 from benchmarks.common.images import write_images
-from clip_randlora.loop import _keep_freed_memory, forward_pass
+from clip_randlora.loop import adamw, forward_pass, keep_freed_memory
 from clip_randlora.models import find_device
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
 
@@ -375,11 +375,12 @@ def measure_step(
         settings["config"] = settings["config"] | changes
     used = find_device(device)
     if chosen.owner != "peer" and not plain_malloc and used.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     workload = Workload(model, images, classes, precision, device)
     setup = chosen.build(workload, **settings)
     labels = (torch.arange(images) % classes).to(used)
-    optimizer = torch.optim.AdamW(setup.parameters, lr=1e-4) if setup.parameters else None
+    optimizer_of = torch.optim.AdamW if chosen.owner == "peer" else adamw
+    optimizer = optimizer_of(setup.parameters, lr=1e-4) if setup.parameters else None
     times: list[float] = []
     losses: list[float] = []
     for _ in range(warmup + steps):
