@@ -30,7 +30,7 @@ KILLS = os.environ.get("CLIP_RANDLORA_KILLS", "3").split(",")
 """How often trainings, sweeps, and exports of each format are killed: one number, or three."""
 TRAININGS, SWEEPS, EXPORTS = map(int, KILLS * 3 if len(KILLS) == 1 else KILLS)
 SEED = int(os.environ.get("CLIP_RANDLORA_SEED", "1"))
-STEPS = 600  # of a training that is killed: about as many seconds as a process takes to start
+STEPS = 100  # of a training that is killed: about as many seconds as a process takes to start
 
 
 @pytest.fixture(scope="module")
