@@ -16,7 +16,6 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
-from rich.console import Console
 
 from clip_randlora import cli, paths
 from clip_randlora.classifier import Classifier
@@ -47,7 +46,7 @@ def command(monkeypatch, capsys):
             cli.main()
         return done.value.code, *capsys.readouterr()
 
-    monkeypatch.setattr(cli, "results", Console(width=300, highlight=False))
+    monkeypatch.setattr(cli.results, "_width", 300)
     return run
 
 
