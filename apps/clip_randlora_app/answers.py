@@ -49,6 +49,10 @@ class Answers:
             answers += self._in_thread(lambda: self._run(run).answer(pictures, strength))  # noqa: B023
         return answers
 
+    def prepare(self, model: cr.Model) -> None:
+        """Begin to load a model that answers will be asked of, so that the first need not wait."""
+        self._thread.submit(self._model, (model.name, model.pretrained))
+
     def forget(self, folder: Path) -> None:
         """Close the runs below a folder that is about to be deleted."""
         self._in_thread(lambda: self._close(lambda run: folder in run.parents))

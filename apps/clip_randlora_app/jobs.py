@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +55,15 @@ class Job:
 
 
 class Trainer:
-    """Trains jobs in the order in which they came, in a thread of its own."""
+    """Trains jobs in the order in which they came, in a thread of its own.
 
-    def __init__(self, max_minutes: float, device: str | None):
-        self.max_minutes, self.device = max_minutes, device
+    ``on_model`` is called with the base model of each before it is trained on.
+    """
+
+    def __init__(
+        self, max_minutes: float, device: str | None, on_model: Callable[[cr.Model], None]
+    ):
+        self.max_minutes, self.device, self.on_model = max_minutes, device, on_model
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._current: Job | None = None
@@ -111,6 +117,7 @@ class Trainer:
     def _train(self, job: Job) -> None:
         model = self._load(job.model)
         job.device = str(model.device)
+        self.on_model(model)
         ends = time.monotonic() + 60 * self.max_minutes
         run = cr.fit(
             model,

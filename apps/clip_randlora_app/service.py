@@ -42,8 +42,8 @@ class Service:
         self.settings = settings
         self.workspaces = Workspaces(settings)
         self.visitors = Visitors(settings.folder)
-        self.trainer = Trainer(settings.max_train_minutes, settings.device)
         self.answers = Answers(settings.device)
+        self.trainer = Trainer(settings.max_train_minutes, settings.device, self.answers.prepare)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     def workspace(self, request: gr.Request) -> Workspace:
