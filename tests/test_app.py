@@ -200,18 +200,7 @@ def test_the_whole_way_in_the_browser(app, browser, tmp_path):
 
 @needs_chromium
 def test_stop_leaves_a_usable_model_within_five_seconds(app, browser):
-    """The best of three, as what else the machine does can only make it slower."""
-    for _ in range(3):
-        page = open_page(browser, app)
-        elapsed = seconds_from_stop_to_answer(page)
-        print(f"stopped, and an answer, after {elapsed:.1f} s")
-        if elapsed < 5:
-            break
-        page.get_by_text("Stopped at step").first.wait_for(state="attached")  # measured, too
-    assert elapsed < 5
-
-
-def seconds_from_stop_to_answer(page) -> float:
+    page = open_page(browser, app)
     page.get_by_role("button", name="Load it").click()
     page.get_by_text("Added 452 images.").wait_for()
     open_tab(page, "2 Train")
@@ -224,7 +213,9 @@ def seconds_from_stop_to_answer(page) -> float:
     open_tab(page, "3 Try")
     page.locator("#try-image input[type=file]").set_input_files(drawing("fruit", 3))
     wait_for_new_answers(page, {"zero-shot": {}, "tuned": {}})
-    return time.monotonic() - stopped
+    elapsed = time.monotonic() - stopped
+    print(f"stopped, and an answer, after {elapsed:.1f} s")
+    assert elapsed < 5
 
 
 @needs_chromium

@@ -140,8 +140,7 @@ def _export(module: nn.Module, example: Tensor, takes: str, gives: str) -> onnx.
 def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Store the large weights in half precision; the arithmetic stays in single precision.
 
-    Runtimes cast them once, when they load the model. Arithmetic in half precision would add to the
-    error, and is no faster on CPUs.
+    ONNX Runtime casts them once, when it loads the model.
     """
     casts = []
     for weight in model.graph.initializer:
