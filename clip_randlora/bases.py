@@ -13,11 +13,10 @@ of the update zero (at r = 6, one column in eleven with s = 3, and four in five 
 so a sparse A would take away the full rank that the method is for.
 """
 
-import warnings
-from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from math import ceil, sqrt
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ import torch
 Distribution = Literal["uniform", "sparse", "very_sparse"]
 
 _CPU = torch.device("cpu")
-_DENSEST_COMPRESSED = 1 / 8  # share of entries that are not zero
 _STREAM_OF_A = 0  # the matrix of the B_i draws its columns j r to (j + 1) r from stream j + 1
 
 
@@ -52,81 +50,6 @@ class Bases(NamedTuple):
         rank = self.a.shape[0]
         width = number_of_bases(columns, rank) * rank
         return Bases.deal(self.matrix()[:rows, :width], self.a[:, :columns])
-
-
-class Products:
-    """Products with the matrix ``B`` (D, n r) of some bases, and with its transpose.
-
-    ``dtype`` is that of ``B`` and of the other factor; bfloat16 products are summed in float32
-    and rounded once. ``cost`` is the time of a product, in that of a dense one.
-    """
-
-    cost = 1.0
-
-    def __init__(self, matrix: torch.Tensor):
-        self.dtype = matrix.dtype
-        self.matrix = matrix
-
-    def update(self, scaled_a: torch.Tensor, transposed: bool) -> torch.Tensor:
-        """Return ``B S``, (D, d), of ``S`` (n r, d), or its transpose."""
-        if transposed:
-            return torch.mm(scaled_a.T, self.matrix.T)
-        return torch.mm(self.matrix, scaled_a)
-
-    def contract(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return ``B^T G``, (n r, d), of ``G`` (D, d)."""
-        return torch.mm(self.matrix.T, grad)
-
-
-class SparseProducts(Products):
-    """The same with ``B`` in compressed rows, so that its zeros cost nothing."""
-
-    cost = 0.2  # at one entry in 28
-
-    def __init__(self, matrix: torch.Tensor):
-        super().__init__(_compressed_rows(matrix))
-        self.transpose = _compressed_rows(matrix.T)
-
-    def update(self, scaled_a: torch.Tensor, transposed: bool) -> torch.Tensor:
-        """Return ``B S``, (D, d), of ``S`` (n r, d), or its transpose, a view."""
-        update = torch.mm(self.matrix, scaled_a)
-        return update.T if transposed else update
-
-    def contract(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return ``B^T G``, (n r, d), of ``G`` (D, d)."""
-        return torch.mm(self.transpose, grad)
-
-
-def _compressed_rows(matrix: torch.Tensor) -> torch.Tensor:
-    with warnings.catch_warnings():  # torch says at each first use that the layout is in beta
-        warnings.simplefilter("ignore")
-        rows = matrix.contiguous().to_sparse_csr()
-        indices = rows.crow_indices().int(), rows.col_indices().int()
-        return torch.sparse_csr_tensor(*indices, rows.values(), rows.shape)
-
-
-@torch.inference_mode(False)
-def products_with(
-    source: Callable[..., Bases], rows: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> Products:
-    """Choose how to multiply with the bases of a weight of shape (rows, columns).
-
-    Compressed rows pay on CPUs if the matrix is sparse enough: at one entry in 28 (very sparse
-    bases for width 768) they take a fifth of the dense time, at one in three (sparse) twice that.
-
-    Args:
-        source: of the pair for the largest shapes, called with ``dtype`` and ``device``.
-        rows: D, and ``columns``: d.
-        dtype: float32, float64 or bfloat16. Compressed rows stay in float32, which is faster
-            than dense bfloat16.
-        device: of the weight.
-    """
-    matrix = source(dtype=dtype, device=device).sliced(rows, columns).matrix()
-    is_sparse = torch.count_nonzero(matrix) < _DENSEST_COMPRESSED * matrix.numel()
-    if device.type != "cpu" or dtype == torch.float64 or not is_sparse:
-        return Products(matrix)
-    exact = source(dtype=torch.float32, device=device).sliced(rows, columns).matrix()
-    return SparseProducts(exact)
 
 
 def number_of_bases(columns: int, rank: int) -> int:
@@ -161,21 +84,39 @@ def random_bases(
     Returns:
         Tensors of standard deviation 1; shared by all callers, so not to be written to.
     """
-    made = _make_bases(rank, rows, columns, distribution, seed)
-    return Bases(made.b.to(device, dtype), made.a.to(device, dtype))
+    matrix = _make_matrix(rank, rows, columns, distribution, seed)
+    a = random_basis_a(rank, columns, distribution, seed, dtype=dtype, device=device)
+    return Bases.deal(matrix.to(device, dtype), a)
 
 
-def _make_bases(rank: int, rows: int, columns: int, distribution: Distribution, seed: int) -> Bases:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def random_basis_a(
+    rank: int,
+    columns: int,
+    distribution: Distribution = "uniform",
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = _CPU,
+) -> torch.Tensor:
+    """Return the A, (r, d), of `random_bases`, which it takes no B to make."""
+    bits = _raw_uint32(seed, _STREAM_OF_A, columns * rank)
+    entries = _uniform(bits) if distribution == "uniform" else _ternary(bits, 1.0)
+    # drawn column by column, so that a smaller layer's A is a prefix too
+    return torch.from_numpy(entries.reshape(columns, rank).T.copy()).to(device, dtype)
+
+
+def _make_matrix(
+    rank: int, rows: int, columns: int, distribution: Distribution, seed: int
+) -> torch.Tensor:
     count = number_of_bases(columns, rank)
     matrix = np.empty((rows, count * rank), dtype=np.float32)
     for j in range(count):
         bits = _raw_uint32(seed, j + 1, rows * rank)
         entries = _entries_of_b(bits, distribution, columns)
         matrix[:, j * rank : (j + 1) * rank] = entries.reshape(rows, rank)
-    bits = _raw_uint32(seed, _STREAM_OF_A, columns * rank)
-    a = _uniform(bits) if distribution == "uniform" else _ternary(bits, 1.0)
-    # A is drawn column by column, so that a smaller layer's A is a prefix too
-    return Bases.deal(torch.from_numpy(matrix), torch.from_numpy(a.reshape(columns, rank).T.copy()))
+    return torch.from_numpy(matrix)
 
 
 @lru_cache(maxsize=8)
@@ -205,18 +146,77 @@ def random_matrices(
     return torch.from_numpy(made).view(count, rows, columns)
 
 
-def stored_bases(bases: Bases) -> Callable[..., Bases]:
-    """Return what gives a pair that came with an adapter in any ``dtype`` and on any ``device``.
+class Source(Protocol):
+    """Where the pair of bases for the largest adapted shapes comes from."""
 
-    For adapters that were trained elsewhere, whose bases no seed of ours makes.
-    """
+    def pair(self, dtype: torch.dtype, device: torch.device) -> Bases:
+        """Return the pair; it is kept, and all who ask share it."""
 
-    @lru_cache
+    def basis_a(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return the pair's A alone, (r, d)."""
+
+    def matrix(self) -> torch.Tensor:
+        """Return the matrix (D, n r) of the B_i, float32 on the CPU, which is not kept."""
+
+    def density(self) -> float:
+        """Return the share of the B_i's entries that are not zero."""
+
+
+@dataclass(frozen=True)
+class SeededBases:
+    """The pair that a seed makes; the fields are the arguments of `random_bases`."""
+
+    rank: int
+    rows: int
+    columns: int
+    distribution: Distribution = "uniform"
+    seed: int = 0
+
+    def pair(self, dtype: torch.dtype, device: torch.device) -> Bases:
+        """Return the pair, generated once per process."""
+        return random_bases(*astuple(self), dtype=dtype, device=device)
+
+    def basis_a(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return the pair's A alone, (r, d)."""
+        settings = self.rank, self.columns, self.distribution, self.seed
+        return random_basis_a(*settings, dtype=dtype, device=device)
+
+    def matrix(self) -> torch.Tensor:
+        """Return the matrix (D, n r) of the B_i, float32 on the CPU, generated anew."""
+        return _make_matrix(*astuple(self))
+
+    def density(self) -> float:
+        """Return the share of the B_i's entries that are expected not to be zero."""
+        is_dense = self.distribution == "uniform"
+        return 1.0 if is_dense else 1 / _sparsity(self.distribution, self.columns)
+
+
+class StoredBases:
+    """A pair that came with an adapter trained elsewhere, whose bases no seed of ours makes."""
+
+    def __init__(self, bases: Bases):
+        self._bases = bases
+        self._converted: dict[tuple[torch.dtype, torch.device], Bases] = {}
+
     @torch.inference_mode(False)
-    def converted(*, dtype: torch.dtype, device: torch.device) -> Bases:
-        return Bases(bases.b.to(device, dtype), bases.a.to(device, dtype))
+    def pair(self, dtype: torch.dtype, device: torch.device) -> Bases:
+        """Return the pair, converted once."""
+        if (dtype, device) not in self._converted:
+            converted = Bases(*(tensor.to(device, dtype) for tensor in self._bases))
+            self._converted[dtype, device] = converted
+        return self._converted[dtype, device]
 
-    return converted
+    def basis_a(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return the pair's A alone, (r, d)."""
+        return self.pair(dtype, device).a
+
+    def matrix(self) -> torch.Tensor:
+        """Return the matrix (D, n r) of the B_i, float32 on the CPU."""
+        return self._bases.matrix().to(_CPU, torch.float32)
+
+    def density(self) -> float:
+        """Return the share of the B_i's entries that are not zero."""
+        return float(torch.count_nonzero(self._bases.b)) / self._bases.b.numel()
 
 
 def _raw_uint32(seed: int, stream: int, count: int) -> np.ndarray:
@@ -230,7 +230,12 @@ def _raw_uint32(seed: int, stream: int, count: int) -> np.ndarray:
 def _entries_of_b(bits: np.ndarray, distribution: Distribution, columns: int) -> np.ndarray:
     if distribution == "uniform":
         return _uniform(bits)
-    return _ternary(bits, 3.0 if distribution == "sparse" else sqrt(columns))
+    return _ternary(bits, _sparsity(distribution, columns))
+
+
+def _sparsity(distribution: Distribution, columns: int) -> float:
+    """Return s: one in s entries of a ternary B is not zero."""
+    return 3.0 if distribution == "sparse" else sqrt(columns)
 
 
 def _uniform(bits: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from functools import partial
 
 import open_clip
 import pytest
@@ -13,7 +12,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 import clip_randlora as cr
-from clip_randlora.bases import Products, SparseProducts, products_with, random_bases
+from clip_randlora.adapters.products import Products, SparseProducts, products_with
+from clip_randlora.bases import SeededBases, random_bases
 
 IMAGE_SIZES = {"ViT-B-16-SigLIP": 224, "MobileCLIP-S1": 256}
 
@@ -402,17 +402,17 @@ def test_compressed_rows_give_the_dense_products(tensor):
     rows, width = max(delta.shape[0] // (3 if "in_proj" in name else 1), 128), 128
     if "c_proj" in tensor:
         rows = delta.shape[1]
-    source = partial(random_bases, 4, 512, 128, "very_sparse", 0)
+    source = SeededBases(4, 512, 128, "very_sparse")
     products = products_with(source, rows, width, torch.float32, torch.device("cpu"))
     assert isinstance(products, SparseProducts)
-    dense = Products(source().sliced(rows, width).matrix())
+    dense = Products(random_bases(4, 512, 128, "very_sparse").sliced(rows, width).matrix())
     grad = torch.randn(rows, width)
     torch.testing.assert_close(products.contract(grad), dense.contract(grad), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bases", ["uniform", "sparse"])
 def test_dense_bases_are_multiplied_as_they_are(bases):
-    source = partial(random_bases, 4, 512, 128, bases, 0)
+    source = SeededBases(4, 512, 128, bases)
     products = products_with(source, 512, 128, torch.float32, torch.device("cpu"))
     assert type(products) is Products
 

@@ -10,7 +10,9 @@ from torch.nn.functional import normalize
 
 import clip_randlora as cr
 from clip_randlora.activations import recomputed_in_backward
+from clip_randlora.adapters.adapter import AdaptedWeight
 from clip_randlora.attention import direct_self_attention
+from clip_randlora.loop import forward_pass
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, shared_prefix, trim
 
 
@@ -32,18 +34,20 @@ def assert_close(first: dict, second: dict, tolerance: float) -> None:
         assert (tensor - second[name]).abs().max() <= tolerance * largest, name
 
 
-def saved_bytes(run) -> int:
-    """Count the bytes, each storage once, that a forward pass keeps for the backward pass."""
-    sizes = {}
+def held_bytes(run) -> int:
+    """Count the bytes that are allocated when a forward pass is over, and were not before."""
+    run()  # what is made once and for all is there by then
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        output = run()
+    assert output.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profile.events())
 
-    def pack(tensor):
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = run()
-    assert kept.requires_grad
-    return sum(sizes.values())
+def compress_all(monkeypatch) -> None:
+    """Let bases that are not dense be multiplied as compressed rows, however small they are."""
+    monkeypatch.setattr("clip_randlora.adapters.products._DENSEST_COMPRESSED", 1.0)
 
 
 def test_the_last_block_computes_the_class_token_alone(tiny):
@@ -134,7 +138,8 @@ def test_less_is_kept_for_the_backward_pass(tiny):
         with context():
             return tiny.encode_image(images(16))
 
-    usual, less = (saved_bytes(lambda c=c: run(c)) for c in (nullcontext, lean))
+    usual, less = (held_bytes(lambda c=c: run(c)) for c in (nullcontext, lean))
+    assert less > 0
     outputs = 2 * 16 * 17 * 4 * 64 * 4  # of the GELUs of two whole blocks, float32
     assert usual - less > outputs
 
@@ -160,7 +165,7 @@ def test_direct_attention_is_attention(tiny, in_bf16):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_short_gradients_are_the_gradients(tiny, bases, dtype, monkeypatch):
     if bases == "compressed":  # which those of a model this small are not by themselves
-        monkeypatch.setattr("clip_randlora.bases._DENSEST_COMPRESSED", 1.0)
+        compress_all(monkeypatch)
         bases = "very_sparse"
     adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases=bases))
     randomize(adapter)
@@ -186,3 +191,50 @@ def test_short_gradients_never_form_that_of_the_weight(tiny):
 
     assert run(nullcontext) > 0
     assert run(adapter.short_gradients) == 0
+
+
+@pytest.mark.parametrize("bases", ["uniform", "compressed"])
+def test_a_long_pass_after_a_short_one_gets_its_gradients(tiny, bases, monkeypatch):
+    if bases == "compressed":
+        compress_all(monkeypatch)
+        bases = "very_sparse"
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases=bases, towers=("text",)))
+    randomize(adapter)
+    names = [f"{colour} {thing}" for colour in ("red", "bright orange") for thing in range(60)]
+    text = TextClassifier(tiny, names, make_prompts(names))
+    width = tiny.net.transformer.resblocks[0].mlp.c_fc.out_features
+    # the common prefix is fewer tokens than a layer is wide, the rest of the prompts are more
+    assert text.shared < width < len(names) * (text.tokens.shape[1] - text.shared)
+    found = []
+    for context in (nullcontext, lambda: forward_pass(tiny.net, adapter)):
+        with context():
+            output = text.features()
+        found.append(gradients(adapter, output))
+    assert_close(found[1], found[0], 1e-5)
+
+
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_weights_with_very_sparse_bases_are_formed_again(tiny, in_bf16, monkeypatch):
+    compress_all(monkeypatch)
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases="very_sparse", towers=("vision",)))
+    randomize(adapter)
+
+    def run(context):
+        with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            return tiny.encode_image(images()).float()
+
+    @contextmanager
+    def keeping():  # all that a step's forward pass does, but for this
+        with monkeypatch.context() as patch:
+            patch.setattr(AdaptedWeight, "is_cheap", lambda *_: False)
+            with forward_pass(tiny.net, adapter):
+                yield
+
+    forming = lambda: forward_pass(tiny.net, adapter)  # noqa: E731
+    kept, formed = (held_bytes(lambda c=c: run(c)) for c in (keeping, forming))
+    sizes = {name: delta.numel() for name, delta in adapter.deltas().items()}
+    # nothing below the first attention is trained, so backward has no use for its weight
+    del sizes["visual.transformer.resblocks.0.attn.in_proj_weight"]
+    assert kept - formed == sum(sizes.values()) * (2 if in_bf16 else 4)
+    before, after = (gradients(adapter, run(context)) for context in (keeping, forming))
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,22 @@ class AdaptedWeight(nn.Module):
         """Return the adapted weight in its shape and dtype; under bf16 autocast, in bf16."""
         if not self.keeps:
             return self._adapt(weight)
-        if self.kept is None:
-            self.kept = self._adapt(weight)
-        return self.kept
+        kept = self.kept() if self.kept else None
+        if kept is None:
+            kept = self._adapt(weight)
+            is_passing = torch.is_grad_enabled() and self.is_cheap(kept.dtype)
+            self.kept = weakref.ref(kept) if is_passing else partial(_same, kept)
+        return kept
+
+    def is_cheap(self, dtype: torch.dtype) -> bool:
+        """Tell whether the weight in ``dtype`` is formed again rather than kept for backward."""
+        return all(delta.is_cheap(dtype) for delta in self.deltas.values())
 
     def keep(self, keeps: bool) -> None:
-        """Form the weight anew at each reading, or once from now on."""
+        """Form the weight anew at each reading, or once from now on.
+
+        In training, one that is cheap to form lives as long only as somebody else holds it.
+        """
         self.keeps, self.kept = keeps, None
 
     def _adapt(self, weight: Tensor) -> Tensor:
@@ -77,6 +89,10 @@ class AdaptedWeight(nn.Module):
         for target, rows in self.rows.items():
             update[rows] = self.deltas[target]().view(-1, *weight.shape[1:])
         return update
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _dtype_in_use(weight: Tensor) -> torch.dtype:

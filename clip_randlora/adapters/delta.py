@@ -21,6 +21,10 @@ class Delta(nn.Module, ABC):
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
 
+    def is_cheap(self, dtype: torch.dtype) -> bool:
+        """Tell whether the update of a weight in ``dtype`` is formed again rather than kept."""
+        return False
+
     def added_to(self, weight: Tensor, strength: float) -> Tensor:
         """Return ``weight + strength * dW``, (out, in), of the weight's dtype."""
         return weight + strength * self().to(weight.dtype)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from clip_randlora.adapters.products import Products, SparseProducts
 from clip_randlora.adapters.randlora import RandLoRADelta, contract
-from clip_randlora.bases import Products
 
 _TOKENS_AT_ONCE = 256
 
@@ -45,10 +45,14 @@ class _Linear(torch.autograd.Function):
 
 def _contract_tokens(products: Products, tokens: Tensor) -> Tensor:
     """Return ``B^T Y^T`` (n r, T), of the dtype of the tokens ``Y`` (T, D)."""
-    if tokens.dtype == products.dtype:
+    if not isinstance(products, SparseProducts):
         return products.contract(tokens.T)
-    some = tokens.split(_TOKENS_AT_ONCE)  # all of them in float32 would take more than they do
-    return torch.cat([products.contract(y.T.to(products.dtype)).to(y.dtype) for y in some], dim=1)
+    # compressed rows need a transposed, maybe converted copy: of a few tokens at a time
+    contracted = tokens.new_empty(products.transpose.shape[0], len(tokens))
+    some, out = tokens.split(_TOKENS_AT_ONCE), contracted.split(_TOKENS_AT_ONCE, dim=1)
+    for y, m in zip(some, out, strict=True):
+        m.copy_(products.contract(y.T.to(products.dtype)))
+    return contracted
 
 
 def short_forwards(
@@ -78,8 +82,8 @@ def _short_forward(
     def forward(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or strength() == 0:
             return usual(x)
-        with torch.no_grad():
-            weight = module.weight.detach()  # a leaf in the graph would outlive the backward pass
+        formed = module.weight  # with its graph: a longer pass may read the same tensor
+        weight = formed.detach()  # but this pass has no use for that
         products = delta.products_for(weight.dtype)
         tokens = x.numel() // x.shape[-1]
         if _computes_in(x, weight) != weight.dtype or not _is_shorter(delta, products, tokens):

@@ -8,14 +8,8 @@ from torch import Tensor, nn
 
 from clip_randlora.adapters.config import RandLoRA
 from clip_randlora.adapters.delta import Delta, largest_sides
-from clip_randlora.bases import (
-    Bases,
-    Products,
-    number_of_bases,
-    products_with,
-    random_bases,
-    stored_bases,
-)
+from clip_randlora.adapters.products import Products, SparseProducts, products_with
+from clip_randlora.bases import Bases, SeededBases, Source, StoredBases, number_of_bases
 
 _ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
 
@@ -48,8 +42,9 @@ class _RandLoRAUpdate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         a, *diagonals = ctx.saved_tensors
         grads = []
-        parts = grad.to(ctx.products.dtype).chunk(len(diagonals) // 2)
-        for g, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+        parts = grad.chunk(len(diagonals) // 2)
+        for part, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+            g = part.to(ctx.products.dtype)
             m = ctx.products.contract(g.T if ctx.transposed else g)
             grads += contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
         return None, None, None, None, None, None, *grads
@@ -127,35 +122,36 @@ class RandLoRADelta(Delta):
         self,
         shape: tuple[int, int],
         config: RandLoRA,
-        bases: Callable[..., Bases],
+        source: Source,
         products: Callable[..., Products],
     ):
         super().__init__(shape)
         self.rows, self.columns = max(shape), min(shape)
         self.scale = config.scale
-        self.bases, self.products = bases, products
+        self.source, self.products = source, products
         count = number_of_bases(self.columns, config.rank)
         self.lam = nn.Parameter(torch.zeros(count, config.rank))
         self.gamma = nn.Parameter(torch.full((count, self.columns), 1 / max(count, self.columns)))
 
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
-        update = randlora_delta(*self._bases(), self.lam, self.gamma, self.scale)
+        # asked for at each use, not held: one pair a device serves all layers, wherever they move
+        bases = self.source.pair(self.lam.dtype, self.lam.device).sliced(self.rows, self.columns)
+        update = randlora_delta(*bases, self.lam, self.gamma, self.scale)
         return update if update.shape == self.shape else update.T
 
     def basis_a(self) -> Tensor:
         """Return A, (r, d), as this weight uses it."""
-        return self._bases().a
+        return self.source.basis_a(self.lam.dtype, self.lam.device)[:, : self.columns]
+
+    def is_cheap(self, dtype: torch.dtype) -> bool:
+        """Tell whether the bases are multiplied in a fraction of the time of dense ones."""
+        return isinstance(self.products_for(dtype), SparseProducts)
 
     def products_for(self, dtype: torch.dtype) -> Products:
         """Return what multiplies with the bases where the updated weight is to be of ``dtype``."""
         in_products = dtype if dtype == torch.bfloat16 else self.lam.dtype
         return self.products(self.rows, self.columns, in_products, self.lam.device)
-
-    def _bases(self) -> Bases:
-        # asked for at each use, not held: one pair a device serves all layers, wherever they move
-        bases = self.bases(dtype=self.lam.dtype, device=self.lam.device)
-        return bases.sliced(self.rows, self.columns)
 
     @staticmethod
     def all_added_to(
@@ -182,11 +178,8 @@ def make_randlora_deltas(
 
     ``bases`` are the frozen bases, if given, instead of those that the seed makes.
     """
-    source = stored_bases(bases) if bases else _seeded_bases(shapes, config)
+    rows, columns = largest_sides(shapes)
+    seeded = SeededBases(config.rank, rows, columns, config.bases, config.seed)
+    source = StoredBases(bases) if bases else seeded
     products = lru_cache(maxsize=None)(partial(products_with, source))  # one for each shape
     return [RandLoRADelta(shape, config, source, products) for shape in shapes]
-
-
-def _seeded_bases(shapes: list[tuple[int, int]], config: RandLoRA) -> Callable[..., Bases]:
-    rows, columns = largest_sides(shapes)
-    return partial(random_bases, config.rank, rows, columns, config.bases, config.seed)
