@@ -56,7 +56,7 @@ def recomputed_in_backward(net: nn.Module) -> Iterator[None]:
             outputs[_address(output)] = _Output(weakref.ref(output), compute)
 
     def remember_module(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, AdaptedWeight) and not module.is_cheap(output.dtype):
+        if isinstance(module, AdaptedWeight) and not module.is_formed_again(output.dtype):
             return
         if len(inputs) == 1:
             remember(output, _same_again(module, inputs[0].detach()))

@@ -37,10 +37,13 @@ def main(
     shots: Annotated[int, typer.Option(min=1, help="Images per class to train on.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to this number.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="And alpha. Default: those of the method.")
+    ] = None,
     model: Annotated[str, typer.Option(help="As for `clip-randlora train`.")] = "lite0",
 ) -> None:
     """Run what is missing, and print a table and where the results are."""
-    settings = {"model": model, "shots": shots, "steps": steps}
+    settings = {"model": model, "shots": shots, "steps": steps, "rank": rank}
     results = _read(out, settings)
     sources = {source: cr.load_data(source) for source in data or ("clipart", "digits")}
     for name in method or _METHODS:
@@ -64,10 +67,10 @@ def run(data: cr.Data, key: dict[str, Any], settings: dict[str, Any]) -> dict[st
 
     The rate is scaled as `default_learning_rate` scales it, so that it is one for 16 shots.
     """
-    shots = settings["shots"]
+    shots, rank = settings["shots"], settings["rank"]
     config = cr.TrainConfig.parse(
         {
-            "method": key["method"],
+            "method": {"method": key["method"], **({"rank": rank, "alpha": rank} if rank else {})},
             "learning_rate": key["rate"] * min(1.0, shots / 16),
             "seed": key["seed"],
             "shots": shots,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -40,14 +41,17 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not in
 class App:
     """A running app: its address, its process, its folder."""
 
-    def __init__(self, folder: Path, *more: str):
+    def __init__(self, folder: Path, *more: str, errors: Path | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url, self.folder = f"http://127.0.0.1:{port}", folder
         command = [sys.executable, "-m", "clip_randlora", "app", "--port", str(port)]
         options = ["--folder", str(folder), "--max-upload-mb", str(UPLOAD_LIMIT_MB)]
-        self.process = subprocess.Popen([*command, *options, *more])
+        with open(errors or os.devnull, "w") as stderr:
+            self.process = subprocess.Popen(
+                [*command, *options, *more], stderr=stderr if errors else None
+            )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with socket.socket() as probe:
@@ -494,6 +498,24 @@ def test_predictions_do_not_wait_for_a_training(app, tmp_path):
     print("answers while another trains:", ", ".join(f"{s:.2f} s" for s in seconds))
     assert max(seconds) < 3
     job.result()
+
+
+@pytest.mark.slow
+def test_the_app_ends_quietly_during_a_training(tmp_path):
+    app = App(tmp_path / "app", errors=tmp_path / "errors.txt")
+    try:
+        client = app.client()
+        names = ("bird", "dessert", "fruit", "house", "vehicle")
+        archive = zip_of(tmp_path / "more.zip", {name: name for name in names}, images=9)
+        client.predict(handle_file(str(archive)), api_name="/load_archive")
+        job = client.submit("lite0", "randlora", 16, 1, "fast", api_name="/train")
+        while not any("step" in row for row in job.outputs()):
+            time.sleep(0.2)
+    finally:
+        app.close()
+    errors = (tmp_path / "errors.txt").read_text()
+    assert app.process.returncode == 0, errors
+    assert "terminate called" not in errors and "Traceback" not in errors
 
 
 @pytest.mark.slow

@@ -43,6 +43,8 @@ class AdaptedWeight(nn.Module):
         self.rows = {part.target: part.rows for part in weight.parts}
         self.strength = 1.0
         self.base_required_grad = weight.weight.requires_grad
+        # prompts pass their tower in two parts, which would form each of its weights twice
+        self.may_form_again = weight.tower == "vision"
         self.keeps, self.kept = False, None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -52,18 +54,18 @@ class AdaptedWeight(nn.Module):
         kept = self.kept() if self.kept else None
         if kept is None:
             kept = self._adapt(weight)
-            is_passing = torch.is_grad_enabled() and self.is_cheap(kept.dtype)
+            is_passing = torch.is_grad_enabled() and self.is_formed_again(kept.dtype)
             self.kept = weakref.ref(kept) if is_passing else partial(_same, kept)
         return kept
 
-    def is_cheap(self, dtype: torch.dtype) -> bool:
-        """Tell whether the weight in ``dtype`` is formed again rather than kept for backward."""
-        return all(delta.is_cheap(dtype) for delta in self.deltas.values())
+    def is_formed_again(self, dtype: torch.dtype) -> bool:
+        """Tell whether backward forms the weight in ``dtype`` again, so that none is kept."""
+        return self.may_form_again and all(d.is_cheap(dtype) for d in self.deltas.values())
 
     def keep(self, keeps: bool) -> None:
         """Form the weight anew at each reading, or once from now on.
 
-        In training, one that is cheap to form lives as long only as somebody else holds it.
+        In training, one that is formed again lives as long only as somebody else holds it.
         """
         self.keeps, self.kept = keeps, None
 

@@ -22,7 +22,7 @@ class Delta(nn.Module, ABC):
         """Return dW, (out, in)."""
 
     def is_cheap(self, dtype: torch.dtype) -> bool:
-        """Tell whether the update of a weight in ``dtype`` is formed again rather than kept."""
+        """Tell whether to form it again, for a weight in ``dtype``, is worth the memory."""
         return False
 
     def added_to(self, weight: Tensor, strength: float) -> Tensor:

@@ -145,8 +145,8 @@ class RandLoRADelta(Delta):
         return self.source.basis_a(self.lam.dtype, self.lam.device)[:, : self.columns]
 
     def is_cheap(self, dtype: torch.dtype) -> bool:
-        """Tell whether the bases are multiplied in a fraction of the time of dense ones."""
-        return isinstance(self.products_for(dtype), SparseProducts)
+        """Tell whether to form it again is worth the memory: if very sparse, and tall."""
+        return self.rows > self.columns and isinstance(self.products_for(dtype), SparseProducts)
 
     def products_for(self, dtype: torch.dtype) -> Products:
         """Return what multiplies with the bases where the updated weight is to be of ``dtype``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,10 @@ def browser_app(
             device=str(find_device(device)),
         )
     launch(settings, host, port, _parse_auth(auth), open_browser)
+    # a training may be under way in its thread; Python would abort if it ended beside that
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _parse_auth(auth: str | None) -> tuple[str, str] | None:
