@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow test-cuda clean
 
 demo: $(VENV)/.installed
 	$(BIN)/clip-randlora demo
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --durations=10
+
+test-cuda: $(VENV)/.installed-test
+	CLIP_RANDLORA_TEST_CUDA=1 $(BIN)/python -m pytest -m cuda
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -21,12 +21,13 @@ from benchmarks.common.options import (
 from benchmarks.common.processes import Row, measure_rounds, run_row
 from benchmarks.common.ratios import Ratio, divide
 from benchmarks.common.results import Results, spread
-from benchmarks.common.training_steps import FIT, FIT_LABEL, ROWS
+from benchmarks.common.training_steps import FIT, FIT_LABEL, ROWS, peft_on_transformers
 from clip_randlora.errors import UserError
 
 LABELS = {name: row.label for name, row in ROWS.items()} | {FIT: FIT_LABEL}
 _COLORS = {"ours": report.OURS, "peer": report.PEER, "bound": report.BOUND}
 _BASE_IMAGES = 32
+_NOT_NEEDED = ("peft", "transformers")  # open_clip loads the latter where it is installed
 # beyond 32 images only these, unless rows are named: what line 3 of the targets compares
 _LARGE_BATCH_ROWS = ("randlora", "randlora-very-sparse", "bound", "bound-tight")
 
@@ -128,6 +129,13 @@ def step(
             "`fit` gains by that is left out.",
         ),
     ] = False,
+    plain_launches: Annotated[
+        bool,
+        typer.Option(
+            "--plain-launches",
+            help="Do not record the steps of this project's rows as a CUDA graph, as `fit` does.",
+        ),
+    ] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     out: OutOption = None,
@@ -144,9 +152,10 @@ def step(
         "device": device,
     }
     threads = threads_of(threads)
-    settings = {**workload, "plain_malloc": plain_malloc, "threads": threads, "repeats": repeats}
+    ours = {"plain_malloc": plain_malloc, "recorded": not plain_launches}
+    settings = {**workload, **ours, "threads": threads, "repeats": repeats}
     results = Results("step", folder_of("step", out), settings, resume)
-    rows = [_row(name, case, workload, plain_malloc) for case, name in plan(row, precision, images)]
+    rows = [_row(name, case, workload, ours) for case, name in plan(row, precision, images)]
     measure_rounds(rows, repeats, results, lambda one: run_row(one, threads), _progress)
     found = summarize(results)
     compared = compare(found)
@@ -181,12 +190,15 @@ def _require_known(option: str, given: Sequence[str] | None, known: Sequence[str
             raise UserError(f"{option} {name}: one of {', '.join(known)}")
 
 
-def _row(name: str, case: Case, workload: Mapping[str, Any], plain_malloc: bool) -> Row:
+def _row(name: str, case: Case, workload: Mapping[str, Any], ours: Mapping[str, bool]) -> Row:
     settings = {**workload, "images": case.images, "precision": case.precision}
     if name == FIT:  # the allocator is its own affair
-        return Row(case.key(name), "benchmarks.common.training_steps:measure_fit", settings)
-    settings |= {"row": name, "plain_malloc": plain_malloc}
-    return Row(case.key(name), "benchmarks.common.training_steps:measure_step", settings)
+        function = "benchmarks.common.training_steps:measure_fit"
+        return Row(case.key(name), function, settings, _NOT_NEEDED)
+    settings |= {"row": name, **ours}
+    hidden = () if ROWS[name].build is peft_on_transformers else _NOT_NEEDED
+    function = "benchmarks.common.training_steps:measure_step"
+    return Row(case.key(name), function, settings, hidden)
 
 
 def _progress(result: Mapping[str, Any]) -> str:
@@ -288,7 +300,8 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _notes(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
     kept = "nobody's" if settings["plain_malloc"] else "this project's rows' and the bound's"
     counts = sorted({row["seconds"]["count"] for row in found.values() if "seconds" in row})
-    return [
+    on_gpu = any("cuda" in row for row in found.values())
+    notes = [
         f"{settings['model']} with random weights, {settings['classes']} classes, both towers; a "
         f"step is forward, cross entropy, backward and AdamW, on images that are on the device. "
         f"Every row ran in processes of its own, in interleaved rounds; medians over "
@@ -296,10 +309,14 @@ def _notes(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) 
         f"warm-up in each process, with smallest and largest.",
         "peft and CLIP-LoRA's recipe: transformers' CLIPModel of the same sizes and activation, "
         "text padded to the context length as CLIP's users pad it unless the row says trimmed; "
-        "this project, full fine-tuning and the bound use open_clip's model and trimmed text.",
+        "this project, full fine-tuning and the bound use open_clip's model and trimmed text, and "
+        "run without transformers, as after `pip install clip-randlora`.",
         "bf16 is autocast over fp32 weights, but for the bound, whose frozen weights are bf16.",
         f"Freed memory is kept for the next step, as `fit` does it on CPUs, in {kept} processes.",
     ]
+    if on_gpu and settings["recorded"]:
+        notes[-1] = "This project's steps are recorded as a CUDA graph, as `fit` does it on GPUs."
+    return notes
 
 
 def _figure(found: Mapping[str, Mapping[str, Any]]) -> Figure | None:

@@ -23,6 +23,7 @@ from clip_randlora.adapters.adapter import AdaptedWeight
 from clip_randlora.adapters.config import Tower
 from clip_randlora.adapters.targets import block_name
 from clip_randlora.data import Views
+from clip_randlora.devices import send
 
 DEFAULT_VIEWS = 3
 """Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
@@ -77,10 +78,13 @@ class FrozenImages:
                     images = views.crops(rows, torch.full_like(rows, view))
                     self._keep(view * views.images + int(rows[0]), self._frozen_part(images))
 
-    def features(self, rows: Tensor, views: Tensor) -> Tensor:
-        """Return the features (B, E) of images ``rows`` in ``views``, both int64 (B,)."""
-        places = (views * self._count + rows).to(self._blank.device)
-        kept = [tensor[places] for tensor in self._kept]
+    def kept(self, rows: Tensor, views: Tensor) -> list[Tensor]:
+        """Return what is kept of images ``rows`` in ``views``, both CPU int64 (B,)."""
+        places = send(views * self._count + rows, self._blank.device)
+        return [tensor[places] for tensor in self._kept]
+
+    def features(self, kept: Sequence[Tensor]) -> Tensor:
+        """Return the features (B, E) of images of which `kept` returned this."""
         if self._prefix is None:
             return kept[0]
         with self._prefix.replayed(kept):

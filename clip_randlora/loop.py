@@ -9,10 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters import Adapter, files
 from clip_randlora.attention import direct_self_attention
 from clip_randlora.data import Decoded, Views, augment
+from clip_randlora.devices import RecordedStep, Stopwatch, send
 from clip_randlora.errors import UserError, is_out_of_memory
 from clip_randlora.folding import find_pairs, folded
 from clip_randlora.frozen import (
@@ -35,6 +34,7 @@ from clip_randlora.frozen import (
 )
 from clip_randlora.models import Model
 from clip_randlora.processes import Processes, is_main_process, make_accelerator
+from clip_randlora.progress import Report, Step, is_finite
 from clip_randlora.recipe import (
     TrainConfig,
     choose_precision,
@@ -46,7 +46,6 @@ from clip_randlora.text import TextClassifier
 _SECONDS_BETWEEN_CHECKPOINTS = 15.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _WATCH_BATCH = 64
-_WATCHES = 8  # times that the watched test images are classified during a training
 _FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the reference's recipe
 
 
@@ -60,26 +59,6 @@ def forward_pass(net: nn.Module, adapter: Adapter) -> Iterator[None]:
         recomputed_in_backward(net),
     ):
         yield
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of training showed: means since the last report.
-
-    ``test_accuracy`` is that of the watched test images, at the steps that measure it.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    seconds_left: float
-    test_accuracy: float | None = None
-
-
-class Diverged(UserError):
-    """Training came to numbers that are none; the adapter is back at its last good state."""
 
 
 class Loop:
@@ -101,7 +80,7 @@ class Loop:
         self.model, self.adapter, self.text, self.config = model, adapter, text, config
         self.folder, self.crop_size = folder, crop_size
         self.images = shots.images.to(model.device)
-        self.labels = shots.labels.to(model.device)
+        self.labels, self.owners = shots.labels.cpu(), text.owners.cpu()  # steps are drawn there
         self.image_count = len(shots)
         self.drawn = hashlib.sha256("\n".join(shots.names).encode()).hexdigest()
         self.batch_size = min(config.batch_size, len(shots))
@@ -111,6 +90,7 @@ class Loop:
         self.precision = choose_precision(config.precision, model.device)
         self.step, self.seconds = 0, 0.0
         self.step_seconds: list[float] = []
+        self._stopwatch = Stopwatch(model.device)
         self._is_updating = False
         self.history: list[dict[str, float]] = []
         self.accelerator = make_accelerator(self.precision, model.device)
@@ -119,8 +99,9 @@ class Loop:
             model.name, config.method.method, len(shots) / len(text.classes)
         )
         optimizer = adamw(adapter.parameters(), lr=rate, weight_decay=config.weight_decay)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self._update: Callable[..., tuple[Tensor, Tensor]] = self._update_once
         self.watched: Decoded | None = None
         self.notes: list[str] = []
         self.views: Views | None = None
@@ -142,22 +123,22 @@ class Loop:
                 self._fix_views()
                 self._freeze_text()
             self.seconds += time.perf_counter() - start
-            self._take_steps(on_step, should_stop)
+            with self._recorded():
+                self._take_steps(on_step, should_stop)
         self.save()  # should the evaluation be interrupted, the training need not be done again
 
     def _take_steps(
         self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]
     ) -> None:
-        report = _Report(self, on_step)
+        report = Report(self, on_step)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
             while self.step < self.steps and not (self.step and self.processes.any(should_stop())):
-                start = time.perf_counter()
+                self._stopwatch.start()
                 with self._saved_without_memory():
                     loss, correct = self._train_step()
                 self.step += 1
-                self.step_seconds.append(time.perf_counter() - start)
-                self.seconds += self.step_seconds[-1]
+                self._stopwatch.stop()
                 try:
                     report.add(loss, correct)
                     ctrl_c.pressed = self.processes.any(ctrl_c.pressed)
@@ -168,6 +149,37 @@ class Loop:
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record the steps as a CUDA graph, on a GPU and where all of them do the same."""
+        device = self.model.device
+        if device.type != "cuda" or not self._steps_are_alike:
+            yield
+            return
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+        recorded = self._update = RecordedStep(self._update_once, device)
+        try:
+            yield
+        finally:
+            self._update = self._update_once
+            recorded.forget()
+            if recorded.failure:
+                self.notes.append(f"Steps were not recorded as a CUDA graph: {recorded.failure}")
+
+    @property
+    def _steps_are_alike(self) -> bool:
+        """Whether every step does the same on the device, with tensors of the same shapes."""
+        prompts_vary = self._draws_prompts and self.config.prompts_per_step < self.batch_size
+        return self.processes.count == 1 and not prompts_vary
+
+    def read_stopwatch(self) -> None:
+        """Count the seconds of the steps since the last reading; a GPU is waited for."""
+        took = self._stopwatch.read()
+        self.step_seconds += took
+        self.seconds += sum(took)
 
     @contextmanager
     def _saved_without_memory(self) -> Iterator[None]:
@@ -214,7 +226,7 @@ class Loop:
     def _freeze_text(self) -> None:
         """Keep what the frozen blocks of the text tower make of the prompts."""
         is_adapted = "text" in self.adapter.towers
-        if not is_adapted or self._samples_prompts or not has_frozen_blocks(self.adapter, "text"):
+        if not is_adapted or self._draws_prompts or not has_frozen_blocks(self.adapter, "text"):
             return
         try:
             self.frozen_text = FrozenText(self.adapter, self._encode_text)
@@ -233,12 +245,23 @@ class Loop:
         """Take one optimiser step; return its loss and the share of images that it got right."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         rows, epochs = self._batch()
-        labels = self.labels[rows.to(self.labels.device)]
-        encode_images = self._draw_images(rows, epochs, generator)
+        labels = self.labels[rows]
+        inputs = list(self._draw_images(rows, epochs, generator))
+        if self._draws_prompts:
+            prompts, labels = self._draw_prompts(labels, generator)
+            inputs.append(send(prompts, self.model.device))
+        labels = send(labels[self.processes.part], self.model.device)
+        loss, correct = self._update(labels, *inputs)
+        self.schedule.step()
+        self._is_updating = False
+        return loss, correct
+
+    def _update_once(self, labels: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the step on what `_draw_images` and, if it is used, `_draw_prompts` drew."""
+        images, prompts = (inputs[:-1], inputs[-1]) if self._draws_prompts else (inputs, None)
         with forward_pass(self.model.net, self.adapter), self.accelerator.autocast():
-            features = encode_images()
-            classes, labels = self._class_features(labels, generator)
-            labels = labels[self.processes.part]
+            features = self._image_features(images)
+            classes = self._class_features(prompts)
             logits = (self.model.logit_scale() * features @ classes.T).float()
             loss = torch.nn.functional.cross_entropy(
                 logits, labels, label_smoothing=self.config.label_smoothing
@@ -252,35 +275,37 @@ class Loop:
         self.accelerator.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
         self._is_updating = True  # an error from here on leaves a state between two steps
         self.optimizer.step()
-        self.schedule.step()
-        self._is_updating = False
         self.optimizer.zero_grad(set_to_none=True)
         return loss, correct
 
     def _draw_images(
         self, rows: Tensor, epochs: Tensor, generator: torch.Generator
-    ) -> Callable[[], Tensor]:
-        """Augment a step's images; return what gives the features (B, E) of this process's part.
+    ) -> Sequence[Tensor]:
+        """Augment a step's images: what `_image_features` takes for this process's part.
 
         ``rows`` and ``epochs`` are int64, of all processes' images.
         """
         part = self.processes.part
         rows, epochs, of_all = rows[part], epochs[part], rows
         if self.frozen_images:
-            views = epochs % self.frozen_images.views
-            return partial(self.frozen_images.features, rows, views)
+            return self.frozen_images.kept(rows, epochs % self.frozen_images.views)
         if self.views:
-            crops = self.views.crops(rows, epochs % self.views.count)
-        else:
-            crops = augment(
-                self.images[of_all.to(self.images.device)],
-                self.crop_size,
-                generator,
-                scale=self.config.crop_scale,
-                flip=self.config.flip,
-                part=part,
-            )
-        return partial(self._encode_image, crops)
+            return [self.views.crops(rows, epochs % self.views.count)]
+        crops = augment(
+            self.images[send(of_all, self.images.device)],
+            self.crop_size,
+            generator,
+            scale=self.config.crop_scale,
+            flip=self.config.flip,
+            part=part,
+        )
+        return [crops]
+
+    def _image_features(self, images: Sequence[Tensor]) -> Tensor:
+        """Return the features (B, E) of what `_draw_images` drew."""
+        if self.frozen_images:
+            return self.frozen_images.features(images)
+        return self._encode_image(*images)
 
     def watched_accuracy(self) -> float | None:
         """Return the share of the watched images that the model gets right now, if any are."""
@@ -308,31 +333,32 @@ class Loop:
         return rows, torch.tensor([position // count for position in positions])
 
     @property
-    def _samples_prompts(self) -> bool:
+    def _draws_prompts(self) -> bool:
         """Whether there are too many prompts to encode all of them at every step."""
-        return len(self.text.owners) > self.config.prompts_per_step
+        is_adapted = self.fixed_text is None
+        return is_adapted and len(self.text.owners) > self.config.prompts_per_step
 
-    def _class_features(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return class features (R, E) for this step, and the labels as rows of them."""
-        if self.fixed_text is not None:
-            return self.fixed_text, labels
-        if self.frozen_text:
-            return self.frozen_text.features(), labels
-        if not self._samples_prompts:
-            return self.text.features(), labels
-        owners = self.text.owners.cpu()
-        shuffled = torch.randperm(len(owners), generator=generator)
-        in_batch = torch.isin(owners[shuffled], labels.cpu())
+    def _draw_prompts(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a step's prompts, int64 (R,) rows, and the labels as positions among them."""
+        shuffled = torch.randperm(len(self.owners), generator=generator)
+        in_batch = torch.isin(self.owners[shuffled], labels)
         # prompts of the batch's classes first; the first prompt of each class is the one used
         candidates = torch.cat([shuffled[in_batch], shuffled[~in_batch]]).tolist()
         first: dict[int, int] = {}
         for row in candidates:
-            first.setdefault(int(owners[row]), row)
+            first.setdefault(int(self.owners[row]), row)
         chosen = list(first.items())[: max(self.config.prompts_per_step, len(labels.unique()))]
         position = torch.full((len(self.text.classes),), -1, dtype=torch.int64)
         position[[label for label, _ in chosen]] = torch.arange(len(chosen))
-        rows = torch.tensor([row for _, row in chosen], device=labels.device)
-        return self.text.features(rows), position.to(labels.device)[labels]
+        return torch.tensor([row for _, row in chosen]), position[labels]
+
+    def _class_features(self, prompts: Tensor | None) -> Tensor:
+        """Return class features (R, E): of the prompts that were drawn, or of all classes."""
+        if self.fixed_text is not None:
+            return self.fixed_text
+        if self.frozen_text:
+            return self.frozen_text.features()
+        return self.text.features(prompts)
 
     def _rate(self, step: int) -> float:
         """Return the learning rate's factor: linear warm-up, then a cosine to 1 %."""
@@ -346,6 +372,7 @@ class Loop:
 
     def save(self) -> None:
         """Write what `restore` needs to the run folder, if there is one."""
+        self.read_stopwatch()
         if self.folder is None or not is_main_process() or not is_finite(self.adapter):
             return
         runs.save_checkpoint(
@@ -383,16 +410,14 @@ class Loop:
                 for key, parameter in self.adapter.named_parameters():
                     parameter.copy_(state["adapter"][key])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # what depends on the device it was saved on
+                on_gpu = self.model.device.type == "cuda"
+                group.update(lr=float(group["lr"]), capturable=False, fused=on_gpu or None)
             self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = state["step"], state["seconds"]
             self.step_seconds, self.history = state["step_seconds"], state["history"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise runs.damaged_checkpoint(self.folder) from error
-
-
-def is_finite(adapter: Adapter) -> bool:
-    """Tell whether every trained number is one."""
-    return all(bool(parameter.isfinite().all()) for parameter in adapter.parameters())
 
 
 class _CtrlCBetweenSteps:
@@ -423,76 +448,6 @@ class _CtrlCBetweenSteps:
             raise KeyboardInterrupt
 
 
-class _Report:
-    """Gathers the loss on the device and hands it on now and then, so that a GPU need not wait."""
-
-    def __init__(self, loop: Loop, on_step: Callable[[Step], None] | None):
-        self.loop, self.on_step = loop, on_step
-        self.every = max(1, loop.steps // 100)
-        self.watch_every = max(1, loop.steps // _WATCHES)
-        self.next_watch = loop.step + 1
-        self.first_step, self.started = loop.step, time.perf_counter()
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.keep_good_state()
-
-    def keep_good_state(self) -> None:
-        """Remember the trained numbers, to go back to them should training diverge."""
-        self.good_step = self.loop.step
-        self.good = [parameter.detach().clone() for parameter in self.loop.adapter.parameters()]
-
-    def go_back(self) -> None:
-        """Put the trained numbers back that were the last good ones."""
-        self.loop.step = self.good_step
-        with torch.no_grad():
-            for parameter, good in zip(self.loop.adapter.parameters(), self.good, strict=True):
-                parameter.copy_(good)
-
-    def add(self, loss: Tensor, correct: Tensor) -> None:
-        loop = self.loop
-        self.losses.append(loss)
-        self.correct.append(correct)
-        if loop.step % self.every and loop.step != loop.steps:
-            return
-        mean_loss = float(torch.stack(self.losses).mean())
-        accuracy = float(torch.stack(self.correct).mean())
-        self.losses, self.correct = [], []
-        if not (math.isfinite(mean_loss) and is_finite(loop.adapter)):
-            at = loop.step
-            self.go_back()
-            kept = f"; the state of step {loop.step} is kept" if loop.step else ""
-            raise Diverged(
-                f"training diverged at step {at} (the loss is not a number){kept}: set a lower "
-                f"learning_rate than {loop.config.learning_rate or 'the default'}"
-            )
-        self.keep_good_state()
-        rate = loop.schedule.get_last_lr()[0]
-        row = {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
-        if loop.watched is not None:
-            row["test_accuracy"] = loop.watched_accuracy() if self._is_time_to_watch() else None
-        loop.history.append(row)
-        if self.on_step:
-            elapsed = time.perf_counter() - self.started
-            left = elapsed / (loop.step - self.first_step) * (loop.steps - loop.step)
-            self.on_step(
-                Step(
-                    loop.step,
-                    loop.steps,
-                    mean_loss,
-                    accuracy,
-                    rate,
-                    left,
-                    row.get("test_accuracy"),
-                )
-            )
-
-    def _is_time_to_watch(self) -> bool:
-        if self.loop.step < self.next_watch and self.loop.step != self.loop.steps:
-            return False
-        self.next_watch = self.loop.step + self.watch_every
-        return True
-
-
 def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.AdamW:
     """Make an AdamW that has its moments already, as if resumed before its first step.
 
@@ -504,6 +459,8 @@ def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Ad
         settings: as `torch.optim.AdamW` takes them.
     """
     parameters = list(parameters)
+    if any(parameter.is_cuda for parameter in parameters):
+        settings["fused"] = True  # one kernel for all of them
     optimizer = torch.optim.AdamW(parameters, **settings)
     state = {
         number: {

@@ -19,7 +19,7 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import Normalize, ToTensor
+from torchvision.transforms import ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from clip_randlora.attention import pooled_token_only
@@ -140,7 +140,15 @@ class Model:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise float images (N, 3, S, S) in [0, 1] with the model's mean and deviation."""
-        return Normalize(self._preprocess_cfg.mean, self._preprocess_cfg.std)(images)
+        mean, std = (numbers.to(images) for numbers in self._mean_and_std)
+        return (images - mean).div_(std)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """(3, 1, 1) each, made once: torchvision's transform copies them to a GPU at each call."""
+        mean, std = self._preprocess_cfg.mean, self._preprocess_cfg.std
+        return tuple(torch.tensor(of, device=self.device).view(-1, 1, 1) for of in (mean, std))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """uint8 or float [0, 1] images (N, 3, S, S) -> unit features (N, E), on the device."""

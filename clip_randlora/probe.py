@@ -14,8 +14,8 @@ from clip_randlora.adapters import Adapter
 from clip_randlora.data import Decoded
 from clip_randlora.evaluation import encode_images
 from clip_randlora.folding import find_pairs, folded
-from clip_randlora.loop import Step
 from clip_randlora.models import Model
+from clip_randlora.progress import Step
 from clip_randlora.text import TextClassifier
 
 _CANDIDATES = tuple(10.0**power for power in range(-2, 5))  # of C

@@ -72,6 +72,7 @@ class TextClassifier:
         self.model = model
         self.classes = tuple(classes)
         flat = [prompt for of_class in prompts for prompt in of_class]
+        self._tower = _causal_tower(model.net)
         self.tokens = trim(model.net, model.tokenizer(flat).to(model.device))
         self.shared = shared_prefix(self.tokens)
         self.owners = torch.tensor(
@@ -87,7 +88,7 @@ class TextClassifier:
                 the result is then (R, E), in the order of the rows.
         """
         tokens = self.tokens if rows is None else self.tokens[rows]
-        features = encode_tokens(self.model.net, tokens, self.shared)
+        features = _encode(self.model.net, self._tower, tokens, self.shared)
         if rows is not None or len(features) == len(self.classes):
             return features
         sums = features.new_zeros(len(self.classes), features.shape[1])
@@ -105,7 +106,11 @@ def encode_tokens(net: nn.Module, tokens: Tensor, shared: int = 0) -> Tensor:
             attention is causal they pass through the tower once for many prompts, not once for
             each.
     """
-    tower = _causal_tower(net)
+    return _encode(net, _causal_tower(net), tokens, shared)
+
+
+def _encode(net: nn.Module, tower: nn.Module | None, tokens: Tensor, shared: int) -> Tensor:
+    """Encode tokens; ``tower`` is the causal one of ``net``, if it is one."""
     if tower is None:
         return net.encode_text(tokens, normalize=True)
     packing = _Packing.of(tokens, shared)
@@ -220,7 +225,10 @@ def _pool_type(tower: nn.Module) -> str | None:
 
 
 def _causal_tower(net: nn.Module) -> nn.Module | None:
-    """Return the module that holds the text tower if it can be trimmed, else None."""
+    """Return the module that holds the text tower if it can be trimmed, else None.
+
+    A GPU has to be waited for: its mask is read.
+    """
     tower = getattr(net, "text", net)
     mask = getattr(tower, "attn_mask", None)
     if mask is None or _pool_type(tower) not in ("argmax", "eos"):

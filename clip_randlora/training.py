@@ -19,7 +19,7 @@ from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
-from clip_randlora.loop import Diverged, Loop, Step
+from clip_randlora.loop import Loop
 from clip_randlora.models import Model
 from clip_randlora.probe import ProbeTraining
 from clip_randlora.processes import (
@@ -28,6 +28,7 @@ from clip_randlora.processes import (
     launch_notes,
     process_count,
 )
+from clip_randlora.progress import Diverged, Step
 from clip_randlora.recipe import TrainConfig, choose_crop_size
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
@@ -96,7 +97,7 @@ def fit(
 
     Raises:
         UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
-            written, the training diverged (`clip_randlora.loop.Diverged`), or memory did not
+            written, the training diverged (`clip_randlora.progress.Diverged`), or memory did not
             suffice (`clip_randlora.errors.OutOfMemory`).
         Interrupted: Ctrl-C; what was trained is saved in ``out``.
     """

@@ -1,8 +1,14 @@
 """Small models of real architectures, with random weights, in open_clip's own folder format."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+# the tests check the CPU's numbers, on machines with a GPU too; but for those marked cuda
+ON_GPU = os.environ.get("CLIP_RANDLORA_TEST_CUDA") == "1"
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest
@@ -13,6 +19,16 @@ import clip_randlora as cr
 from clip_randlora.models import Model, load_model
 
 pytest_plugins = ["export_runs"]
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave the tests of GPUs out, unless they were asked for."""
+    if ON_GPU:
+        return
+    left_out = [item for item in items if item.get_closest_marker("cuda")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
 
 COLORS = {"blue": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 
@@ -56,7 +72,7 @@ def randomize(adapter, seed: int = 0, spread: float = 0.02) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.normal_(0, spread, generator=generator)
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, spread, generator=generator))
 
 
 def write_colors(

@@ -236,3 +236,26 @@ def test_weights_with_very_sparse_bases_are_formed_again(tiny, in_bf16, monkeypa
     assert kept - formed == tall * (2 if in_bf16 else 4)
     before, after = (gradients(adapter, run(context)) for context in (keeping, forming))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bases": "sparse"}, {"rank": 2}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch, settings, dtype):
+    """On GPUs, whose launches cost more than their memory; see also `test_cuda`."""
+    adapter = cr.attach(tiny.net, cr.RandLoRA(**{"rank": 5} | settings))
+    randomize(adapter)
+    text = TextClassifier(
+        tiny, ["red", "dark blue", "sea"], make_prompts(["red", "dark blue", "sea"])
+    )
+
+    def run():
+        with forward_pass(tiny.net, adapter), torch.autocast("cpu", dtype, dtype == torch.bfloat16):
+            logits = tiny.encode_image(images()) @ text.features().T
+        return logits, gradients(adapter, logits)
+
+    logits, one_by_one = run()
+    monkeypatch.setattr("clip_randlora.adapters.randlora._DEVICES_WITH_CACHE", ())
+    at_once, together = run()
+    exact = dtype == torch.float32
+    torch.testing.assert_close(at_once, logits, atol=1e-6 if exact else 1e-2, rtol=0)
+    assert_close(together, one_by_one, 1e-5 if exact else 0.1)

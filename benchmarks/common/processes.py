@@ -26,12 +26,14 @@ messages = Console(stderr=True, highlight=False)
 class Row:
     """One line of a table: a function ``module:name`` and the settings that it is called with.
 
-    ``key`` identifies it among the benchmark's rows, in the JSON too.
+    ``key`` identifies it among the benchmark's rows, in the JSON too. Packages in ``hidden`` are
+    as if not installed.
     """
 
     key: str
     function: str
     settings: dict[str, Any] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -49,7 +51,7 @@ def environment(threads: int) -> dict[str, str]:
 def run_row(row: Row, threads: int) -> dict[str, Any]:
     """Measure a row in a new process: ``{"result": {...}}`` or ``{"failed": reason}``."""
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.common.worker", row.function],
+        [sys.executable, "-m", "benchmarks.common.worker", row.function, *row.hidden],
         input=json.dumps(row.settings),
         capture_output=True,
         text=True,

@@ -66,7 +66,7 @@ def publish(
 
 def seconds(values: Mapping[str, float]) -> str:
     """Show a `spread` of seconds as ``median (min - max)``, with digits that suit its size."""
-    digits = 1 if values["median"] >= 30 else 2 if values["median"] >= 1 else 3
+    digits = sum(values["median"] < bound for bound in (30, 1, 0.1)) + 1
     return (
         f"{values['median']:.{digits}f} ({values['min']:.{digits}f} - {values['max']:.{digits}f})"
     )

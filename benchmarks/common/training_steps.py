@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 import clip_randlora as cr
 from benchmarks.common.images import write_images
+from clip_randlora.devices import RecordedStep
 from clip_randlora.loop import adamw, forward_pass, keep_freed_memory
 from clip_randlora.models import find_device
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
@@ -350,6 +352,7 @@ def measure_step(
     steps: int,
     device: str | None = None,
     plain_malloc: bool = False,
+    recorded: bool = True,
     changes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Time training steps of one row, in this process.
@@ -359,10 +362,11 @@ def measure_step(
         model: an open_clip name or folder, taken with random weights.
         images, classes: in a step.
         precision: fp32, or bf16 mixed precision by autocast.
-        warmup: steps that are not timed; the first ones also allocate.
+        warmup: steps that are not timed; the first ones also allocate. On a GPU at least 5.
         steps: that are timed.
         device: as `clip_randlora.load_model` takes it.
         plain_malloc: leave the C library's allocator as it is.
+        recorded: on a GPU, take the steps of rows of ours as a CUDA graph, as `fit` does.
         changes: adapter settings other than the row's, ``{"rank": 2}`` say, for rows of ours.
 
     Returns:
@@ -381,15 +385,23 @@ def measure_step(
     labels = (torch.arange(images) % classes).to(used)
     optimizer_of = torch.optim.AdamW if chosen.owner == "peer" else adamw
     optimizer = optimizer_of(setup.parameters, lr=1e-4) if setup.parameters else None
+    take_step = partial(_take_step, setup, optimizer, labels, precision, used)
+    if used.type == "cuda":
+        warmup = max(warmup, 5)
+        if chosen.owner == "ours" and recorded:
+            optimizer.param_groups[0]["capturable"] = True
+            take_step = RecordedStep(take_step, used)
     times: list[float] = []
     losses: list[float] = []
     for _ in range(warmup + steps):
         _wait_for(used)
         start = time.perf_counter()
-        loss = _take_step(setup, optimizer, labels, precision, used)
+        (loss,) = take_step()
         _wait_for(used)
         times.append(time.perf_counter() - start)
         losses.append(float(loss))
+    if isinstance(take_step, RecordedStep) and take_step.failure:
+        raise RuntimeError(f"the step could not be recorded: {take_step.failure}")
     if not all(map(math.isfinite, losses)):
         raise RuntimeError(f"a loss is not a number: {losses}")
     return {
@@ -455,7 +467,7 @@ def _take_step(
     labels: Tensor,
     precision: str,
     device: torch.device,
-) -> Tensor:
+) -> tuple[Tensor]:
     autocasts = precision == "bf16" and setup.autocasts
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=autocasts)
     with setup.forward_context(), autocast:
@@ -466,4 +478,4 @@ def _take_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     setup.after_step()
-    return loss.detach()
+    return (loss.detach(),)

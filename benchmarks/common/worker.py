@@ -1,6 +1,7 @@
 """The process that measures one row: ``python -m benchmarks.common.worker MODULE:FUNCTION``.
 
-Settings come as JSON on standard input; the answer, ``{"result": ...}`` or ``{"failed": reason}``,
+Packages named after the function are as if not installed. Settings come as JSON on standard input;
+the answer, ``{"result": ...}`` or ``{"failed": reason}``,
 is one line of JSON on standard output.
 """
 
@@ -18,6 +19,7 @@ def main() -> None:
     """Call the function and print what it returns, with threads and peak memory."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print must not get between the lines
+    sys.modules.update(dict.fromkeys(sys.argv[2:]))  # None: importing it is an ImportError
     answer = _call(sys.argv[1], json.load(sys.stdin))
     answers.write(json.dumps(answer) + "\n")
     answers.flush()

@@ -23,14 +23,14 @@ class Products:
         self.matrix = matrix
 
     def update(self, scaled_a: torch.Tensor, transposed: bool) -> torch.Tensor:
-        """Return ``B S``, (D, d), of ``S`` (n r, d), or its transpose."""
+        """Return ``B S``, (..., D, d), of ``S`` (..., n r, d), or its transpose."""
         if transposed:
-            return torch.mm(scaled_a.T, self.matrix.T)
-        return torch.mm(self.matrix, scaled_a)
+            return torch.matmul(scaled_a.mT, self.matrix.T)
+        return torch.matmul(self.matrix, scaled_a)
 
     def contract(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return ``B^T G``, (n r, d), of ``G`` (D, d)."""
-        return torch.mm(self.matrix.T, grad)
+        """Return ``B^T G``, (..., n r, d), of ``G`` (..., D, d)."""
+        return torch.matmul(self.matrix.T, grad)
 
 
 class SparseProducts(Products):

@@ -1,7 +1,8 @@
 """RandLoRA's update: full rank from frozen random bases, of which only diagonals are trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.products import Products, SparseProducts, products_with
 from clip_randlora.bases import Bases, SeededBases, Source, StoredBases, number_of_bases
 
+_DEVICES_WITH_CACHE = ("cpu",)  # there, runs of rows are faster; elsewhere, few launches
 _ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
 
 
@@ -30,9 +32,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
         ctx.save_for_backward(a, *diagonals)
         ctx.products, ctx.scale, ctx.transposed = products, scale, transposed
         updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        count = len(diagonals) // 2
-        parts = zip(weight.chunk(count), updated.chunk(count), strict=True)
-        for (w, out), lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+        for w, out, lam, gamma in _parts_at_once(weight, updated, diagonals):
             update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
             _add(w, update, scale, out)
         return updated
@@ -42,41 +42,85 @@ class _RandLoRAUpdate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         a, *diagonals = ctx.saved_tensors
         grads = []
-        parts = grad.chunk(len(diagonals) // 2)
-        for part, lam, gamma in zip(parts, diagonals[::2], diagonals[1::2], strict=True):
+        for part, _, lam, gamma in _parts_at_once(grad, grad, diagonals):
             g = part.to(ctx.products.dtype)
-            m = ctx.products.contract(g.T if ctx.transposed else g)
-            grads += contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+            m = ctx.products.contract(g.mT if ctx.transposed else g)
+            of_lam, of_gamma = contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
+            grads += [of_lam, of_gamma] if lam.dim() == 2 else _alternate(of_lam, of_gamma)
         return None, None, None, None, None, None, *grads
+
+
+def _parts_at_once(
+    weight: Tensor, other: Tensor, diagonals: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield parts of both (D, d), lambda (n, r) and gamma (n, d), or all of them with P in front.
+
+    On a CPU one part after the other fits the cache; elsewhere each launch costs more.
+    """
+    lams, gammas = diagonals[::2], diagonals[1::2]
+    count = len(lams)
+    if _is_in_cache(weight) or count == 1:
+        yield from zip(weight.chunk(count), other.chunk(count), lams, gammas, strict=True)
+    else:
+        parts = (tensor.unflatten(0, (count, -1)) for tensor in (weight, other))
+        yield *parts, torch.stack(tuple(lams)), torch.stack(tuple(gammas))
+
+
+def _alternate(lams: Tensor, gammas: Tensor) -> Iterator[Tensor]:
+    return chain.from_iterable(zip(lams, gammas, strict=True))
+
+
+def _is_in_cache(tensor: Tensor) -> bool:
+    return tensor.device.type in _DEVICES_WITH_CACHE
 
 
 def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
     """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
     rows = len(weight)
-    if weight.device.type == "cpu" and update.dtype != weight.dtype:
+    if _is_in_cache(weight) and update.dtype != weight.dtype:
         rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
     for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
         torch.add(w, u, alpha=scale, out=o)
 
 
 def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``lambda_ik a_kj gamma_ij`` as (r n, d), row ``k n + i``."""
+    """Return ``lambda_ik a_kj gamma_ij`` as (..., r n, d), row ``k n + i``."""
+    if not _is_in_cache(a):
+        return _scale_at_once(a, lam, gamma, dtype)
     scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
     for k, row in enumerate(a):  # one run of rows at a time stays in the cache
         torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
     return scaled.flatten(0, 1)
 
 
+def _scale_at_once(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
+    scaled = (gamma[..., None, :, :] * a[:, None]).mul_(lam.mT[..., None])
+    return scaled.flatten(-3, -2).to(dtype)
+
+
 def contract(
     m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d)."""
+    """Return the gradients of lambda (n, r) and gamma (n, d) from ``M = B^T G`` (r n, d).
+
+    Each may have further dimensions in front, but not on a CPU; ``m`` may be written to.
+    """
+    if not _is_in_cache(m):
+        return _contract_at_once(m, a, lam, gamma, scale)
     grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
     for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
         rows.mul_(row)
         grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
         grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
     return grad_lam, grad_gamma
+
+
+def _contract_at_once(
+    m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    m = m.unflatten(-2, (a.shape[0], -1)) * a[:, None].mul(scale)
+    grad_gamma = (m * lam.mT[..., None]).sum(dim=-3)
+    return m.mul_(gamma[..., None, :, :]).sum(dim=-1).mT, grad_gamma
 
 
 def randlora_delta(

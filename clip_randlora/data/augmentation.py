@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from clip_randlora.devices import send
+
 
 def augment(
     images: torch.Tensor,
@@ -84,7 +86,7 @@ class Views:
         Returns:
             float32 ``(B, 3, size, size)`` in [0, 1], on the device of the images.
         """
-        pixels = self._pixels[rows.to(self._pixels.device)]
+        pixels = self._pixels[send(rows, self._pixels.device)]
         return crop_and_resize(
             pixels, self._boxes[views, rows], self._flips[views, rows], self._size
         )
@@ -158,8 +160,8 @@ def crop_and_resize(
 def _sum_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum rows of each image's table (B, R, D): (B, size, D), by rows and weights (B, size, T)."""
     count, height, width = table.shape
-    rows = (rows + torch.arange(count)[:, None, None] * height).flatten(0, 1).to(table.device)
-    weights = weights.flatten(0, 1).to(table.device)
+    rows = (rows + torch.arange(count)[:, None, None] * height).flatten(0, 1)
+    rows, weights = send(rows, table.device), send(weights.flatten(0, 1), table.device)
     summed = torch.nn.functional.embedding_bag(
         rows, table.flatten(0, 1), mode="sum", per_sample_weights=weights
     )

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from clip_randlora.loop import Step
+from clip_randlora.progress import Step
 from clip_randlora.sweep.config import Cell
 from clip_randlora.sweep.folder import SweepFolder
 

@@ -11,8 +11,8 @@ from clip_randlora import runs
 from clip_randlora.cache import Cache
 from clip_randlora.data import Data, load_data
 from clip_randlora.errors import OutOfMemory, UserError
-from clip_randlora.loop import Step
 from clip_randlora.models import Model, load_model
+from clip_randlora.progress import Step
 from clip_randlora.sweep.config import Cell
 from clip_randlora.training import fit
 
