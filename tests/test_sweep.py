@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -379,3 +380,33 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(tiny_folder, co
     for name, row in expected.items():
         assert got[name]["tuned"]["top1"] == pytest.approx(row["tuned"]["top1"], abs=0.26), name
         assert got[name]["zero_shot"]["top1"] == row["zero_shot"]["top1"]
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_used_and_its_token_asked_for(tiny_sweep, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 40)
+    ray = [Path(sys.executable).with_name("ray"), "start", "--head", "--block"]
+    head = subprocess.Popen(
+        [*ray, "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"],
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    options = ("--engine", "ray", "--address", f"127.0.0.1:{port}")
+    try:
+        without = start(tiny_sweep, tmp_path / "without", *options)
+        _, errors = without.communicate(timeout=120)
+        assert without.returncode == 2 and "Traceback" not in errors
+        assert "set RAY_AUTH_MODE=token" in errors.splitlines()[-1]
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        sweep = start(tiny_sweep, tmp_path / "out", *options)
+        output, errors = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, errors
+        assert "9 cells finished, 0 failed" in output
+        assert head.poll() is None  # the cluster is left running
+    finally:
+        head.terminate()
+        head.wait(timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import time
 import traceback
@@ -65,7 +66,11 @@ def run_on_ray(
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--address {address}: no Ray cluster there ({reason})") from error
+        # Ray does not say so itself, and clusters of recent versions ask for one
+        token = (
+            "" if "RAY_AUTH_MODE" in os.environ else "; if it has a token, set RAY_AUTH_MODE=token"
+        )
+        raise UserError(f"--address {address}: no Ray cluster there ({reason}){token}") from error
     try:
         _check_fits(ray.cluster_resources(), resources)
         progress.at_once(int(ray.cluster_resources().get("CPU", 1) // resources.cpus))
