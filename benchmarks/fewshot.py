@@ -213,7 +213,7 @@ def _figure(found: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     names = list(dict.fromkeys(row["method"] for row in measured))
     palette = (report.OURS, report.PEER, report.BOUND, "#d97706", "#7c3aed", "#be185d")
-    figure = Figure(figsize=(4.8 * len(sources), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(sources), 4.1), layout="constrained")
     for plot, source in zip(
         figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True
     ):
@@ -241,5 +241,9 @@ def _figure(found: Sequence[Mapping[str, Any]]) -> Figure | None:
             title=Path(source).name,
         )
         plot.spines[["top", "right"]].set_visible(False)
-        plot.legend(fontsize=8, loc="lower right", frameon=False)
+    named: dict[str, Any] = {}
+    for plot in figure.axes:
+        named |= dict(zip(*reversed(plot.get_legend_handles_labels()), strict=True))
+    place = {"loc": "outside lower center", "ncols": 4, "fontsize": 8, "frameon": False}
+    figure.legend(named.values(), named, **place)
     return figure

@@ -228,7 +228,9 @@ def _figure(found: Sequence[Mapping[str, Any]], precision: str) -> Figure | None
             rows = [r for r in measured if r["axis"] == name and r["series"] == series]
             if rows:
                 _draw(plot, rows, series, color)
-        plot.set(xlabel=AXES[name].label, ylabel="seconds a step", ylim=(0, None))
+        plot.set(xlabel=AXES[name].label, ylabel="seconds a step")
+        most = max(r["seconds"]["max"] for r in measured if r["axis"] == name)
+        plot.set_ylim(0, 1.08 * most)
         plot.spines[["top", "right"]].set_visible(False)
         plot.legend(fontsize=8, frameon=False)
     for plot in grid[len(axes) :]:
