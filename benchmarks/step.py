@@ -21,7 +21,13 @@ from benchmarks.common.options import (
 from benchmarks.common.processes import Row, measure_rounds, run_row
 from benchmarks.common.ratios import Ratio, divide
 from benchmarks.common.results import Results, spread
-from benchmarks.common.training_steps import FIT, FIT_LABEL, ROWS, peft_on_transformers
+from benchmarks.common.training_steps import (
+    FIT,
+    FIT_LABEL,
+    GPU_WARMUP,
+    ROWS,
+    peft_on_transformers,
+)
 from clip_randlora.errors import UserError
 
 LABELS = {name: row.label for name, row in ROWS.items()} | {FIT: FIT_LABEL}
@@ -301,11 +307,12 @@ def _notes(found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) 
     kept = "nobody's" if settings["plain_malloc"] else "this project's rows' and the bound's"
     counts = sorted({row["seconds"]["count"] for row in found.values() if "seconds" in row})
     on_gpu = any("cuda" in row for row in found.values())
+    warmup = max(settings["warmup"], GPU_WARMUP) if on_gpu else settings["warmup"]
     notes = [
         f"{settings['model']} with random weights, {settings['classes']} classes, both towers; a "
         f"step is forward, cross entropy, backward and AdamW, on images that are on the device. "
         f"Every row ran in processes of its own, in interleaved rounds; medians over "
-        f"{' or '.join(map(str, counts)) or 'no'} timed steps after {settings['warmup']} of "
+        f"{' or '.join(map(str, counts)) or 'no'} timed steps after {warmup} of "
         f"warm-up in each process, with smallest and largest.",
         "peft and CLIP-LoRA's recipe: transformers' CLIPModel of the same sizes and activation, "
         "text padded to the context length as CLIP's users pad it unless the row says trimmed; "

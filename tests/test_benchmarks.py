@@ -182,6 +182,8 @@ def test_a_row_runs_in_a_process_of_its_own_and_says_why_it_failed(tmp_path, mon
     assert 200e6 < answer["peak_memory_bytes"] < 300e6  # its own, not this process's
     assert run_row(Row("", "workloads:break_down"), 1) == {"failed": "the disk is full"}
     assert "no_such_library: not installed" in run_row(Row("", "workloads:need"), 1)["failed"]
+    hidden = run_row(Row("", "json:loads", hidden=("json",)), 1)["failed"]
+    assert "json: not installed" in hidden
     killed = run_row(Row("", "workloads:run_out_of_memory"), 1)["failed"]
     assert "memory runs out" in killed
     crashed = run_row(Row("", "workloads:crash"), 1)

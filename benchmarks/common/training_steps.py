@@ -338,6 +338,9 @@ ROWS: dict[str, StepRow] = {
 }
 """The rows by name; that of `clip_randlora.fit` itself is `measure_fit`."""
 
+GPU_WARMUP = 5
+"""Fewest steps that are not timed on a GPU: the first load kernels, the fourth is recorded."""
+
 FIT = "randlora-fit"
 FIT_LABEL = "RandLoRA r=6 in `fit`, augmentation included"
 
@@ -362,7 +365,7 @@ def measure_step(
         model: an open_clip name or folder, taken with random weights.
         images, classes: in a step.
         precision: fp32, or bf16 mixed precision by autocast.
-        warmup: steps that are not timed; the first ones also allocate. On a GPU at least 5.
+        warmup: steps that are not timed, on a GPU at least `GPU_WARMUP`; the first also allocate.
         steps: that are timed.
         device: as `clip_randlora.load_model` takes it.
         plain_malloc: leave the C library's allocator as it is.
@@ -387,7 +390,7 @@ def measure_step(
     optimizer = optimizer_of(setup.parameters, lr=1e-4) if setup.parameters else None
     take_step = partial(_take_step, setup, optimizer, labels, precision, used)
     if used.type == "cuda":
-        warmup = max(warmup, 5)
+        warmup = max(warmup, GPU_WARMUP)
         if chosen.owner == "ours" and recorded:
             optimizer.param_groups[0]["capturable"] = True
             take_step = RecordedStep(take_step, used)

@@ -1,8 +1,7 @@
 """The process that measures one row: ``python -m benchmarks.common.worker MODULE:FUNCTION``.
 
 Packages named after the function are as if not installed. Settings come as JSON on standard input;
-the answer, ``{"result": ...}`` or ``{"failed": reason}``,
-is one line of JSON on standard output.
+the answer, ``{"result": ...}`` or ``{"failed": reason}``, is one line of JSON on standard output.
 """
 
 from __future__ import annotations

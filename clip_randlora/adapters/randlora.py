@@ -12,7 +12,7 @@ from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.products import Products, SparseProducts, products_with
 from clip_randlora.bases import Bases, SeededBases, Source, StoredBases, number_of_bases
 
-_DEVICES_WITH_CACHE = ("cpu",)  # there, runs of rows are faster; elsewhere, few launches
+_STEPWISE_ON = ("cpu",)  # there, what fits the cache is faster; elsewhere, few launches
 _ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache
 
 
@@ -32,7 +32,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
         ctx.save_for_backward(a, *diagonals)
         ctx.products, ctx.scale, ctx.transposed = products, scale, transposed
         updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for w, out, lam, gamma in _parts_at_once(weight, updated, diagonals):
+        for w, out, lam, gamma in _parts(weight, updated, diagonals):
             update = products.update(_scale_a(a, lam, gamma, products.dtype), transposed)
             _add(w, update, scale, out)
         return updated
@@ -42,7 +42,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         a, *diagonals = ctx.saved_tensors
         grads = []
-        for part, _, lam, gamma in _parts_at_once(grad, grad, diagonals):
+        for part, _, lam, gamma in _parts(grad, grad, diagonals):
             g = part.to(ctx.products.dtype)
             m = ctx.products.contract(g.mT if ctx.transposed else g)
             of_lam, of_gamma = contract(m.to(lam.dtype), a, lam, gamma, ctx.scale)
@@ -50,7 +50,7 @@ class _RandLoRAUpdate(torch.autograd.Function):
         return None, None, None, None, None, None, *grads
 
 
-def _parts_at_once(
+def _parts(
     weight: Tensor, other: Tensor, diagonals: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield parts of both (D, d), lambda (n, r) and gamma (n, d), or all of them with P in front.
@@ -59,7 +59,7 @@ def _parts_at_once(
     """
     lams, gammas = diagonals[::2], diagonals[1::2]
     count = len(lams)
-    if _is_in_cache(weight) or count == 1:
+    if _goes_stepwise(weight) or count == 1:
         yield from zip(weight.chunk(count), other.chunk(count), lams, gammas, strict=True)
     else:
         parts = (tensor.unflatten(0, (count, -1)) for tensor in (weight, other))
@@ -70,14 +70,14 @@ def _alternate(lams: Tensor, gammas: Tensor) -> Iterator[Tensor]:
     return chain.from_iterable(zip(lams, gammas, strict=True))
 
 
-def _is_in_cache(tensor: Tensor) -> bool:
-    return tensor.device.type in _DEVICES_WITH_CACHE
+def _goes_stepwise(tensor: Tensor) -> bool:
+    return tensor.device.type in _STEPWISE_ON
 
 
 def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
     """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
     rows = len(weight)
-    if _is_in_cache(weight) and update.dtype != weight.dtype:
+    if _goes_stepwise(weight) and update.dtype != weight.dtype:
         rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
     for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
         torch.add(w, u, alpha=scale, out=o)
@@ -85,7 +85,7 @@ def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
 
 def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``lambda_ik a_kj gamma_ij`` as (..., r n, d), row ``k n + i``."""
-    if not _is_in_cache(a):
+    if not _goes_stepwise(a):
         return _scale_at_once(a, lam, gamma, dtype)
     scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
     for k, row in enumerate(a):  # one run of rows at a time stays in the cache
@@ -105,7 +105,7 @@ def contract(
 
     Each may have further dimensions in front, but not on a CPU; ``m`` may be written to.
     """
-    if not _is_in_cache(m):
+    if not _goes_stepwise(m):
         return _contract_at_once(m, a, lam, gamma, scale)
     grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
     for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
