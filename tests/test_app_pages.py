@@ -14,6 +14,7 @@ from test_app import (
     App,
     browser,  # noqa: F401
     drawing,
+    fill_opened,
     needs_chromium,
     open_page,
     open_tab,
@@ -106,7 +107,7 @@ def start_long_training(browser, app):  # noqa: F811
     open_tab(page, "2 Train")
     page.get_by_label("Thorough").check()
     page.get_by_text("Advanced").click()
-    page.get_by_label("Steps").fill("400")
+    fill_opened(page, "Steps", "400")
     page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text(re.compile(r"step \d+ of 400")).wait_for()
     return page

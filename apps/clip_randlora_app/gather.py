@@ -44,22 +44,36 @@ class GatherTab:
         ]
         self._bind()
 
-    def show(self, workspace: Workspace, chosen: str | None = None) -> Update:
-        """Return the tab's contents, with one class opened in the editor."""
+    def show(self, workspace: Workspace) -> Update:
+        """Return the tab's contents, with the first class opened in the editor."""
+        return {
+            **self._open_class(workspace),
+            self.templates: "\n".join(workspace.templates),
+        }
+
+    def _open_class(self, workspace: Workspace, chosen: str | None = None) -> Update:
+        """Open a class in the editor, the first if it is not there."""
         classes = workspace.classes
         if chosen not in classes:
             chosen = classes[0] if classes else None
         words = workspace.names.get(chosen, ()) if chosen else ()
+        return {
+            **self._refresh(workspace, chosen),
+            self.new_name: chosen or "",
+            self.words: ", ".join(words),
+        }
+
+    def _refresh(self, workspace: Workspace, chosen: str | None) -> Update:
+        """Show what changed; the text boxes are left alone, as someone may be typing there."""
+        if chosen is not None and chosen not in workspace.classes:  # removed in another window
+            return self._open_class(workspace)
         has_split = workspace.has_test_split
         return {
             self.overview: views.overview(workspace),
             self.warnings: views.messages(workspace.warnings(), "warning"),
-            self.chosen: gr.update(choices=classes, value=chosen),
+            self.chosen: gr.update(choices=workspace.classes, value=chosen),
             self.gallery: _thumbnails(workspace, chosen),
             self.selected: None,
-            self.new_name: chosen or "",
-            self.words: ", ".join(words),
-            self.templates: "\n".join(workspace.templates),
             self.prompts: views.prompts(workspace.prompts()),
             self.held_out: gr.update(
                 value=round(100 * workspace.held_out),
@@ -200,28 +214,30 @@ class GatherTab:
 
     def _load_sample(self, name: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
-        return self._after_adding(workspace, workspace.add_data(name, name), None)
+        added = workspace.add_data(name, name)
+        return {**self.show(workspace), **self._say(*_lines(added))}
 
     def _load_archive(self, archive: str, request: gr.Request) -> Update:
         workspace, path = self.service.workspace(request), Path(archive)
         try:
-            return self._after_adding(workspace, workspace.add_data(path, path.name), None)
+            added = workspace.add_data(path, path.name)
         except cr.UserError as error:
             # the page keeps the sentence, and the box is free for another try
-            return {**self.show(workspace), **self._say(str(error))}
+            return {**self._open_class(workspace), **self._say(str(error))}
+        return {**self.show(workspace), **self._say(*_lines(added))}
 
     def _add_class(self, name: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         name = workspace.add_class(name)
         said = self._say(f"{name} is there: add images to it.")
-        return {**self.show(workspace, name), **said, self.class_name: ""}
+        return {**self._open_class(workspace, name), **said, self.class_name: ""}
 
     def _add_files(self, name: str | None, files: list[str], request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         if name is None:
-            return {**self.show(workspace), **self._say("Add a class first, then its images.")}
+            return self._say("Add a class first, then its images.")
         added = workspace.add_images(name, [Path(file) for file in files])
-        return self._after_adding(workspace, added, name)
+        return {**self._refresh(workspace, name), **self._say(*_lines(added))}
 
     def _add_photo(self, name: str | None, photo: str | None, request: gr.Request) -> Update:
         if photo is None:
@@ -229,7 +245,7 @@ class GatherTab:
         return self._add_files(name, [photo], request)
 
     def _choose(self, name: str, request: gr.Request) -> Update:
-        return {**self.show(self.service.workspace(request), name), self.message: ""}
+        return {**self._open_class(self.service.workspace(request), name), self.message: ""}
 
     def _remove(self, name: str | None, index: int | None, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
@@ -237,32 +253,34 @@ class GatherTab:
         if index is None or index >= len(pictures):
             raise cr.UserError("select an image first")
         workspace.remove_picture(pictures[index])
-        return {**self.show(workspace, name), self.message: ""}
+        return {**self._refresh(workspace, name), self.message: ""}
 
     def _rename(self, name: str | None, new: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         if name is None:
             raise cr.UserError("there is no class to rename")
-        return {**self.show(workspace, workspace.rename_class(name, new)), self.message: ""}
+        name = workspace.rename_class(name, new)
+        return {**self._open_class(workspace, name), self.message: ""}
 
     def _remove_class(self, name: str | None, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         if name is not None:
             workspace.remove_class(name)
-        return {**self.show(workspace), self.message: ""}
+        return {**self._open_class(workspace), self.message: ""}
 
     def _set_words(self, name: str | None, words: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         if name is not None:
             chosen = tuple(word.strip() for word in words.split(",") if word.strip())
             workspace.set_prompts(workspace.templates, {**workspace.names, name: chosen})
-        return {**self.show(workspace, name), self.message: ""}
+        return {**self._open_class(workspace, name), self.message: ""}
 
     def _set_templates(self, name: str | None, templates: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         lines = [line.strip() for line in templates.splitlines() if line.strip()]
         workspace.set_prompts(lines, workspace.names)
-        return {**self.show(workspace, name), self.message: ""}
+        shown = {self.templates: "\n".join(workspace.templates), self.message: ""}
+        return {**self._refresh(workspace, name), **shown}
 
     def _set_held_out(self, percent: float, request: gr.Request) -> None:
         workspace = self.service.workspace(request)
@@ -274,13 +292,6 @@ class GatherTab:
         workspace.clear_images()
         return {**self.show(workspace), self.message: ""}
 
-    def _after_adding(self, workspace: Workspace, added: Added, chosen: str | None) -> Update:
-        lines = [f"Added {added.images} {'image' if added.images == 1 else 'images'}."]
-        if added.known:
-            lines.append(f"{added.known} were there already.")
-        lines += [*added.notes, summarize_skipped(added.skipped)]
-        return {**self.show(workspace, chosen), **self._say(*lines)}
-
     def _say(self, *lines: str) -> Update:
         """Show lines in the page, and empty the boxes that things were put into."""
         return {
@@ -289,6 +300,14 @@ class GatherTab:
             self.files: None,
             self.webcam: None,
         }
+
+
+def _lines(added: Added) -> list[str]:
+    """Tell what was added, what was there already, and what was left out."""
+    lines = [f"Added {added.images} {'image' if added.images == 1 else 'images'}."]
+    if added.known:
+        lines.append(f"{added.known} were there already.")
+    return [*lines, *added.notes, summarize_skipped(added.skipped)]
 
 
 def _index_of_selected(event: gr.SelectData) -> int:
