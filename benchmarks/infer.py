@@ -31,12 +31,16 @@ _BATCH = 64  # of the bare loops
 
 @dataclass(frozen=True)
 class Loop:
-    """A way to classify image files; ``models`` is how many answer: 1, or 2 for both."""
+    """A way to classify image files, ``batch`` at a time where that is said.
+
+    ``models`` is how many answer: 1, or 2 for both.
+    """
 
     label: str
     models: int
     owner: str
     workers: bool = False
+    batch: int = _BATCH
 
 
 LOOPS = {
@@ -47,6 +51,8 @@ LOOPS = {
     "bare-workers": Loop("open_clip, one model, workers", 1, "peer", workers=True),
     "bare-both": Loop("open_clip, both models", 2, "peer"),
     "bare-both-workers": Loop("open_clip, both models, workers", 2, "peer", workers=True),
+    "predict-one": Loop("predict, one image a call", 2, "ours", batch=1),
+    "bare-both-one": Loop("open_clip, both models, one image a call", 2, "peer", batch=1),
 }
 
 
@@ -105,8 +111,8 @@ def infer(
             f"system's cache; class features are ready, and {_BATCH} images are classified "
             f"before the clock starts.",
             "A bare loop is PIL, open_clip's preprocess and a torch DataLoader with batches of "
-            f"{_BATCH}: in the process itself, or with {threads} worker processes, whose start "
-            "counts. Ratios are to the faster of the two.",
+            f"{_BATCH}, or of one image where that is said: in the process itself, or with "
+            f"{threads} worker processes, whose start counts. Ratios are to the faster of the two.",
             "eval answers zero-shot and tuned, which takes two passes through the image tower: "
             "the bare loop of both models does the same work; that of one model does half of it.",
         ],
@@ -153,7 +159,7 @@ def _make_loop(
     """Return what classifies a split and says how many images that were."""
     model = load()
     adapter, text = _tune(model, classes)
-    if loop in ("eval", "predict", "tuned"):
+    if LOOPS[loop].owner == "ours":
         return _own_loop(loop, model, adapter, text)
     heads = []
     if LOOPS[loop].models == 2:
@@ -161,7 +167,7 @@ def _make_loop(
         heads.append((zero_shot, _class_features(zero_shot, text)))
     adapter.merge()
     heads.append((model, _class_features(model, text)))
-    return _bare_loop(heads, workers if LOOPS[loop].workers else 0)
+    return _bare_loop(heads, LOOPS[loop].batch, workers if LOOPS[loop].workers else 0)
 
 
 def _tune(model: Any, classes: Sequence[str]) -> tuple[Any, Any]:
@@ -197,16 +203,18 @@ def _own_loop(loop: str, model: Any, adapter: Any, text: Any) -> Callable[[Any],
     both = SideBySide(model, adapter, text)
     if loop == "eval":
         return lambda split: len(predict_split(both, split).tuned)
+    classifier = Classifier(model, adapter, text)
     if loop == "predict":
-        classifier = Classifier(model, adapter, text)
         return lambda split: len(classifier.predict(_paths(split)))
+    if loop == "predict-one":
+        return lambda split: sum(len(classifier.predict([path])) for path in _paths(split))
     return lambda split: sum(
         len(both.tuned_probabilities(batch.images))
         for batch in decode_batches(split, model.square(), 256)
     )
 
 
-def _bare_loop(heads: Sequence[tuple[Any, Any]], workers: int) -> Callable[[Any], int]:
+def _bare_loop(heads: Sequence[tuple[Any, Any]], size: int, workers: int) -> Callable[[Any], int]:
     """Return the loop that open_clip's users write; ``heads`` are models and class features."""
     import torch
     from PIL import Image
@@ -227,7 +235,7 @@ def _bare_loop(heads: Sequence[tuple[Any, Any]], workers: int) -> Callable[[Any]
 
     def classify(split: Any) -> int:
         done = 0
-        for batch in DataLoader(Files(_paths(split)), batch_size=_BATCH, num_workers=workers):
+        for batch in DataLoader(Files(_paths(split)), batch_size=size, num_workers=workers):
             with torch.inference_mode():
                 batch = batch.to(device)
                 for head, classes in heads:
@@ -278,6 +286,7 @@ def compare(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ratio]]:
         ("8", "eval", "bare", "one pass against eval's two", _TARGET),
         ("", "predict", "bare-both", "the same two passes", None),
         ("", "tuned", "bare", "the same one pass", None),
+        ("", "predict-one", "bare-both-one", "one image a call", None),
     ):
         peers = [speeds[name] for name in (bare, f"{bare}-workers") if name in speeds]
         value = speeds[ours] / max(peers) if ours in speeds and peers else None

@@ -95,6 +95,7 @@ class Classifier:
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
         self.classes = text.classes
+        self._both: SideBySide | None = None
 
     @classmethod
     def load(
@@ -130,16 +131,26 @@ class Classifier:
 
     def close(self) -> None:
         """Take the adapter off, so that the model can serve another classifier."""
+        self._both = None
         self.adapter.detach()
 
     def side_by_side(self) -> SideBySide:
         """Return what answers for batches, at the adapter's present strength."""
         return SideBySide(self.model, self.adapter, self.text)
 
+    def _current(self) -> SideBySide:
+        """Return what answered before, unless the adapter's strength or numbers are others now."""
+        both = self._both
+        if both is None or not both.is_current:
+            both = self._both = self.side_by_side()
+        elif both.strength != self.adapter.strength:
+            both.strength = self.adapter.strength
+        return both
+
     def predict(
         self, images: Sequence[Image.Image | str | Path]
     ) -> list[dict[str, dict[str, float]]]:
-        """Classify images.
+        """Classify images, in one call or one after the other: what can be kept ready is kept.
 
         Args:
             images: PIL images or paths.
@@ -151,7 +162,7 @@ class Classifier:
         Raises:
             UserError: an image cannot be read, named.
         """
-        both, square = self.side_by_side(), self.model.square()
+        both, square = self._current(), self.model.square()
         answers = []
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             some = images[start : start + _IMAGES_AT_ONCE]

@@ -27,13 +27,17 @@ class SideBySide:
     """One model in memory that answers both as it was and as it is tuned.
 
     The class features of both are computed once; those of the tuned model for the adapter's
-    strength at that time, or for the ``strength`` that is set here later.
+    strength at that time, or for the ``strength`` that is set here later. The image tower's
+    updated weights are kept from call to call, which takes as much memory as those weights: to
+    form them takes longer than to classify a few images.
     """
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
         self._tuned_vision = "vision" in adapter.towers
         self._pairs = find_pairs(model)
+        self._formed: dict[str, Tensor] = {}
+        self._formed_for: object = None
         self._zero_shot_classes = self._at(0.0, text.features)
         self.strength = adapter.strength
 
@@ -45,7 +49,20 @@ class SideBySide:
     @strength.setter
     def strength(self, value: float) -> None:
         self._strength = value
+        self._trained = self._trained_state()
         self._tuned_classes = self._at(value, self.text.features)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the adapter still has the numbers that the class features were computed with."""
+        return self._trained == self._trained_state()
+
+    def _trained_state(self) -> object:
+        """Return what tells whether the trained numbers changed or moved, without reading them."""
+        return [
+            (None if p.is_inference() else p._version, p.data_ptr(), p.device, p.dtype)
+            for p in self.adapter.parameters()
+        ]
 
     @property
     def folded_norms(self) -> int:
@@ -76,7 +93,17 @@ class SideBySide:
         return _softmax(self._tuned_logits(self._tuned_features(images)))
 
     def _tuned_features(self, images: Tensor) -> Tensor:
-        return self._at(self.strength, lambda: encode_images(self.model, images))
+        encode = partial(encode_images, self.model, images)
+        return self._at(self.strength, encode, self._formed_before())
+
+    def _formed_before(self) -> dict[str, Tensor]:
+        """Return the image tower's weights of earlier calls, if they would be the same now."""
+        kind = self.model.device.type
+        autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        state = self.strength, autocast, self._trained_state()
+        if state != self._formed_for:
+            self._formed, self._formed_for = {}, state
+        return self._formed
 
     @torch.inference_mode()
     def _tuned_logits(self, images: Tensor) -> Tensor:
@@ -93,11 +120,16 @@ class SideBySide:
     def _similarities(self, images: Tensor, classes: Tensor) -> Tensor:
         return self.model.logit_scale() * images @ classes.T
 
-    def _at(self, strength: float, compute: Callable[[], Tensor]) -> Tensor:
+    def _at(
+        self,
+        strength: float,
+        compute: Callable[[], Tensor],
+        formed: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """Compute without gradients at one strength, each updated weight formed only once."""
         before, self.adapter.strength = self.adapter.strength, strength
         try:
-            with torch.inference_mode(), self.adapter.formed_once(), folded(self._pairs):
+            with torch.inference_mode(), self.adapter.formed_once(formed), folded(self._pairs):
                 return compute()
         finally:
             self.adapter.strength = before

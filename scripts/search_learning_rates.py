@@ -33,6 +33,9 @@ def main(
         list[str] | None, typer.Option(help=f"May be repeated. Default: {', '.join(_METHODS)}.")
     ] = None,
     rates: Annotated[int, typer.Option(min=1, help="Learning rates for each method.")] = 5,
+    centre: Annotated[
+        float | None, typer.Option(help="The middle rate. Default: the method's default rate.")
+    ] = None,
     step: Annotated[float, typer.Option(min=1.01, help="Factor between two rates.")] = 10**0.5,
     shots: Annotated[int, typer.Option(min=1, help="Images per class to train on.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to this number.")] = 2,
@@ -49,8 +52,8 @@ def main(
     for name in method or _METHODS:
         if name not in _METHODS:
             raise typer.BadParameter(f"{name}: choose of {', '.join(_METHODS)}")
-        centre = default_learning_rate(model, name, 16)
-        for rate in (centre * step ** (i - (rates - 1) / 2) for i in range(rates)):
+        middle = centre or default_learning_rate(model, name, 16)
+        for rate in (middle * step ** (i - (rates - 1) / 2) for i in range(rates)):
             for source, labelled in sources.items():
                 for seed in range(1, seeds + 1):
                     key = {"method": name, "rate": float(f"{rate:.3g}"), "data": source}

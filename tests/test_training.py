@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_colors
-from PIL import Image
 from sklearn.metrics import accuracy_score
 from torch.nn.functional import cross_entropy
 
@@ -75,42 +74,6 @@ def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path):
     }
     run.adapter.detach()
     assert all(torch.equal(before[k], v) for k, v in tiny.net.state_dict().items())
-
-
-def test_a_loaded_run_answers_as_recorded(tiny_folder, colors, tmp_path):
-    run = cr.fit(
-        cr.load_model(str(tiny_folder)),
-        cr.load_data(colors),
-        cr.TrainConfig(**FAST),
-        out=tmp_path / "run",
-    )
-    classifier = cr.Classifier.load(tmp_path / "run")
-    paths = [colors / "test" / name for name in run.predictions.names]
-    paths = [
-        path if path.exists() else colors / name
-        for path, name in zip(paths, run.predictions.names, strict=True)
-    ]
-    answers = classifier.predict(paths)
-    for row, answer in enumerate(answers):
-        for which, recorded in (
-            ("zero_shot", run.predictions.zero_shot),
-            ("tuned", run.predictions.tuned),
-        ):
-            got = [answer[which][name] for name in run.predictions.classes]
-            assert got == pytest.approx(recorded[row].tolist(), abs=1e-5)
-            assert sum(got) == pytest.approx(1, abs=1e-5)
-
-
-def test_strength_zero_answers_zero_shot(tiny_folder, colors, tmp_path):
-    cr.fit(
-        cr.load_model(str(tiny_folder)),
-        cr.load_data(colors),
-        cr.TrainConfig(**FAST),
-        out=tmp_path / "r",
-    )
-    classifier = cr.Classifier.load(tmp_path / "r", strength=0)
-    (answer,) = classifier.predict([Image.new("RGB", (50, 40), (200, 30, 30))])
-    assert answer["zero_shot"] == answer["tuned"]
 
 
 class StopAt:
@@ -221,27 +184,6 @@ def test_watching_changes_no_weight(tiny_folder, colors):
     ]
     plain, watched = (trained(run.adapter) for run in runs)
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
-
-
-def test_the_adapter_file_alone_is_a_classifier(tiny_folder, colors, tmp_path):
-    config = cr.TrainConfig(**FAST, templates=("a {}.",), prompts={"green": ("lawn", "leaf")})
-    model = cr.load_model(str(tiny_folder))
-    cr.fit(model, cr.load_data(colors), config, out=tmp_path / "run").adapter.detach()
-    images = [Image.new("RGB", (50, 40), color) for color in COLORS.values()]
-    from_run = cr.Classifier.load(tmp_path / "run").predict(images)
-    alone = tmp_path / "downloaded.safetensors"
-    (tmp_path / "run" / "adapter.safetensors").rename(alone)
-    classifier = cr.Classifier.load(alone, model=model)
-    assert classifier.predict(images) == from_run
-    classifier.close()
-    again = cr.Classifier.load(alone, model=model, strength=0)
-    assert all(answer["tuned"] == answer["zero_shot"] for answer in again.predict(images))
-
-
-def test_an_adapter_without_classes_is_no_classifier(tiny, tmp_path):
-    cr.attach(tiny.net, cr.RandLoRA(rank=4)).save(tmp_path / "a.safetensors")
-    with pytest.raises(cr.UserError, match="names no classes"):
-        cr.Classifier.load(tmp_path / "a.safetensors")
 
 
 def test_presets_are_settings_and_balanced_is_the_default():

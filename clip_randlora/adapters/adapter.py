@@ -51,7 +51,7 @@ class AdaptedWeight(nn.Module):
         """Return the adapted weight in its shape and dtype; under bf16 autocast, in bf16."""
         if not self.keeps:
             return self._adapt(weight)
-        kept = self.kept() if self.kept else None
+        kept = self.formed
         if kept is None:
             kept = self._adapt(weight)
             is_passing = torch.is_grad_enabled() and self.is_formed_again(kept.dtype)
@@ -62,12 +62,17 @@ class AdaptedWeight(nn.Module):
         """Tell whether backward forms the weight in ``dtype`` again, so that none is kept."""
         return self.may_form_again and all(d.is_cheap(dtype) for d in self.deltas.values())
 
-    def keep(self, keeps: bool) -> None:
-        """Form the weight anew at each reading, or once from now on.
+    def keep(self, keeps: bool, formed: Tensor | None = None) -> None:
+        """Form the weight anew at each reading, or once from now on, or take it as ``formed``.
 
         In training, one that is formed again lives as long only as somebody else holds it.
         """
-        self.keeps, self.kept = keeps, None
+        self.keeps, self.kept = keeps, partial(_same, formed) if formed is not None else None
+
+    @property
+    def formed(self) -> Tensor | None:
+        """The weight that is kept, if it has been read."""
+        return self.kept() if self.kept else None
 
     def _adapt(self, weight: Tensor) -> Tensor:
         adapted = weight if self.strength == 0 else self._update(weight)
@@ -185,18 +190,24 @@ class Adapter:
             adapted.strength = self._strength
 
     @contextmanager
-    def formed_once(self) -> Iterator[None]:
+    def formed_once(self, formed: dict[str, Tensor] | None = None) -> Iterator[None]:
         """Form each updated weight once inside the block, however often the network reads it.
 
         For one forward pass, and for passes without gradients at one strength. It is this
         adapter's alone (`parametrize.cached` is the process's): others may train meanwhile.
+
+        Args:
+            formed: weights of an earlier block, by name, in place of forming them; on leaving it
+                has those of this block as well. They must still be what would be formed.
         """
-        for adapted in self._adapted.values():
-            adapted.keep(True)
+        for name, adapted in self._adapted.items():
+            adapted.keep(True, formed.get(name) if formed else None)
         try:
             yield
         finally:
-            for adapted in self._adapted.values():
+            for name, adapted in self._adapted.items():
+                if formed is not None and adapted.formed is not None:
+                    formed[name] = adapted.formed
                 adapted.keep(False)
 
     @contextmanager
