@@ -100,9 +100,11 @@ def test_last_blocks_and_bare_loops_are_compared_the_right_way_round():
     assert blocks.compare(found, "last 4 blocks").cells()[1:] == ["3.500", "3 or more", "met"]
     speeds = {"eval": 90, "predict": 80, "tuned": 180, "bare": 150, "bare-workers": 200}
     speeds |= {"bare-both": 100, "bare-both-workers": 60}
+    speeds |= {"predict-one": 30, "bare-both-one": 40}
     rows = {name: {"speed": spread([speed])} for name, speed in speeds.items()}
     values = [(line, ratio.value, ratio.is_met) for line, ratio in infer.compare(rows)]
-    assert values == [("8", 0.9, True), ("8", 0.45, False), ("", 0.8, None), ("", 0.9, None)]
+    assert values[:2] == [("8", 0.9, True), ("8", 0.45, False)]
+    assert values[2:] == [("", 0.8, None), ("", 0.9, None), ("", 0.75, None)]
 
 
 def test_means_over_seeds(tmp_path):
