@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -314,6 +315,15 @@ def test_classes_are_edited_and_names_are_shown_as_text(app, browser):
     page.get_by_text("a drawing of a hammer.").wait_for()
     page.get_by_role("button", name="Remove the class").click()
     page.get_by_text("Nothing here yet").wait_for()
+
+
+def test_a_server_in_the_background_of_a_script_ends_when_told(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what has a "&"
+    try:
+        app = App(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    app.close()
 
 
 def train(client: Client, **settings) -> list[dict]:

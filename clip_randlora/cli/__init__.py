@@ -42,12 +42,19 @@ for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 
+def _interrupt(*_: object) -> None:
+    """Do what Ctrl-C does, also in the background of a shell's script, which ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threading.current_thread() is threading.main_thread():
         # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
     if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
         results.quiet = messages.quiet = True
     try:
