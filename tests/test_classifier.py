@@ -100,3 +100,15 @@ def test_what_changes_between_two_calls_changes_the_answers(run):
     same = cr.Classifier.load(run.folder)
     randomize(same.adapter)
     assert same.predict(IMAGES) == answers[2]
+
+
+def test_loaded_in_inference_mode_it_answers_the_same(run):
+    """Its tensors then count no changes."""
+    with torch.inference_mode():
+        classifier = cr.Classifier.load(run.folder)
+        first = classifier.predict(IMAGES)
+        assert classifier.predict(IMAGES) == first
+    usual = cr.Classifier.load(run.folder).predict(IMAGES)
+    for one, other in zip(first, usual, strict=True):  # torch chooses other kernels there
+        assert one["zero_shot"] == pytest.approx(other["zero_shot"], abs=1e-6)
+        assert one["tuned"] == pytest.approx(other["tuned"], abs=1e-6)
