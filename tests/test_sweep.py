@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.report import gather, write_report
 from clip_randlora.sweep import SweepConfig, SweepFolder, read_sweep, run_sweep
 
+RAY = ("--engine", "ray")
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 TIMES = ("train_seconds", "step_seconds_median", "peak_memory_bytes")
 
@@ -344,10 +347,36 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tiny_sweep, tmp_pat
     assert len(results_of(out)) == 9
 
 
+def test_an_address_where_nothing_answers_is_refused_at_once(tiny_sweep, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("0.0.0.0", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        result = command("sweep", tiny_sweep, "--out", tmp_path / "a", *RAY, "--address", address)
+        assert result.returncode == 2
+        assert f"--address {address}: nothing answers there" in result.stderr.splitlines()[-1]
+        monkeypatch.setenv("RAY_ADDRESS", address)  # which Ray's own commands go by
+        result = command("sweep", tiny_sweep, "--out", tmp_path / "b", *RAY)
+        assert result.returncode == 2
+        assert f"RAY_ADDRESS={address}: nothing answers there" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def ray_folder(monkeypatch) -> Iterator[Path]:
+    """Of Ray's own files; not below pytest's, whose name would be too long for a socket."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder) / "ray"
+
+
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(tiny_folder, colors, tmp_path):
+def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(
+    tiny_folder, colors, tmp_path, ray_folder
+):
     import psutil
 
+    ray_folder.mkdir()
+    (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")  # of one that was killed
     config = write(
         tmp_path / "sweep.yaml",
         tiny_folder,
@@ -361,7 +390,7 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(tiny_folder, co
     )
     here = tmp_path / "here"
     assert command("sweep", config, "--out", here).returncode == 0
-    process = start(config, tmp_path / "ray", "--engine", "ray")
+    process = start(config, tmp_path / "ray", *RAY)
     killed = None
     while killed is None and process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):  # also a zombie's: it ended meanwhile
@@ -382,8 +411,21 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(tiny_folder, co
         assert got[name]["zero_shot"]["top1"] == row["zero_shot"]["top1"]
 
 
+def await_cluster(port: int, head: subprocess.Popen) -> None:
+    import ray.util
+
+    while head.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((ray.util.get_node_ip_address(), port), timeout=1).close()
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"ray start ended with {head.returncode}")
+
+
 @pytest.mark.slow
-def test_a_running_cluster_is_used_and_its_token_asked_for(tiny_sweep, tmp_path, monkeypatch):
+def test_a_running_cluster_is_used_and_its_token_asked_for(
+    tiny_sweep, tmp_path, ray_folder, monkeypatch
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -395,8 +437,9 @@ def test_a_running_cluster_is_used_and_its_token_asked_for(tiny_sweep, tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    options = ("--engine", "ray", "--address", f"127.0.0.1:{port}")
+    options = (*RAY, "--address", f"127.0.0.1:{port}")
     try:
+        await_cluster(port, head)
         without = start(tiny_sweep, tmp_path / "without", *options)
         _, errors = without.communicate(timeout=120)
         assert without.returncode == 2 and "Traceback" not in errors

@@ -22,7 +22,7 @@ def sweep(
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
+        str | None, typer.Option(help="Of a running Ray cluster. Default: one started here.")
     ] = None,
     device: DeviceOption = None,
 ) -> None:

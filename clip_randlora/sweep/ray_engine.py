@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import tempfile
 import time
 import traceback
@@ -23,6 +24,7 @@ from clip_randlora.sweep.progress import Progress
 from clip_randlora.sweep.runner import Runner, describe
 
 _RETRIES = 3  # of a cell whose worker was lost; one that fails by itself is not tried again
+_ANSWER_SECONDS = 10  # to wait for a cluster's first sign
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def run_on_ray(
         resources: what each cell takes.
         progress: is told what was done.
         device: to train on; by default a worker's best.
-        address: of a running cluster; None starts one on this machine.
+        address: of a running cluster (or `RAY_ADDRESS` in the environment, as Ray's own commands
+            set it); None, without that, starts one on this machine.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
@@ -62,15 +65,7 @@ def run_on_ray(
         import ray
     except ImportError:
         raise UserError("--engine ray: pip install 'clip-randlora[cluster]'") from None
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        # Ray does not say so itself, and clusters of recent versions ask for one
-        token = (
-            "" if "RAY_AUTH_MODE" in os.environ else "; if it has a token, set RAY_AUTH_MODE=token"
-        )
-        raise UserError(f"--address {address}: no Ray cluster there ({reason}){token}") from error
+    _connect(address)
     try:
         _check_fits(ray.cluster_resources(), resources)
         progress.at_once(int(ray.cluster_resources().get("CPU", 1) // resources.cpus))
@@ -92,6 +87,55 @@ def run_on_ray(
             _take_in(folder, cell, outcome, progress)
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Join the cluster at an address, or start one on this machine.
+
+    Without an address Ray would take the cluster that was last started here, even one that ended.
+    """
+    import ray
+
+    named, where = _named(address)
+    if where != "local":
+        _check_answers(named, where)
+    try:
+        ray.init(address=where, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        if where == "local":
+            raise UserError(f"--engine ray: no cluster started here ({reason})") from error
+        # Ray does not say so itself, and clusters of recent versions ask for one
+        token = (
+            "" if "RAY_AUTH_MODE" in os.environ else "; if it has a token, set RAY_AUTH_MODE=token"
+        )
+        raise UserError(f"{named}: no Ray cluster there ({reason}){token}") from error
+
+
+def _named(address: str | None) -> tuple[str, str]:
+    """The option that says where the cluster is, as the user wrote it, and where that is."""
+    if address:
+        return f"--address {address}", address
+    inherited = os.environ.get("RAY_ADDRESS")
+    return (f"RAY_ADDRESS={inherited}", inherited) if inherited else ("", "local")
+
+
+def _check_answers(named: str, where: str) -> None:
+    """Refuse an address where nothing listens, which Ray would try for a quarter of an hour."""
+    import ray.util
+
+    host, colon, port = where.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit() and 0 < int(port) < 2**16):
+        return  # a name such as "auto", whose meaning is Ray's
+    if host in ("localhost", "127.0.0.1"):
+        host = ray.util.get_node_ip_address()  # where a head of this machine listens
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{named}: nothing answers there ({error.strerror or error}); give the address that "
+            f"`ray start --head` printed, or none for a cluster of this machine's own"
+        ) from None
 
 
 def _check_fits(available: dict[str, float], resources: Resources) -> None:
