@@ -70,7 +70,7 @@ class App:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(4)  # whatever connections are open
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 
 from clip_randlora_app.settings import Settings
 
@@ -16,7 +18,7 @@ def launch(
     auth: tuple[str, str] | None = None,
     open_browser: bool = False,
 ) -> None:
-    """Serve the app until it is interrupted.
+    """Serve the app until it is interrupted; what is still open then ends with the process.
 
     Args:
         settings: the limits.
@@ -47,5 +49,9 @@ def launch(
         footer_links=["api"],
         share=False,
         show_error=True,
+        prevent_thread_lock=True,  # Gradio's own waiting ends only seconds after an interrupt
         app_kwargs={"middleware": [Middleware(Gate, service.visitors)]},
     )
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
