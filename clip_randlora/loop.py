@@ -38,6 +38,7 @@ from clip_randlora.progress import Report, Step, is_finite
 from clip_randlora.recipe import (
     TrainConfig,
     choose_precision,
+    default_beta2,
     default_learning_rate,
     default_steps,
 )
@@ -95,10 +96,7 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.accelerator = make_accelerator(self.precision, model.device)
         self.processes = Processes(self.accelerator, self.batch_size)
-        rate = config.learning_rate or default_learning_rate(
-            model.name, config.method.method, len(shots) / len(text.classes)
-        )
-        optimizer = adamw(adapter.parameters(), lr=rate, weight_decay=config.weight_decay)
+        optimizer = self._make_optimizer()
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self._update: Callable[..., tuple[Tensor, Tensor]] = self._update_once
@@ -126,6 +124,21 @@ class Loop:
             with self._recorded():
                 self._take_steps(on_step, should_stop)
         self.save()  # should the evaluation be interrupted, the training need not be done again
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        name, method = self.model.name, self.config.method.method
+        rate, beta2 = self.config.learning_rate, self.config.beta2
+        if rate is None:
+            images_per_class = self.image_count / len(self.text.classes)
+            rate = default_learning_rate(name, method, images_per_class)
+        if beta2 is None:
+            beta2 = default_beta2(name, method)
+        return adamw(
+            self.adapter.parameters(),
+            lr=rate,
+            betas=(0.9, beta2),
+            weight_decay=self.config.weight_decay,
+        )
 
     def _take_steps(
         self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]

@@ -37,6 +37,9 @@ def main(
         float | None, typer.Option(help="The middle rate. Default: the method's default rate.")
     ] = None,
     step: Annotated[float, typer.Option(min=1.01, help="Factor between two rates.")] = 10**0.5,
+    beta2: Annotated[
+        float | None, typer.Option(help="AdamW's. Default: the method's default.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Images per class to train on.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to this number.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
@@ -47,6 +50,8 @@ def main(
 ) -> None:
     """Run what is missing, and print a table and where the results are."""
     settings = {"model": model, "shots": shots, "steps": steps, "rank": rank}
+    if beta2 is not None:
+        settings["beta2"] = beta2
     results = _read(out, settings)
     sources = {source: cr.load_data(source) for source in data or ("clipart", "digits")}
     for name in method or _METHODS:
@@ -78,6 +83,7 @@ def run(data: cr.Data, key: dict[str, Any], settings: dict[str, Any]) -> dict[st
             "seed": key["seed"],
             "shots": shots,
             "steps": settings["steps"],
+            "beta2": settings.get("beta2"),
         }
     )
     split = validation_split(data, shots, key["seed"])

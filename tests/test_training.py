@@ -21,6 +21,7 @@ from clip_randlora.evaluation import (
 from clip_randlora.presets import PRESETS, read_preset
 from clip_randlora.recipe import (
     choose_precision,
+    default_beta2,
     default_crop_size,
     default_learning_rate,
     default_steps,
@@ -290,6 +291,24 @@ def test_learning_rate_falls_with_the_images():
         default_learning_rate("lite0", "randlora", 16) / 4
     )
     assert default_learning_rate("x", "lora", 100) == default_learning_rate("x", "lora", 16)
+
+
+def test_beta2_is_adamws(tiny, colors):
+    data = cr.load_data(colors)
+
+    def train(steps: int, beta2: float | None) -> torch.Tensor:
+        settings = FAST | {"steps": steps, "learning_rate": 1e-2, "precision": "fp32"}
+        run = cr.fit(tiny, data, cr.TrainConfig(**settings, beta2=beta2))
+        numbers = torch.cat([tensor.flatten() for tensor in trained(run.adapter).values()])
+        run.adapter.detach()
+        return numbers
+
+    assert default_beta2("lite0", "randlora") == 0.98
+    assert default_beta2("ViT-B-32", "randlora") == default_beta2("lite0", "lora") == 0.999
+    assert torch.equal(train(3, None), train(3, 0.999))
+    # the first step is g / |g|, whatever beta2 is, as the correction for its start cancels it
+    torch.testing.assert_close(train(1, 0.5), train(1, 0.999), rtol=1e-4, atol=1e-7)
+    assert (train(3, 0.5) - train(3, 0.999)).abs().max() > 1e-3
 
 
 def test_crops_are_smaller_only_where_the_tower_takes_any_size(tiny):
