@@ -25,17 +25,24 @@ _LEARNING_RATES = {
     "full": 1e-5,
 }
 # lite0's batch-normalised convolutions are far less easily upset; found by
-# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's and
-# NoLA's are the second best, since the best were found with 8 images a class and fail with 16
+# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's is the
+# second best, since the best was found with 8 images a class and fails with 16
 _LITE0_LEARNING_RATES = {
     "randlora": 2.5e-2,
     "lora": 3e-3,
     "clip_lora": 3e-2,
     "vera": 1e-1,
-    "nola": 1e-4,
+    "nola": 1.8e-4,
     "full": 3e-4,
 }
-_LITE0_BETA2 = {"randlora": 0.98}  # found likewise; the others are best with 0.999
+_LITE0_BETA2 = {
+    "randlora": 0.98,
+    "lora": 0.98,
+    "clip_lora": 0.98,
+    "vera": 0.999,
+    "nola": 0.98,
+    "full": 0.98,
+}
 
 _NUMBERS = (
     "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
@@ -187,7 +194,7 @@ def default_beta2(model_name: str, method: str) -> float:
 
     0.999 is PyTorch's, and that of all papers whose learning rates are the defaults here.
     """
-    return _LITE0_BETA2.get(method, 0.999) if model_name == "lite0" else 0.999
+    return _LITE0_BETA2[method] if model_name == "lite0" else 0.999
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
