@@ -317,6 +317,7 @@ def test_classes_are_edited_and_names_are_shown_as_text(app, browser):
     page.get_by_text("Nothing here yet").wait_for()
 
 
+@pytest.mark.slow
 def test_a_server_in_the_background_of_a_script_ends_when_told(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what has a "&"
     try:

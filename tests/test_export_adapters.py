@@ -79,6 +79,7 @@ def test_runs_are_added_in_weight_space(tiny_run, quick_folder, drawings, tmp_pa
         cr.export_run(tiny_run, "peft", tmp_path / "peft", add=[other])
 
 
+@pytest.mark.slow
 def test_the_command_averages_and_adds(tiny_run, quick_folder, drawings, tmp_path):
     """Two methods on the same weights, in processes of their own."""
     method = {"method": "lora", "rank": 2}

@@ -327,6 +327,7 @@ def test_a_disk_that_fills_during_a_training_costs_no_finished_step(
     assert all(map(torch.equal, resumed.adapter.parameters(), expected.adapter.parameters()))
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_full_disk_keeps_its_cells(
     small_disk, whole_sweep, colors, tiny_folder, tmp_path
 ):
