@@ -303,8 +303,8 @@ def test_beta2_is_adamws(tiny, colors):
         run.adapter.detach()
         return numbers
 
-    assert default_beta2("lite0", "randlora") == 0.98
-    assert default_beta2("ViT-B-32", "randlora") == default_beta2("lite0", "vera") == 0.999
+    assert default_beta2("lite0", "nola") == 0.98
+    assert default_beta2("ViT-B-32", "nola") == default_beta2("lite0", "randlora") == 0.999
     assert torch.equal(train(3, None), train(3, 0.999))
     # the first step is g / |g|, whatever beta2 is, as the correction for its start cancels it
     torch.testing.assert_close(train(1, 0.5), train(1, 0.999), rtol=1e-4, atol=1e-7)
