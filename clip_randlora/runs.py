@@ -18,6 +18,7 @@ from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
 from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
+from clip_randlora.recipe import TrainConfig
 from clip_randlora.yaml_files import read_mapping
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
 ADAPTER, PREDICTIONS = files.FILE_NAME, "predictions.csv"
 ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
+_SETTINGS_ADDED_LATER = {"beta2"}  # which runs of earlier versions do not record
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
@@ -105,6 +107,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, data is not that of a run; copy the run again")
     if not config["classes"] or not all(isinstance(name, str) for name in config["classes"]):
         raise UserError(f"{path}: damaged, classes are not those of a run; copy the run again")
+    fields, train = TrainConfig.model_fields, config["train"]
+    missing = [name for name in fields if name not in train and name not in _SETTINGS_ADDED_LATER]
+    if missing and train.keys() <= fields.keys():  # what is unknown is named when it is parsed
+        raise UserError(f"{path}: damaged, train has no {missing[0]}; copy the run again")
     return config
 
 

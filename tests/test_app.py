@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -605,7 +606,9 @@ def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
         workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
     with zipfile.ZipFile(tmp_path / "run.zip", "w") as zipped:
         zipped.write(tmp_path / "a.safetensors", "run/adapter.safetensors")
-        zipped.writestr("run/config.yaml", "model: /etc\npretrained: null\nclasses: [a]\ntrain: {}")
+        settings = {"model": "/etc", "pretrained": None, "classes": ["a"]}
+        settings["train"] = cr.TrainConfig().model_dump(mode="json")
+        zipped.writestr("run/config.yaml", yaml.safe_dump(settings))
     with pytest.raises(cr.UserError, match="base model /etc"):
         workspace.load_run(tmp_path / "run.zip", "run.zip")
     assert workspace.run is None

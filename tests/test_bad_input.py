@@ -436,6 +436,14 @@ def cut(share: float):
     return shorten
 
 
+def cut_before(setting: str):
+    def shorten(folder: Path) -> None:
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().partition(f"  {setting}:")[0])
+
+    return shorten
+
+
 BAD_RUNS = {
     "truncated": (cut(0.9), "adapter.safetensors: not a readable adapter file"),
     "empty": (cut(0), "adapter.safetensors: not a readable adapter file"),
@@ -468,6 +476,7 @@ BAD_RUNS = {
         text("config.yaml", "model: lite0\npretrained: null\nclasses: [a]\ntrain: {}\ndata: 5"),
         "config.yaml: damaged, data is not that of a run",
     ),
+    "cut settings": (cut_before("templates"), "config.yaml: damaged, train has no templates"),
     "unfinished": (lambda f: (f / ADAPTER).unlink(), "the run is not finished"),
 }
 
