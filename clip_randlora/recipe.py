@@ -35,7 +35,7 @@ _LITE0_LEARNING_RATES = {
     "nola": 1.8e-4,
     "full": 3e-4,
 }
-_LITE0_BETA2 = {"nola": 0.98}  # which the others gain nothing from (docs/results.md)
+_LITE0_BETA2 = {"nola": 0.98}  # no gain that lasts for the others (docs/results.md)
 
 _NUMBERS = (
     "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
