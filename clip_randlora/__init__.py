@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         export_run,
         loading_snippet,
     )
+    from clip_randlora.loop import training_forward
     from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.presets import PRESETS, read_preset
     from clip_randlora.training import Interrupted, Run, Step, TrainConfig, fit
@@ -87,6 +88,7 @@ _HOMES = {
         "PRESETS",
         "read_preset",
     ),
+    "loop": ("training_forward",),
     "training": (
         "Interrupted",
         "Run",
@@ -141,6 +143,7 @@ __all__ = [
     "read_task",
     "save_peft_adapter",
     "select_weights",
+    "training_forward",
 ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from clip_randlora.forwards import replaced_forwards
+from clip_randlora.forwards import Replacement, replaced_forwards
 
 _NUMBERS_AT_ONCE = 2**18  # queries that are attended in float32 at once
 
@@ -23,20 +23,24 @@ def pooled_token_only(visual: nn.Module) -> Iterator[None]:
 
     Its keys and values need every token; its queries, output projection and MLP do not.
     """
-    if not _reads_class_token_only(visual):
+    with replaced_forwards(pooled_token_forward(visual)):
         yield
-        return
+
+
+def pooled_token_forward(visual: nn.Module) -> dict[nn.Module, Replacement]:
+    """Return what replaces the last block's forward pass in `pooled_token_only`, if anything."""
+    if not _reads_class_token_only(visual):
+        return {}
     block = visual.transformer.resblocks[-1]
 
-    def forward(x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(_: Callable[..., Tensor], x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         normed = block.ln_1(x)
         query = normed[:, :1]
         attended = block.attn(query, normed, normed, need_weights=False, attn_mask=attn_mask)[0]
         x = x[:, :1] + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-    with replaced_forwards({block: forward}):
-        yield
+    return {block: forward}
 
 
 def _reads_class_token_only(visual: nn.Module) -> bool:
@@ -77,11 +81,15 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _direct_forward(attention: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, None]]:
-    usual = attention.forward
-
+def _direct_forward(attention: nn.MultiheadAttention) -> Replacement:
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, *, need_weights=False, attn_mask=None
+        usual: Callable[..., tuple[Tensor, None]],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        need_weights=False,
+        attn_mask=None,
     ) -> tuple[Tensor, None]:
         if query is not key or key is not value or need_weights:
             return usual(query, key, value, need_weights=need_weights, attn_mask=attn_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def _check_head(adapter: Adapter, text: TextClassifier, task: Task) -> None:
 
 
 class Classifier:
-    """A tuned model that answers zero-shot and tuned side by side.
+    """A tuned model that answers zero-shot and tuned side by side, in any number of threads.
 
     Attributes:
         model, adapter: what was loaded; ``classes``: the class names, as the folders spelt them.
@@ -96,6 +97,8 @@ class Classifier:
         self.model, self.adapter, self.text = model, adapter, text
         self.classes = text.classes
         self._both: SideBySide | None = None
+        # Held while answers are made ready, so that threads that find them missing do it once.
+        self._preparing = threading.Lock()
 
     @classmethod
     def load(
@@ -130,7 +133,10 @@ class Classifier:
         return cls(model, adapter, text)
 
     def close(self) -> None:
-        """Take the adapter off, so that the model can serve another classifier."""
+        """Take the adapter off, so that the model can serve another classifier; it answers no more.
+
+        Answers that other threads are waiting for are given yet.
+        """
         self._both = None
         self.adapter.detach()
 
@@ -141,10 +147,14 @@ class Classifier:
     def _current(self) -> SideBySide:
         """Return what answered before, unless the adapter's strength or numbers are others now."""
         both = self._both
-        if both is None or not both.is_current:
-            both = self._both = self.side_by_side()
-        elif both.strength != self.adapter.strength:
-            both.strength = self.adapter.strength
+        if both is not None and both.is_current and both.strength == self.adapter.strength:
+            return both
+        with self._preparing:
+            both = self._both
+            if both is None or not both.is_current:
+                both = self._both = self.side_by_side()
+            elif both.strength != self.adapter.strength:
+                both.strength = self.adapter.strength
         return both
 
     def predict(
@@ -160,7 +170,7 @@ class Classifier:
             class first.
 
         Raises:
-            UserError: an image cannot be read, named.
+            UserError: an image cannot be read, named; or the adapter was taken off the model.
         """
         both, square = self._current(), self.model.square()
         answers = []

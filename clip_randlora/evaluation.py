@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter
+from clip_randlora.adapters.adapter import check_strength
+from clip_randlora.answering import answering_model
 from clip_randlora.cache import Cache
 from clip_randlora.data import Skipped, Split, decode_batches
-from clip_randlora.folding import find_pairs, folded
+from clip_randlora.errors import UserError
 from clip_randlora.models import Model
 from clip_randlora.text import TextClassifier
 
@@ -23,56 +25,95 @@ _FORWARD_BATCH = 64
 _CALIBRATION_BINS = 15
 
 
+@dataclass(frozen=True)
+class _Answering:
+    """What gives one kind of answers; it never changes, so any thread may use it.
+
+    Attributes:
+        model: encodes images; ready, see `clip_randlora.answering`.
+        classes: unit class features (C, E).
+        strength: of the update that is in both.
+        head: a linear probe's, blended in by the strength; None without one.
+    """
+
+    model: Model
+    classes: Tensor
+    strength: float = 0.0
+    head: nn.Linear | None = None
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Return float32 (N, C) of unit image features (N, E)."""
+        features, classes = features.float(), self.classes.float()
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.model.logit_scale().float() * features @ classes.T
+            if self.head is not None:
+                logits = torch.lerp(logits, self.head(features), self.strength)
+        return logits.softmax(dim=-1).cpu()
+
+
 class SideBySide:
     """One model in memory that answers both as it was and as it is tuned.
 
-    The class features of both are computed once; those of the tuned model for the adapter's
-    strength at that time, or for the ``strength`` that is set here later. The image tower's
-    updated weights are kept from call to call, which takes as much memory as those weights: to
-    form them takes longer than to classify a few images.
+    Each has a network of its own, which shares with the model what the adapter leaves as it is,
+    and the class features. Any number of threads may ask at once. The tuned answers are those of
+    the adapter's numbers and strength at that time, or of the ``strength`` that is set here later.
+
+    Raises:
+        UserError: the adapter is no longer attached to the model.
     """
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
-        self._tuned_vision = "vision" in adapter.towers
-        self._pairs = find_pairs(model)
-        self._formed: dict[str, Tensor] = {}
-        self._formed_for: object = None
-        self._zero_shot_classes = self._at(0.0, text.features)
-        self.strength = adapter.strength
+        self._tensors = [*model.net.parameters(), *adapter.parameters()]
+        self._made_of = self._state()
+        with torch.inference_mode():
+            ready = answering_model(model)
+            self._zero_shot = _Answering(ready, text.features(net=ready.net))
+        self._tuned = self._at(adapter.strength)
 
     @property
     def strength(self) -> float:
         """How much of the update the tuned answers use, see `Adapter.strength`."""
-        return self._strength
+        return self._tuned.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = value
-        self._trained = self._trained_state()
-        self._tuned_classes = self._at(value, self.text.features)
+        self._tuned = self._at(check_strength(value))  # answers under way keep what they began with
 
     @property
     def is_current(self) -> bool:
-        """Whether the adapter still has the numbers that the class features were computed with."""
-        return self._trained == self._trained_state()
+        """Whether the model and its adapter still have the numbers that this was made of."""
+        return self.adapter.is_attached and self._made_of == self._state()
 
-    def _trained_state(self) -> object:
-        """Return what tells whether the trained numbers changed or moved, without reading them."""
+    def _state(self) -> object:
+        """Return what tells whether a tensor changed or moved, without reading it."""
         return [
-            (None if p.is_inference() else p._version, p.data_ptr(), p.device, p.dtype)
-            for p in self.adapter.parameters()
+            (None if t.is_inference() else t._version, t.data_ptr(), t.device, t.dtype)
+            for t in self._tensors
         ]
 
-    @property
-    def folded_norms(self) -> int:
-        """How many batch norms are folded: not those that are trained, which rounds otherwise."""
-        return len(self._pairs)
+    def _at(self, strength: float) -> _Answering:
+        """Make ready what answers at one strength."""
+        if not self.adapter.is_attached:
+            raise UserError("the adapter is no longer attached to its model; load the run again")
+        zero_shot = self._zero_shot
+        if strength == 0:
+            return zero_shot
+        head = self.adapter.head
+        with torch.inference_mode():
+            text, vision = (self.adapter.updated_weights(strength, t) for t in ("text", "vision"))
+            ready = answering_model(self.model, vision) if vision else zero_shot.model
+            classes = zero_shot.classes
+            if text:  # the network that encodes the prompts is needed once
+                classes = self.text.features(net=answering_model(self.model, text).net)
+        return _Answering(ready, classes, strength, head)
 
+    @torch.inference_mode()
     def zero_shot_features(self, images: Tensor) -> Tensor:
         """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
-        return self._at(0.0, lambda: encode_images(self.model, images))
+        return encode_images(self._zero_shot.model, images)
 
+    @torch.inference_mode()
     def probabilities(
         self, images: Tensor, zero_shot: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -80,68 +121,22 @@ class SideBySide:
 
         ``zero_shot`` is what `zero_shot_features` returned for them, if it is known already.
         """
+        before, after = self._zero_shot, self._tuned  # another thread may set a strength
         if zero_shot is None:
-            zero_shot = self.zero_shot_features(images)
-        tuned = self._tuned_features(images) if self._tuned_vision else zero_shot
-        return (
-            _softmax(self._similarities(zero_shot, self._zero_shot_classes)),
-            _softmax(self._tuned_logits(tuned)),
-        )
+            zero_shot = encode_images(before.model, images)
+        tuned = zero_shot if after.model is before.model else encode_images(after.model, images)
+        return before.probabilities(zero_shot), after.probabilities(tuned)
 
+    @torch.inference_mode()
     def tuned_probabilities(self, images: Tensor) -> Tensor:
         """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
-        return _softmax(self._tuned_logits(self._tuned_features(images)))
-
-    def _tuned_features(self, images: Tensor) -> Tensor:
-        encode = partial(encode_images, self.model, images)
-        return self._at(self.strength, encode, self._formed_before())
-
-    def _formed_before(self) -> dict[str, Tensor]:
-        """Return the image tower's weights of earlier calls, if they would be the same now."""
-        kind = self.model.device.type
-        autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        state = self.strength, autocast, self._trained_state()
-        if state != self._formed_for:
-            self._formed, self._formed_for = {}, state
-        return self._formed
-
-    @torch.inference_mode()
-    def _tuned_logits(self, images: Tensor) -> Tensor:
-        """Return the logits (N, C) of image features (N, E).
-
-        A linear probe's head is blended with the zero-shot one, which is linear as well.
-        """
-        logits, head = self._similarities(images, self._tuned_classes), self.adapter.head
-        if head is None or self.strength == 0:
-            return logits
-        return torch.lerp(logits.float(), head(images.float()), self.strength)
-
-    @torch.inference_mode()
-    def _similarities(self, images: Tensor, classes: Tensor) -> Tensor:
-        return self.model.logit_scale() * images @ classes.T
-
-    def _at(
-        self,
-        strength: float,
-        compute: Callable[[], Tensor],
-        formed: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        """Compute without gradients at one strength, each updated weight formed only once."""
-        before, self.adapter.strength = self.adapter.strength, strength
-        try:
-            with torch.inference_mode(), self.adapter.formed_once(formed), folded(self._pairs):
-                return compute()
-        finally:
-            self.adapter.strength = before
+        tuned = self._tuned
+        return tuned.probabilities(encode_images(tuned.model, images))
 
 
 def encode_images(model: Model, images: Tensor) -> Tensor:
     """Encode uint8 images (N, 3, S, S), a batch at a time, to unit features (N, E)."""
     return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=-1).float().cpu()
 
 
 @dataclass
@@ -179,8 +174,7 @@ def predict_split(
     for number, batch in enumerate(decode_batches(split, both.model.square(), _CHUNK, decoded)):
         features = None
         if cache:
-            key = number, both.folded_norms
-            features = cache.zero_shot(key, partial(both.zero_shot_features, batch.images))
+            features = cache.zero_shot(number, partial(both.zero_shot_features, batch.images))
         answers = both.probabilities(batch.images, features)
         for probabilities, kept in zip(answers, (zero_shot, tuned), strict=True):
             kept.append(probabilities)

@@ -1,9 +1,9 @@
-"""Frozen batch norm folded into the convolution before it, for the time of a block.
+"""Frozen batch norm folded into the convolution before it: for the time of a block, or for good.
 
 ``norm(conv(x)) = conv(x; W * s) + b`` with ``s = weight / sqrt(running_var + eps)`` and ``b = bias
 - running_mean * s``: one pass over the activations less, forward and backward (Jacob et al., CVPR
-2018, arXiv 1712.05877, section 3.2). Weights are scaled where they are read, so an adapter's update
-is scaled and trained along, and nothing that is stored changes.
+2018, arXiv 1712.05877, section 3.2). In training weights are scaled where they are read, so an
+adapter's update is scaled and trained along, and nothing that is stored changes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.layers.padding import pad_same_arg
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clip_randlora.depthwise import depthwise_conv
+from clip_randlora.forwards import Replacement, replaced_forwards
 from clip_randlora.models import Model
 
 _FULL_PRECISION = torch.float32, torch.float64  # a scaled weight would round otherwise
@@ -87,23 +89,27 @@ def folded(pairs: list[Pair]) -> Iterator[None]:
 
     On leaving, every module is what it was, bit for bit: only ``forward`` is another inside.
     """
-    modules = [module for pair in pairs for module in (pair.conv, pair.norm)]
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for pair in pairs:
-            pair.conv.forward = _folded_forward(pair)
-            pair.norm.forward = partial(_after_norm, pair.norm)
+    replacements: dict[nn.Module, Replacement] = {}
+    for pair in pairs:
+        replacements[pair.conv] = _folded_forward(pair)
+        replacements[pair.norm] = partial(_after_norm, pair.norm)
+    with replaced_forwards(replacements):
         yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = forward
 
 
-def _folded_forward(pair: Pair) -> Callable[[Tensor], Tensor]:
-    """Return the convolution's forward pass with the norm in it."""
+def fold(pairs: list[Pair]) -> None:
+    """Fold each pair for good: the convolutions get other weights, the norms do nothing more.
+
+    For a network that only answers; outputs equal the unfolded to rounding.
+    """
+    for pair in pairs:
+        fused = fuse_conv_bn_eval(pair.conv, pair.norm)
+        pair.conv.weight, pair.conv.bias = fused.weight, fused.bias
+        pair.norm.forward = partial(_after_norm, pair.norm, None)
+
+
+def _folded_forward(pair: Pair) -> Replacement:
+    """Return what replaces the convolution's forward pass: it has the norm in it."""
     conv = pair.conv
     scale, bias = _scale_and_bias(pair)
     scale = scale[:, None, None, None]
@@ -111,7 +117,7 @@ def _folded_forward(pair: Pair) -> Callable[[Tensor], Tensor]:
     constant = None if changes else conv.weight * scale
     is_depthwise = conv.groups == conv.in_channels == conv.out_channels
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(_: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         weight = conv.weight * scale if constant is None else constant
         padding = _padding(conv, images)
         if is_depthwise and conv.dilation == (1, 1):
@@ -151,7 +157,7 @@ def _scale_and_bias(pair: Pair) -> tuple[Tensor, Tensor]:
     return scale.to(dtype), bias.to(dtype)
 
 
-def _after_norm(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
+def _after_norm(norm: nn.BatchNorm2d, _: object, images: Tensor) -> Tensor:
     """Do what is left of the norm's forward pass: timm's holds the activation too."""
     return norm.act(norm.drop(images)) if isinstance(norm, BatchNormAct2d) else images
 

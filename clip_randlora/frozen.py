@@ -24,6 +24,7 @@ from clip_randlora.adapters.config import Tower
 from clip_randlora.adapters.targets import block_name
 from clip_randlora.data import Views
 from clip_randlora.devices import send
+from clip_randlora.forwards import Replacement, replaced_forwards
 
 DEFAULT_VIEWS = 3
 """Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
@@ -262,12 +263,12 @@ class Recording:
         For one forward pass on a batch of the recorded shape.
         """
         queue = iter(inputs)
-        with ExitStack() as undo:
-            for module, outputs in self.finished.items():
-                undo.enter_context(_returning(module, outputs))
-            hook = self.block.register_forward_pre_hook(lambda *_: next(queue), with_kwargs=True)
-            undo.callback(hook.remove)
-            yield
+        hook = self.block.register_forward_pre_hook(lambda *_: next(queue), with_kwargs=True)
+        try:
+            with replaced_forwards({m: _returning(shapes) for m, shapes in self.finished.items()}):
+                yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
@@ -343,18 +344,10 @@ def _shapes(output: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.new_zeros(()).expand(tensor.shape), output)
 
 
-@contextmanager
-def _returning(module: nn.Module, outputs: Sequence[Any]) -> Iterator[None]:
-    """Let a module's calls return zeros like these outputs, one after the other."""
+def _returning(outputs: Sequence[Any]) -> Replacement:
+    """Return what lets a module's calls return zeros like these outputs, one after the other."""
     queue = iter(outputs)
-    before = module.__dict__.get("forward")
-    module.forward = lambda *_, **__: tree_map_only(Tensor, torch.zeros_like, next(queue))
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
+    return lambda *_, **__: tree_map_only(Tensor, torch.zeros_like, next(queue))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clip_randlora import runs
 from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters import Adapter, files
-from clip_randlora.attention import direct_self_attention
+from clip_randlora.attention import direct_self_attention, pooled_token_only
 from clip_randlora.data import Decoded, Views, augment
 from clip_randlora.devices import RecordedStep, Stopwatch, send
 from clip_randlora.errors import UserError, is_out_of_memory
@@ -33,7 +33,7 @@ from clip_randlora.frozen import (
     has_frozen_blocks,
 )
 from clip_randlora.models import Model
-from clip_randlora.processes import Processes, is_main_process, make_accelerator
+from clip_randlora.processes import Processes, is_main_process
 from clip_randlora.progress import Report, Step, is_finite
 from clip_randlora.recipe import (
     TrainConfig,
@@ -51,12 +51,26 @@ _FINAL_LEARNING_RATE = 0.01  # the cosine ends at this share, as in the referenc
 
 
 @contextmanager
-def forward_pass(net: nn.Module, adapter: Adapter) -> Iterator[None]:
-    """Enter for the forward pass of a training step: what it forms and keeps is the least."""
+def training_forward(net: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """Make the forward pass of a training step fast and small inside the block.
+
+    Each updated weight is formed once, however often it is read; attention skips its copies; the
+    last block computes the pooled token alone; and what is cheap to compute again is not kept for
+    the backward pass. Losses and gradients are the same to rounding. Call ``backward`` outside::
+
+        with cr.training_forward(net, adapter):
+            loss = ...
+        loss.backward()
+
+    Args:
+        net: an open_clip model, used by this thread alone.
+        adapter: that is attached to it.
+    """
     with (
         adapter.formed_once(),
         adapter.short_gradients(),
         direct_self_attention(net),
+        pooled_token_only(net.visual),
         recomputed_in_backward(net),
     ):
         yield
@@ -94,11 +108,10 @@ class Loop:
         self._stopwatch = Stopwatch(model.device)
         self._is_updating = False
         self.history: list[dict[str, float]] = []
-        self.accelerator = make_accelerator(self.precision, model.device)
-        self.processes = Processes(self.accelerator, self.batch_size)
-        optimizer = self._make_optimizer()
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.processes = Processes(self.batch_size, model.device)
+        self.optimizer = self._make_optimizer()
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self._scaler = torch.amp.GradScaler(model.device.type, enabled=self.precision == "fp16")
         self._update: Callable[..., tuple[Tensor, Tensor]] = self._update_once
         self.watched: Decoded | None = None
         self.notes: list[str] = []
@@ -113,9 +126,7 @@ class Loop:
     def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
         """Train from the present step to the last, or until ``should_stop`` says so."""
         self.model.net.eval()  # frozen batch norm statistics stay as they are
-        if self.model.device.type == "cpu":
-            keep_freed_memory()
-        with folded(find_pairs(self.model)):
+        with folded(find_pairs(self.model)), pooled_token_only(self.model.net.visual):
             start = time.perf_counter()
             with direct_self_attention(self.model.net):
                 self._fix_views()
@@ -247,12 +258,17 @@ class Loop:
             self.notes.append(f"Text tower: its frozen blocks run at every step, as {reason}.")
 
     def _encode_image(self, images: Tensor) -> Tensor:
-        with self.accelerator.autocast():
+        with self._autocast():
             return self.model.encode_image(images)
 
     def _encode_text(self) -> Tensor:
-        with self.accelerator.autocast():
+        with self._autocast():
             return self.text.features()
+
+    def _autocast(self) -> torch.autocast:
+        """Compute in the training's precision inside the block."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.model.device.type, dtype, enabled=self.precision != "fp32")
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return its loss and the share of images that it got right."""
@@ -272,7 +288,7 @@ class Loop:
     def _update_once(self, labels: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Take the step on what `_draw_images` and, if it is used, `_draw_prompts` drew."""
         images, prompts = (inputs[:-1], inputs[-1]) if self._draws_prompts else (inputs, None)
-        with forward_pass(self.model.net, self.adapter), self.accelerator.autocast():
+        with training_forward(self.model.net, self.adapter), self._autocast():
             features = self._image_features(images)
             classes = self._class_features(prompts)
             logits = (self.model.logit_scale() * features @ classes.T).float()
@@ -280,14 +296,16 @@ class Loop:
                 logits, labels, label_smoothing=self.config.label_smoothing
             )
             loss = loss * self.processes.share
-        self.accelerator.backward(loss)
+        self._scaler.scale(loss).backward()
         correct = (logits.detach().argmax(dim=-1) == labels).float().mean() * self.processes.share
         loss = loss.detach()
         gradients = [p.grad for p in self.adapter.parameters() if p.grad is not None]
         self.processes.average([*gradients, loss, correct])
-        self.accelerator.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
+        self._scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip_norm)
         self._is_updating = True  # an error from here on leaves a state between two steps
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, correct
 
@@ -325,7 +343,7 @@ class Loop:
         if self.watched is None:
             return None
         labels = self.watched.labels.to(self.model.device)
-        with torch.inference_mode(), self.adapter.formed_once(), self.accelerator.autocast():
+        with torch.inference_mode(), self.adapter.formed_once(), self._autocast():
             batches = self.watched.images.split(_WATCH_BATCH)
             features = torch.cat([self.model.encode_image(batch) for batch in batches])
             answers = (features @ self.text.features().T).argmax(dim=-1)
@@ -487,12 +505,52 @@ def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Ad
     return optimizer
 
 
-def keep_freed_memory() -> None:
+class _FreedMemory:
+    """Counts the trainings that keep freed memory: the C library's settings are the process's."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0  # held while both settings are made
+
+    def keep(self) -> None:
+        """Begin to reuse what is freed, if nobody has begun yet."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                _set_thresholds(mmap=2**30, trim=2**31 - 1)
+
+    def give_back(self) -> None:
+        """Give it back to the system as before, if nobody else keeps it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                # where glibc's own, growing thresholds end in a process that frees large tensors
+                _set_thresholds(mmap=32 * 2**20, trim=64 * 2**20)
+                _c_library().malloc_trim(0)
+
+
+_freed_memory = _FreedMemory()
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """Let glibc reuse a step's memory in the next, which takes 40 % off lite0's step on a CPU.
 
     It would give every large tensor back to the system, and have it zeroed page by page again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # other C libraries have none
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if device.type != "cpu" or sys.platform != "linux" or not hasattr(_c_library(), "mallopt"):
+        yield  # other C libraries have no such settings
+        return
+    _freed_memory.keep()
+    try:
+        yield
+    finally:
+        _freed_memory.give_back()
+
+
+def _set_thresholds(mmap: int, trim: int) -> None:
+    _c_library().mallopt(_M_MMAP_THRESHOLD, mmap)
+    _c_library().mallopt(_M_TRIM_THRESHOLD, trim)
+
+
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

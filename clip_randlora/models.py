@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torchvision.transforms import ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from clip_randlora.attention import pooled_token_only
 from clip_randlora.errors import UserError, is_out_of_memory
+from clip_randlora.quiet import quiet
 
 BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
 
@@ -32,6 +31,12 @@ DEFAULT_TAG = "default"
 
 RANDOM = re.compile(r"random:(\d+)")
 """Random weights and the seed that makes them again, as `load_model` records them."""
+
+# Random weights are drawn from the process's one generator, for whose state to be put back two
+# threads must not draw them at once.
+_drawing = threading.Lock()
+
+_TALKATIVE = ("huggingface_hub",)  # random weights are stated, failures are raised
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Model:
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         """List of N prompts -> int64 (N, context length); some models fetch theirs from the hub."""
         try:
-            with _quiet():
+            with quiet(*_TALKATIVE):
                 return open_clip.get_tokenizer(_open_clip_name(self.name))
         except Exception as error:
             if is_out_of_memory(error):
@@ -155,10 +160,10 @@ class Model:
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        images = self.normalize(images).to(next(self.net.visual.parameters()).dtype)
         # convolutions on CPUs are faster in this layout; transformers do not mind
-        images = self.normalize(images).contiguous(memory_format=torch.channels_last)
-        with pooled_token_only(self.net.visual):
-            return self.net.encode_image(images, normalize=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.net.encode_image(images, normalize=True)
 
     def logit_scale(self) -> Tensor:
         """The factor between cosine similarity and logits, a scalar."""
@@ -229,7 +234,7 @@ def load_model(
         arguments = _architecture_arguments(name, None if seed else pretrained)
         pretrained = pretrained if seed else arguments["pretrained"]
         wanted = f"weights {pretrained} of {name}"
-    with torch.random.fork_rng(devices=[], enabled=bool(seed)):
+    with _drawing if seed else nullcontext(), torch.random.fork_rng([], enabled=bool(seed)):
         if seed:
             torch.default_generator.manual_seed(int(seed[1]))
         net = _create(_open_clip_name(name), arguments, wanted)
@@ -277,28 +282,12 @@ def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[st
 
 def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> nn.Module:
     try:
-        with _quiet():
+        with quiet(*_TALKATIVE):
             return open_clip.create_model(open_clip_name, weights_only=True, **arguments)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise UserError(_not_available(wanted, error)) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what open_clip and the hub log: random weights are stated, failures are raised."""
-    loggers = logging.getLogger(), logging.getLogger("huggingface_hub")
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _not_available(wanted: str, error: Exception) -> str:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter
+from clip_randlora.answering import answering_model
 from clip_randlora.data import Decoded
 from clip_randlora.evaluation import encode_images
-from clip_randlora.folding import find_pairs, folded
 from clip_randlora.models import Model
 from clip_randlora.progress import Step
 from clip_randlora.text import TextClassifier
@@ -48,8 +48,9 @@ class ProbeTraining:
         """Encode the images once, without augmentation, and fit; it has no steps to report."""
         start = time.perf_counter()
         self.model.net.eval()
-        with torch.inference_mode(), folded(find_pairs(self.model)):
-            features = encode_images(self.model, self.shots.images).float().cpu().numpy()
+        with torch.inference_mode():
+            features = encode_images(answering_model(self.model), self.shots.images)
+            features = features.float().cpu().numpy()
         labels = self.shots.labels.numpy()
         c = self.adapter.config.C
         if c is None:

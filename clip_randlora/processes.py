@@ -8,9 +8,8 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from clip_randlora.errors import UserError
@@ -41,34 +40,24 @@ def launch_notes() -> list[str]:
     ]
 
 
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """Make an accelerator for a precision (``fp32``, ``bf16`` or ``fp16``) and a device."""
-    # accelerate keeps one precision and device for the process; each fit may want another
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
-
-
 class Processes:
     """What the processes of a training do together; with a single one, nothing."""
 
-    def __init__(self, accelerator: Accelerator, batch_size: int):
+    def __init__(self, batch_size: int, device: torch.device):
         """Take part in a training with batches of ``batch_size`` images, over all processes.
 
         Raises:
             UserError: there are more processes than images in a batch.
         """
-        self._accelerator = accelerator
-        self.count = accelerator.num_processes
+        self.count, index = process_count(), 0
+        self._device = device
+        if self.count > 1:
+            index = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE).process_index
         if batch_size < self.count:
             raise UserError(
                 f"{self.count} processes cannot share batches of {batch_size} images: launch "
                 f"fewer, or set a larger batch_size"
             )
-        index = accelerator.process_index
         self.part = slice(batch_size * index // self.count, batch_size * (index + 1) // self.count)
         """This process's part of a batch."""
         self.share = (self.part.stop - self.part.start) * self.count / batch_size
@@ -79,7 +68,7 @@ class Processes:
         if self.count == 1:
             return
         together = torch.cat([tensor.flatten() for tensor in tensors])
-        averaged = self._accelerator.reduce(together, "mean")
+        averaged = reduce(together, "mean")
         sizes = [tensor.numel() for tensor in tensors]
         for tensor, mean in zip(tensors, averaged.split(sizes), strict=True):
             tensor.copy_(mean.view_as(tensor))
@@ -88,8 +77,8 @@ class Processes:
         """Whether it holds in any process; all of them get the same answer."""
         if self.count == 1:
             return here
-        flag = torch.tensor(float(here), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(flag, "sum") > 0)
+        flag = torch.tensor(float(here), device=self._device)
+        return bool(reduce(flag, "sum") > 0)
 
 
 def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
@@ -97,5 +86,6 @@ def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
     value = compute() if is_main_process() else None
     if process_count() == 1:
         return value
-    PartialState(cpu=device.type == "cpu")  # they meet here first, if nothing was trained
+    # they meet here first, if nothing was trained
+    PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
     return broadcast_object_list([value])[0]

@@ -80,15 +80,17 @@ class TextClassifier:
             device=model.device,
         )
 
-    def features(self, rows: Tensor | None = None) -> Tensor:
+    def features(self, rows: Tensor | None = None, net: nn.Module | None = None) -> Tensor:
         """Encode the classes: unit features (C, E), the normalised mean over a class's prompts.
 
         Args:
             rows: int64 (R,), encode only these prompts, whose classes must be all different;
                 the result is then (R, E), in the order of the rows.
+            net: what encodes them in place of the model's network: a copy with other weights.
         """
         tokens = self.tokens if rows is None else self.tokens[rows]
-        features = _encode(self.model.net, self._tower, tokens, self.shared)
+        tower = self._tower if net is None else _causal_tower(net)
+        features = _encode(net or self.model.net, tower, tokens, self.shared)
         if rows is not None or len(features) == len(self.classes):
             return features
         sums = features.new_zeros(len(self.classes), features.shape[1])

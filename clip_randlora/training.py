@@ -19,7 +19,7 @@ from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
-from clip_randlora.loop import Loop
+from clip_randlora.loop import Loop, freed_memory_kept
 from clip_randlora.models import Model
 from clip_randlora.probe import ProbeTraining
 from clip_randlora.processes import (
@@ -105,7 +105,7 @@ def fit(
         raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
     settings = _settings(model, data, config, source)
-    with _claimed(out, settings, resume) as folder:
+    with _claimed(out, settings, resume) as folder, freed_memory_kept(model.device):
         writes = folder is not None and is_main_process()
         adapter = training = None
         try:

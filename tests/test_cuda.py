@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import clip_randlora as cr
 from clip_randlora.devices import RecordedStep, Stopwatch, send
-from clip_randlora.loop import Loop, forward_pass
+from clip_randlora.loop import Loop, training_forward
 from clip_randlora.text import TextClassifier, make_prompts
 
 pytestmark = pytest.mark.cuda
@@ -41,7 +41,7 @@ def test_features_and_gradients_are_those_of_the_cpu(tiny_folder):
         randomize(adapter)
         names = [f"class {number}" for number in range(9)]
         text = TextClassifier(model, names, make_prompts(names))
-        with forward_pass(model.net, adapter):
+        with training_forward(model.net, adapter):
             logits = model.encode_image(images) @ text.features().T
         grads = torch.autograd.grad(logits.square().sum(), adapter.parameters())
         found[device] = [tensor.cpu() for tensor in (logits.detach(), *grads)]

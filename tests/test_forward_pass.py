@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 import clip_randlora as cr
 from clip_randlora.activations import recomputed_in_backward
 from clip_randlora.adapters.adapter import AdaptedWeight
-from clip_randlora.attention import direct_self_attention
-from clip_randlora.loop import forward_pass
+from clip_randlora.attention import direct_self_attention, pooled_token_only
+from clip_randlora.loop import training_forward
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, shared_prefix, trim
 
 
@@ -57,7 +57,8 @@ def test_the_last_block_computes_the_class_token_alone(tiny):
     tiny.net.visual.transformer.resblocks[2].mlp.register_forward_hook(
         lambda _, args, __: ran.append(args[0].shape[1])
     )
-    ours = tiny.encode_image(images())
+    with pooled_token_only(tiny.net.visual):
+        ours = tiny.encode_image(images())
     plain = tiny.net.encode_image(tiny.normalize(images()), normalize=True)
     assert ran == [1, 17]  # of the class token and 4 x 4 patches
     torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
@@ -72,7 +73,9 @@ def test_a_tower_that_averages_its_tokens_runs_whole():
     model = cr.models.Model(net, "averaging", None, torch.device("cpu"))
     with torch.no_grad():
         plain = net.encode_image(model.normalize(images()), normalize=True)
-        torch.testing.assert_close(model.encode_image(images()), plain, atol=1e-6, rtol=0)
+        with pooled_token_only(net.visual):
+            ours = model.encode_image(images())
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("count", [2, 3, 64, 101])
@@ -206,7 +209,7 @@ def test_a_long_pass_after_a_short_one_gets_its_gradients(tiny, bases, monkeypat
     # the common prefix is fewer tokens than a layer is wide, the rest of the prompts are more
     assert text.shared < width < len(names) * (text.tokens.shape[1] - text.shared)
     found = []
-    for context in (nullcontext, lambda: forward_pass(tiny.net, adapter)):
+    for context in (nullcontext, lambda: training_forward(tiny.net, adapter)):
         with context():
             output = text.features()
         found.append(gradients(adapter, output))
@@ -227,10 +230,10 @@ def test_weights_with_very_sparse_bases_are_formed_again(tiny, in_bf16, monkeypa
     def keeping():  # all that a step's forward pass does, but for this
         with monkeypatch.context() as patch:
             patch.setattr(AdaptedWeight, "is_formed_again", lambda *_: False)
-            with forward_pass(tiny.net, adapter):
+            with training_forward(tiny.net, adapter):
                 yield
 
-    forming = lambda: forward_pass(tiny.net, adapter)  # noqa: E731
+    forming = lambda: training_forward(tiny.net, adapter)  # noqa: E731
     kept, formed = (held_bytes(lambda c=c: run(c)) for c in (keeping, forming))
     tall = sum(delta.numel() for name, delta in adapter.deltas().items() if "mlp" in name)
     assert kept - formed == tall * (2 if in_bf16 else 4)
@@ -249,7 +252,10 @@ def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch,
     )
 
     def run():
-        with forward_pass(tiny.net, adapter), torch.autocast("cpu", dtype, dtype == torch.bfloat16):
+        with (
+            training_forward(tiny.net, adapter),
+            torch.autocast("cpu", dtype, dtype == torch.bfloat16),
+        ):
             logits = tiny.encode_image(images()) @ text.features().T
         return logits, gradients(adapter, logits)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import clip_randlora as cr
 from benchmarks.common.images import write_images
 from clip_randlora.devices import RecordedStep
-from clip_randlora.loop import adamw, forward_pass, keep_freed_memory
+from clip_randlora.loop import adamw, freed_memory_kept, training_forward
 from clip_randlora.models import find_device
 from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
 
@@ -128,7 +128,7 @@ def adapted(workload: Workload, config: dict[str, Any]) -> Setup:
         logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
         parameters=adapter.parameters(),
         text_tokens=text.tokens.shape[1],
-        forward_context=lambda: forward_pass(model.net, adapter),
+        forward_context=lambda: training_forward(model.net, adapter),
     )
 
 
@@ -381,8 +381,7 @@ def measure_step(
     if changes:
         settings["config"] = settings["config"] | changes
     used = find_device(device)
-    if chosen.owner != "peer" and not plain_malloc and used.type == "cpu":
-        keep_freed_memory()
+    keeps = chosen.owner != "peer" and not plain_malloc
     workload = Workload(model, images, classes, precision, device)
     setup = chosen.build(workload, **settings)
     labels = (torch.arange(images) % classes).to(used)
@@ -396,13 +395,14 @@ def measure_step(
             take_step = RecordedStep(take_step, used)
     times: list[float] = []
     losses: list[float] = []
-    for _ in range(warmup + steps):
-        _wait_for(used)
-        start = time.perf_counter()
-        (loss,) = take_step()
-        _wait_for(used)
-        times.append(time.perf_counter() - start)
-        losses.append(float(loss))
+    with freed_memory_kept(used) if keeps else nullcontext():
+        for _ in range(warmup + steps):
+            _wait_for(used)
+            start = time.perf_counter()
+            (loss,) = take_step()
+            _wait_for(used)
+            times.append(time.perf_counter() - start)
+            losses.append(float(loss))
     if isinstance(take_step, RecordedStep) and take_step.failure:
         raise RuntimeError(f"the step could not be recorded: {take_step.failure}")
     if not all(map(math.isfinite, losses)):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ class AdaptedWeight(nn.Module):
         """Tell whether backward forms the weight in ``dtype`` again, so that none is kept."""
         return self.may_form_again and all(d.is_cheap(dtype) for d in self.deltas.values())
 
-    def keep(self, keeps: bool, formed: Tensor | None = None) -> None:
-        """Form the weight anew at each reading, or once from now on, or take it as ``formed``.
+    def keep(self, keeps: bool) -> None:
+        """Form the weight once from now on, however often it is read, or anew at each reading.
 
-        In training, one that is formed again lives as long only as somebody else holds it.
+        In training, one that is formed again in backward lives as long only as it is held.
         """
-        self.keeps, self.kept = keeps, partial(_same, formed) if formed is not None else None
+        self.keeps, self.kept = keeps, None
 
     @property
     def formed(self) -> Tensor | None:
@@ -75,19 +76,22 @@ class AdaptedWeight(nn.Module):
         return self.kept() if self.kept else None
 
     def _adapt(self, weight: Tensor) -> Tensor:
-        adapted = weight if self.strength == 0 else self._update(weight)
+        # a whole tensor may be a norm's or an embedding's, which autocast leaves as they are
+        dtype = weight.dtype if WHOLE in self.rows else _dtype_in_use(weight)
+        adapted = self.updated(weight, self.strength, dtype)
         if self.base_required_grad and not adapted.requires_grad:
             # torch's CPU linear chooses its kernel by this flag: keep the base's choice, and bits
             adapted = adapted.detach().requires_grad_()
         return adapted
 
-    def _update(self, weight: Tensor) -> Tensor:
+    def updated(self, weight: Tensor, strength: float, dtype: torch.dtype) -> Tensor:
+        """Return ``W + strength * dW`` in the weight's shape and in ``dtype``."""
+        if strength == 0:
+            return weight
         rows, deltas = list(self.rows.values()), list(self.deltas.values())
-        # a whole tensor may be a norm's or an embedding's, which autocast leaves as they are
-        dtype = weight.dtype if WHOLE in self.rows else _dtype_in_use(weight)
         flat = weight.reshape(len(weight), -1)
         with torch.autocast(weight.device.type, enabled=False):  # rounded once, at the end
-            updated = add_updates(flat, rows, deltas, self.strength, dtype)
+            updated = add_updates(flat, rows, deltas, strength, dtype)
         return updated.view(weight.shape)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -96,6 +100,21 @@ class AdaptedWeight(nn.Module):
         for target, rows in self.rows.items():
             update[rows] = self.deltas[target]().view(-1, *weight.shape[1:])
         return update
+
+
+def check_strength(value: float) -> float:
+    """Return a strength as a float.
+
+    Raises:
+        UserError: it is no number from 0 to 1.
+    """
+    try:
+        strength = float(value)
+    except (TypeError, ValueError):
+        strength = nan
+    if isinstance(value, str | bool) or not 0 <= strength <= 1:  # NaN, too
+        raise UserError(f"strength: {value!r}; give a number from 0 to 1")
+    return strength
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -183,32 +202,43 @@ class Adapter:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise UserError(f"strength is {value}; it must lie between 0 and 1")
-        self._strength = float(value)
+        self._strength = check_strength(value)
         for adapted in self._adapted.values():
             adapted.strength = self._strength
 
     @contextmanager
-    def formed_once(self, formed: dict[str, Tensor] | None = None) -> Iterator[None]:
+    def formed_once(self) -> Iterator[None]:
         """Form each updated weight once inside the block, however often the network reads it.
 
         For one forward pass, and for passes without gradients at one strength. It is this
         adapter's alone (`parametrize.cached` is the process's): others may train meanwhile.
-
-        Args:
-            formed: weights of an earlier block, by name, in place of forming them; on leaving it
-                has those of this block as well. They must still be what would be formed.
         """
-        for name, adapted in self._adapted.items():
-            adapted.keep(True, formed.get(name) if formed else None)
+        for adapted in self._adapted.values():
+            adapted.keep(True)
         try:
             yield
         finally:
-            for name, adapted in self._adapted.items():
-                if formed is not None and adapted.formed is not None:
-                    formed[name] = adapted.formed
+            for adapted in self._adapted.values():
                 adapted.keep(False)
+
+    @torch.no_grad()
+    def updated_weights(self, strength: float, tower: Tower) -> dict[str, Tensor]:
+        """Return ``{weight name: W + strength * dW}`` of one tower, like each weight.
+
+        Nothing of the adapter or the network changes, so any thread may ask.
+        """
+        weights = {}
+        for name, adapted in self._adapted.items():
+            weight = self.weights[name]
+            if weight.tower == tower:
+                original = weight.module.parametrizations[weight.tensor_name].original
+                weights[name] = adapted.updated(original, strength, original.dtype)
+        return weights
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model still has the adapter: it was neither detached nor merged."""
+        return self._is_attached
 
     @contextmanager
     def short_gradients(self) -> Iterator[None]:

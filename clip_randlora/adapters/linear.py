@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from clip_randlora.adapters.products import Products, SparseProducts
 from clip_randlora.adapters.randlora import RandLoRADelta, contract
+from clip_randlora.forwards import Replacement
 
 _TOKENS_AT_ONCE = 256
 
@@ -57,8 +58,8 @@ def _contract_tokens(products: Products, tokens: Tensor) -> Tensor:
 
 def short_forwards(
     layers: Iterable[tuple[nn.Module, list[nn.Module]]], strength: Callable[[], float]
-) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """Return the forward passes of the layers that may have the shorter gradient.
+) -> dict[nn.Module, Replacement]:
+    """Return what replaces the forward passes of the layers that may have the shorter gradient.
 
     Args:
         layers: adapted modules, each with the updates of its weight.
@@ -76,10 +77,8 @@ def short_forwards(
 
 def _short_forward(
     module: nn.Linear, delta: RandLoRADelta, strength: Callable[[], float]
-) -> Callable[[Tensor], Tensor]:
-    usual = module.forward
-
-    def forward(x: Tensor) -> Tensor:
+) -> Replacement:
+    def forward(usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or strength() == 0:
             return usual(x)
         formed = module.weight  # with its graph: a longer pass may read the same tensor
