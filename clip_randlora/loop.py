@@ -42,6 +42,7 @@ from clip_randlora.recipe import (
     default_learning_rate,
     default_steps,
 )
+from clip_randlora.shared_settings import SharedSetting
 from clip_randlora.text import TextClassifier
 
 _SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -505,32 +506,6 @@ def adamw(parameters: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Ad
     return optimizer
 
 
-class _FreedMemory:
-    """Counts the trainings that keep freed memory: the C library's settings are the process's."""
-
-    def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0  # held while both settings are made
-
-    def keep(self) -> None:
-        """Begin to reuse what is freed, if nobody has begun yet."""
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                _set_thresholds(mmap=2**30, trim=2**31 - 1)
-
-    def give_back(self) -> None:
-        """Give it back to the system as before, if nobody else keeps it."""
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                # where glibc's own, growing thresholds end in a process that frees large tensors
-                _set_thresholds(mmap=32 * 2**20, trim=64 * 2**20)
-                _c_library().malloc_trim(0)
-
-
-_freed_memory = _FreedMemory()
-
-
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """Let glibc reuse a step's memory in the next, which takes 40 % off lite0's step on a CPU.
@@ -540,11 +515,22 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or sys.platform != "linux" or not hasattr(_c_library(), "mallopt"):
         yield  # other C libraries have no such settings
         return
-    _freed_memory.keep()
-    try:
+    with _freed_memory.made():
         yield
-    finally:
-        _freed_memory.give_back()
+
+
+def _keep_freed_memory() -> Callable[[], None]:
+    _set_thresholds(mmap=2**30, trim=2**31 - 1)
+
+    def give_back() -> None:
+        # where glibc's own thresholds end, which grow as a process frees larger and larger tensors
+        _set_thresholds(mmap=32 * 2**20, trim=64 * 2**20)
+        _c_library().malloc_trim(0)
+
+    return give_back
+
+
+_freed_memory = SharedSetting(_keep_freed_memory)
 
 
 def _set_thresholds(mmap: int, trim: int) -> None:

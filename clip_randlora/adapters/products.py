@@ -1,10 +1,9 @@
 """Products with the bases of RandLoRA's update: dense ones, or compressed where that is faster."""
 
-import warnings
-
 import torch
 
 from clip_randlora.bases import Source, number_of_bases
+from clip_randlora.quiet import quiet
 
 _DENSEST_COMPRESSED = 1 / 8  # share of entries that are not zero
 
@@ -53,8 +52,7 @@ class SparseProducts(Products):
 
 
 def _compressed_rows(matrix: torch.Tensor) -> torch.Tensor:
-    with warnings.catch_warnings():  # torch says at each first use that the layout is in beta
-        warnings.simplefilter("ignore")
+    with quiet():  # torch says at its first use that the layout is in beta
         rows = matrix.contiguous().to_sparse_csr()
         indices = rows.crow_indices().int(), rows.col_indices().int()
         return torch.sparse_csr_tensor(*indices, rows.values(), rows.shape)

@@ -6,8 +6,7 @@ The ``datasets`` library takes a second to import: it waits until a data set nee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from clip_randlora.data.described import Description
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.sources import File, LabelledFiles
 from clip_randlora.errors import UserError
+from clip_randlora.shared_settings import SharedSetting
 
 if TYPE_CHECKING:
     import datasets
@@ -158,7 +158,7 @@ def _cached(description: Description) -> datasets.DatasetBuilder | None:
     """What the cache of ``datasets`` holds; the hub is not asked."""
     import datasets
 
-    with _offline():
+    with _offline.made():
         try:
             builder = datasets.load_dataset_builder(description.hub, description.config)
         except Exception:  # not cached, which the library says in many ways
@@ -166,19 +166,22 @@ def _cached(description: Description) -> datasets.DatasetBuilder | None:
     return builder if description.revision in (None, builder.hash) else None
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
+def _go_offline() -> Callable[[], None]:
     """Let ``datasets`` look into its cache only, and not warn that it does."""
     import datasets
 
     before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
     datasets.config.HF_HUB_OFFLINE = True
     datasets.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
+
+    def go_back() -> None:
         datasets.config.HF_HUB_OFFLINE = before
         datasets.logging.set_verbosity(verbosity)
+
+    return go_back
+
+
+_offline = SharedSetting(_go_offline)
 
 
 def _reason(error: Exception) -> str:

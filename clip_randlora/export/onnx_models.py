@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from clip_randlora.errors import UserError
 from clip_randlora.export.card import base_name
 from clip_randlora.export.source import Features, Source, require_equal, resampling
+from clip_randlora.quiet import quiet
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
 _SCRIPT = "classify.py"
@@ -117,23 +116,16 @@ def verify(source: Source, expected: Features, folder: Path, precision: str) -> 
 def _export(module: nn.Module, example: Tensor, takes: str, gives: str) -> onnx.ModelProto:
     example = torch.cat([example, example])  # a batch of 1 would be taken for a constant
     batch = torch.export.Dim("batch")
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                (example,),
-                dynamo=True,
-                verbose=False,
-                input_names=[takes],
-                output_names=[gives],
-                dynamic_shapes=({0: batch},),
-            )
-    finally:
-        logger.setLevel(level)
+    with torch.no_grad(), quiet("torch", "torch.onnx"):
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[takes],
+            output_names=[gives],
+            dynamic_shapes=({0: batch},),
+        )
     return program.model_proto
 
 
