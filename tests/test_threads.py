@@ -1,6 +1,11 @@
 """Threads: answers, loading and trainings beside one another; what they leave of the process."""
 
 import logging
+import os
+import random
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -8,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+import sklearn.metrics  # noqa: F401 - scipy adds a filter of warnings at its first import
 import torch
 from conftest import randomize, write_colors
 from torch import nn
@@ -16,6 +24,7 @@ from torch import nn
 import clip_randlora as cr
 from clip_randlora.forwards import replaced_forwards
 from clip_randlora.quiet import quiet
+from clip_randlora.shared_settings import SharedSetting
 
 FAST = {"steps": 6, "batch_size": 8, "shots": 3, "learning_rate": 0.02}
 
@@ -157,7 +166,7 @@ def test_a_refused_strength_changes_nothing(run_folder, colors):
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     before = both.probabilities(images)
     for wrong in (2.0, -0.1, float("nan"), "0.5", None, True):
-        with pytest.raises(cr.UserError, match="number from 0 to 1"):
+        with pytest.raises(cr.UserError, match="number between 0 and 1"):
             both.strength = wrong
         assert both.strength == 1.0
         assert torch.equal(both.probabilities(images)[1], before[1])
@@ -219,6 +228,88 @@ def state_of_the_process() -> list[object]:
     kept = [(x.level, list(x.handlers), list(x.filters), x.disabled) for x in (root, hub)]
     filters = [list(handler.filters) for x in (root, hub) for handler in x.handlers]
     return [kept, filters, list(warnings.filters), warnings.showwarning]
+
+
+def test_a_finished_training_leaves_the_process_as_it_was(tiny_folder, colors, tmp_path):
+    def state() -> list[object]:
+        return [
+            *state_of_the_process(),
+            dict(os.environ),
+            [signal.getsignal(number) for number in signal.valid_signals()],
+            [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()],
+            [torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()],
+            [sys.excepthook, threading.excepthook, os.getcwd()],
+        ]
+
+    run, data = tmp_path / "run", cr.load_data(colors)
+    model = cr.load_model(str(tiny_folder))
+    before = state()
+    cr.fit(model, data, cr.TrainConfig(**FAST), out=run).adapter.detach()
+    cr.Classifier.load(run, model=model).predict(sorted((colors / "test").rglob("*.png")))
+    assert state() == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is glibc on Linux")
+def test_freed_memory_is_kept_in_a_training_and_given_back_after_it(tiny_folder, colors):
+    def kept_bytes() -> int:
+        """Tell how much of 48 MiB stays with the process when they are freed."""
+        before = psutil.Process().memory_info().rss
+        large = torch.ones(48 * 2**18)
+        del large
+        return psutil.Process().memory_info().rss - before
+
+    seen = []
+    config, data = cr.TrainConfig(**FAST), cr.load_data(colors)
+    cr.fit(
+        cr.load_model(str(tiny_folder)), data, config, on_step=lambda _: seen.append(kept_bytes())
+    )
+    assert seen[0] > 40 * 2**20
+    assert kept_bytes() < 8 * 2**20
+
+
+def test_a_setting_that_several_need_is_put_back_after_the_last():
+    made: list[str] = []
+
+    def make():
+        made.append("made")
+        return lambda: made.append("put back")
+
+    setting = SharedSetting(make)
+    first, second = setting.made(), setting.made()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert made == ["made"]
+    second.__exit__(None, None, None)
+    assert made == ["made", "put back"]
+
+
+_IMPORTS = """
+import importlib, logging, os, pkgutil, signal, sys, warnings
+import accelerate, datasets, huggingface_hub, matplotlib.figure, open_clip, PIL.Image, rich, sklearn
+import timm, torch, torchvision, typer, pydantic, matplotlib.backends.backend_agg
+
+def state():
+    root = logging.getLogger()
+    signals = [signal.getsignal(number) for number in signal.valid_signals()]
+    logs = root.level, list(root.handlers), list(root.filters)
+    hooks = warnings.showwarning, sys.excepthook, sys.displayhook
+    return list(warnings.filters), logs, signals, dict(os.environ), hooks, torch.get_num_threads()
+
+before = state()
+import clip_randlora
+for module in pkgutil.walk_packages(clip_randlora.__path__, "clip_randlora."):
+    if not any(part in module.name for part in ("export", "__main__", "ray")):
+        importlib.import_module(module.name)
+for name in clip_randlora.__all__:
+    getattr(clip_randlora, name)
+assert state() == before
+"""
+
+
+@pytest.mark.slow
+def test_an_import_leaves_the_process_as_it_was():
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, timeout=300)
 
 
 def test_loading_in_many_threads_leaves_logging_and_warnings_as_they_were(tiny_folder):

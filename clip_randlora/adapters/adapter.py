@@ -106,14 +106,14 @@ def check_strength(value: float) -> float:
     """Return a strength as a float.
 
     Raises:
-        UserError: it is no number from 0 to 1.
+        UserError: it is no number between 0 and 1.
     """
     try:
         strength = float(value)
     except (TypeError, ValueError):
         strength = nan
     if isinstance(value, str | bool) or not 0 <= strength <= 1:  # NaN, too
-        raise UserError(f"strength: {value!r}; give a number from 0 to 1")
+        raise UserError(f"strength: {value!r}; give a number between 0 and 1")
     return strength
 
 
