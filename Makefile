@@ -2,6 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --durations=10
+# Two workers share the tests out. Those marked alone, which measure time, run after the others.
+WORKERS ?= 2
+TOGETHER := --numprocesses $(WORKERS) --dist worksteal
+ALONE := $$(grep -l mark.alone tests/test_*.py)
 
 .PHONY: demo test test-slow test-cuda clean
 
@@ -11,10 +16,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(PYTEST) $(TOGETHER) -m "not slow and not alone"
+	$(PYTEST) -m "not slow and alone" $(ALONE)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(PYTEST) $(TOGETHER) -m "slow and not alone"
+	$(PYTEST) -m "slow and alone" $(ALONE)
 
 test-cuda: $(VENV)/.installed-test
 	CLIP_RANDLORA_TEST_CUDA=1 $(BIN)/python -m pytest -m cuda
@@ -24,9 +31,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+	touch $(VENV)/.installed $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

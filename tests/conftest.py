@@ -9,6 +9,8 @@ from pathlib import Path
 ON_GPU = os.environ.get("CLIP_RANDLORA_TEST_CUDA") == "1"
 if not ON_GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers, and what they start, share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -216,6 +216,7 @@ def test_the_whole_way_in_the_browser(app, browser, tmp_path):
     assert elapsed < 180
 
 
+@pytest.mark.alone
 @needs_chromium
 def test_stop_leaves_a_usable_model_within_five_seconds(app, browser):
     page = open_page(browser, app)
@@ -503,6 +504,7 @@ def test_eight_clients_at_once_get_only_their_own_classes(app, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_predictions_do_not_wait_for_a_training(app, tmp_path):
     ready, busy = app.client(), app.client()
     archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
