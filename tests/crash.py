@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forks
+
 
 @dataclass
 class Report:
@@ -39,12 +41,7 @@ cli.main()
 
 def run(arguments: Sequence[str], seconds: float | None = None) -> subprocess.CompletedProcess:
     """Run the command; kill it, with a return code of -9, after some seconds."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forks.of_the_package().start(OFTEN, arguments)
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

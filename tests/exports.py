@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from conftest import randomize
@@ -37,19 +39,30 @@ else:
 import torch
 torch.set_num_threads(1)
 """
+LIBRARIES = "import open_clip, transformers\nfrom transformers import CLIPModel, CLIPProcessor\n"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@cache
+def server_of_libraries() -> forks.ForkServer:
+    """Forks that cannot import this package, and have imported what loads its exports."""
+    return forks.ForkServer(WITHOUT_PACKAGE + LIBRARIES, **OFFLINE)
 
 
 def elsewhere(code: str, folder: Path, *, torch_too: bool = True) -> str:
     """Run code in another process, in ``folder``, where this package cannot be imported."""
-    prelude = WITHOUT_PACKAGE if torch_too else WITHOUT_PACKAGE.split("import torch")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
+    if torch_too:
+        done = server_of_libraries().run(code, folder=folder)
+    else:
+        prelude = WITHOUT_PACKAGE.split("import torch")[0]
+        done = subprocess.run(
+            [sys.executable, "-c", prelude + code],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, **OFFLINE},
+        )
     assert done.returncode == 0, done.stderr
     print(done.stdout)  # the largest differences: pytest -rP shows them
     return done.stdout

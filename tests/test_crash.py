@@ -14,6 +14,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import forks
 import pytest
 import safetensors.torch
 import torch
@@ -220,14 +221,9 @@ def test_killed_exports_are_whole_or_not_there(form, straight, tmp_path):
 
 def ended(arguments: list, is_time: Callable[[], bool]) -> str:
     """Run the command, and end it with SIGTERM when it is time; return its last line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forks.of_the_package().start(OFTEN, arguments)
     while not is_time():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)

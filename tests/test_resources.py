@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from test_bad_input import write_classes
@@ -57,13 +58,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="an address space is 
 
 
 def without_memory(place: str, *command_line) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_MEMORY, place, *map(str, command_line)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    return forks.of_the_package().run(WITHOUT_MEMORY, [place, *command_line])
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:
