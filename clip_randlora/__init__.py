@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         export_run,
         loading_snippet,
     )
+    from clip_randlora.heldout import CountedImages, find_test_images
     from clip_randlora.loop import training_forward
     from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.presets import PRESETS, read_preset
@@ -78,6 +79,7 @@ _HOMES = {
         "as_mapping",
     ),
     "export": ("export_formats", "export_precisions", "export_run", "loading_snippet"),
+    "heldout": ("CountedImages", "find_test_images"),
     "models": (
         "SUGGESTIONS",
         "Model",
@@ -107,6 +109,7 @@ __all__ = [
     "Adapter",
     "CLIPLoRA",
     "Classifier",
+    "CountedImages",
     "Data",
     "Full",
     "Interrupted",
@@ -131,6 +134,7 @@ __all__ = [
     "export_formats",
     "export_precisions",
     "export_run",
+    "find_test_images",
     "find_weights",
     "fit",
     "list_images",

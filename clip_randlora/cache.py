@@ -22,12 +22,14 @@ class Cache:
     Attributes:
         model: whose features are kept.
         data: whose images are kept.
+        digests: ``id`` of an image of ``data`` -> the digest of its content.
     """
 
     def __init__(self, model: Model, data: Data, decoded_bytes: int = DECODED_BYTES):
         self.model, self.data = model, data
         self._decoded_bytes = decoded_bytes
         self._images: dict[tuple[str, int], KeptImages] = {}
+        self.digests: dict[int, str] = {}
         self._features: dict[Hashable, Tensor] = {}
 
     def train_images(self, size: int) -> KeptImages:

@@ -17,6 +17,8 @@ from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
+from clip_randlora.image_record import FILE_NAME as IMAGES
+from clip_randlora.image_record import ImageRecord, write_images
 from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
 from clip_randlora.recipe import TrainConfig
 from clip_randlora.yaml_files import read_mapping
@@ -56,15 +58,17 @@ def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Itera
             yield folder
         except UserError:
             if not (folder / _CHECKPOINT).exists() and not (folder / ADAPTER).exists():
-                (folder / _CONFIG).unlink(missing_ok=True)
+                for name in (_CONFIG, IMAGES):
+                    (folder / name).unlink(missing_ok=True)
             raise
 
 
-def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Record the settings: from now on, a run can go on in the folder."""
+def begin(folder: Path, settings: Mapping[str, Any], images: ImageRecord) -> None:
+    """Record the settings and the images: from now on, a run can go on in the folder."""
     _write_text(
         folder / _CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     )
+    write_images(folder, images)
 
 
 def has_begun(folder: Path) -> bool:

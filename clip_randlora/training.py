@@ -19,6 +19,7 @@ from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
+from clip_randlora.image_record import ImageRecord, read_images, record_images
 from clip_randlora.loop import Loop, freed_memory_kept
 from clip_randlora.models import Model
 from clip_randlora.probe import ProbeTraining
@@ -84,7 +85,8 @@ def fit(
         data: training and test images.
         config: settings; the defaults need no tuning.
         out: folder to write the run to; None to keep it in memory.
-        resume: go on with the interrupted run in ``out``; the weights come out the same.
+        resume: go on with the interrupted run in ``out``, on the training and held-out images that
+            it began with; the weights come out the same.
         source: what to record about where the data came from, such as ``{"data": PATH}``.
         on_step: called now and then during training.
         on_start: called before training with the adapter and the notes about the data.
@@ -109,10 +111,13 @@ def fit(
         writes = folder is not None and is_main_process()
         adapter = training = None
         try:
+            record = read_images(folder) if resume and folder is not None else None
+            if record is not None:
+                data, cache = record.restore(data), None  # the cache may be of other images
             prompts = make_prompts(data.classes, config.templates, config.prompts)
             text = TextClassifier(model, data.classes, prompts)
             adapter = attach(model.net, config.method)
-            training, shots = _prepare(model, data, config, adapter, text, folder, cache)
+            training, shots = _prepare(model, data, config, adapter, text, folder, cache, record)
             notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
             if on_start:
                 on_start(adapter, notes)
@@ -122,7 +127,8 @@ def fit(
                 if resume and folder is not None:
                     training.restore()
             if writes:
-                runs.begin(folder, settings)
+                known = cache.digests if cache else None
+                runs.begin(folder, settings, record or record_images(data, shots, known))
             try:
                 training.run(on_step, should_stop or (lambda: False))
             except Diverged:
@@ -213,6 +219,7 @@ def _prepare(
     text: TextClassifier,
     folder: Path | None,
     cache: Cache | None,
+    record: ImageRecord | None,
 ) -> tuple[Loop | ProbeTraining | _NoTraining, Decoded]:
     """Decode the training images, in the size that the method needs, and make what trains."""
     if isinstance(config.method, ZeroShot):
@@ -222,7 +229,14 @@ def _prepare(
     crop_size = model.image_size if is_probe else choose_crop_size(model, config.crop_size)
     size = crop_size if is_probe else round(crop_size * _STORED_SCALE)
     kept = cache.train_images(size) if cache else None
-    shots = decode_shots(data.train, config.shots, config.seed, model.square(size), kept)
+    shots = decode_shots(
+        data.train,
+        config.shots,
+        config.seed,
+        model.square(size),
+        kept,
+        is_drawn=record is not None,
+    )
     if is_probe:
         return ProbeTraining(model, adapter, text, shots), shots
     return Loop(model, adapter, text, shots, crop_size, config, folder), shots

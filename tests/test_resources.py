@@ -315,7 +315,7 @@ def test_a_disk_that_fills_during_a_training_costs_no_finished_step(
         cr.fit(tiny, data, config, out, on_step=on_step)
     print(caught.value)
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 4
-    assert {path.name for path in out.iterdir()} == {"checkpoint.pt", "config.yaml"}
+    assert {path.name for path in out.iterdir()} == {"checkpoint.pt", "config.yaml", "images.csv"}
     filler[0].unlink()
     resumed = cr.fit(tiny, data, config, out, resume=True)
     expected = cr.fit(cr.load_model(str(tiny_folder)), data, config)

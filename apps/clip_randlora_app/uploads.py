@@ -19,7 +19,15 @@ from clip_randlora.runs import ADAPTER
 T = TypeVar("T")
 
 _LONGEST_NAME = 80
-_RUN_FILES = (ADAPTER, "config.yaml", "metrics.json", "history.csv", "predictions.csv", "README.md")
+_RUN_FILES = (
+    ADAPTER,
+    "config.yaml",
+    "metrics.json",
+    "history.csv",
+    "predictions.csv",
+    "images.csv",
+    "README.md",
+)
 _RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
 
 

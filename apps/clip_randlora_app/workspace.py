@@ -18,6 +18,7 @@ from PIL import Image
 
 import clip_randlora as cr
 from clip_randlora.data import Content, Skipped, UnreadableImage, check_image
+from clip_randlora.image_record import read_images, shorten
 from clip_randlora.runs import ADAPTER, PREDICTIONS, read_answers
 from clip_randlora.text import DEFAULT_TEMPLATES, check_templates, make_prompts
 from clip_randlora_app.jobs import Job
@@ -288,10 +289,19 @@ class Workspace:
         return sorted((self.folder / "runs").glob(f"*/{ADAPTER}"))
 
     def tested(self) -> dict[str, Path]:
-        """Return the images that the run in use was measured on and that are still there."""
+        """Return the images that the run in use was measured on and that are still there.
+
+        They are known by their content: another image may have got the name of one since, and a
+        run that was loaded is of other images.
+        """
         if self.run is None or not (self.run / PREDICTIONS).exists():
             return {}
-        found = {}
+        record = read_images(self.run)
+        if record is not None:
+            there = {shorten(self._digest(p.path)): p.path for p in self.pictures()}
+            tested = record.of("held out", "tested")
+            return {image.name: there[image.digest] for image in tested if image.digest in there}
+        found = {}  # a run of an earlier version: by name
         for row in read_answers(self.run):
             class_name, _, file_name = row["image"].partition("/")
             for split in ("test", "train"):
@@ -315,7 +325,7 @@ class Workspace:
                 shutil.copyfile(upload, folder / ADAPTER)
             is_whole = (folder / "config.yaml").exists()
             run = folder if is_whole else folder / ADAPTER
-            without_paths(lambda: check_task(run), folder, called)
+            without_paths(lambda: (check_task(run), read_images(folder)), folder, called)
             folder.rename(self.new_run())  # only now does it answer
         except cr.UserError:
             shutil.rmtree(folder)

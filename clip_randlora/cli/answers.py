@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, print_metrics, results
-from clip_randlora.cli.options import DataArgument, DeviceOption, JsonOption, RunArgument, absolute
-from clip_randlora.errors import UserError
-
-if TYPE_CHECKING:
-    from clip_randlora.data import Data, Split
+from clip_randlora.cli.options import DataArgument, DeviceOption, JsonOption, RunArgument
 
 
 def evaluate(
     run: RunArgument,
     data: DataArgument,
+    count: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="held-out: those that the run held out, where DATA has them, else as unseen. "
+            "unseen: all that it was not trained on. all: those too.",
+        ),
+    ] = "held-out",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare zero-shot and tuned on labelled images."""
+    """Compare zero-shot and tuned on labelled images that the run was not trained on."""
     with loading():
         from clip_randlora.classifier import Classifier
-        from clip_randlora.data import load_data, summarize_skipped
+        from clip_randlora.data import summarize_skipped
         from clip_randlora.evaluation import as_mapping, predict_split, score
+        from clip_randlora.heldout import find_test_images
 
+        images = find_test_images(run, data, count)
         classifier = Classifier.load(run, device=device)
-        labelled = load_data(data)
-        split = _relabel(_all_or_test(run, data, labelled), classifier.classes, data)
-    predictions = predict_split(classifier.side_by_side(), split)
-    skipped = [*labelled.skipped, *predictions.skipped]
-    metrics = score(predictions) | {"images": len(predictions.names), "skipped": len(skipped)}
+    for note in images.notes:
+        messages.print(f"- {note}", markup=False)
+    predictions = predict_split(classifier.side_by_side(), images.split)
+    skipped = [*images.skipped, *predictions.skipped]
+    metrics = score(predictions) | {
+        "images": len(predictions.names),
+        "left_out": images.left_out,
+        "others_left_out": images.others_left_out,
+        "skipped": len(skipped),
+    }
     if skipped:
         messages.print(summarize_skipped(skipped), markup=False)
     if not as_json:
@@ -95,32 +106,3 @@ def predict(
 
 def _top(answer: dict[str, float], most: int = 3) -> str:
     return "\n".join(f"{p:6.1%}  {name}" for name, p in list(answer.items())[:most])
-
-
-def _all_or_test(run: Path, source: str, data: Data) -> Split:
-    """Return the test split; for a new source without one, all its images."""
-    from clip_randlora import runs
-    from clip_randlora.data import Split
-
-    trained_on = runs.read_config(run).get("data", {})
-    if not data.held_out or absolute(source) == trained_on.get("data"):
-        return data.test
-    messages.print(f"- {source} has no test split: all its images are used", markup=False)
-    return Split(data.train.items + data.test.items, data.classes)
-
-
-def _relabel(split: Split, classes: tuple[str, ...], source: str) -> Split:
-    """Number a split's labels by the run's classes."""
-    from dataclasses import replace
-
-    from clip_randlora.data import Split
-
-    present = {split.classes[item.label] for item in split}
-    unknown = sorted(present - set(classes))
-    if unknown:
-        raise UserError(
-            f"{source}: the run does not know the class {unknown[0]!r}; it knows "
-            f"{', '.join(classes)}"
-        )
-    items = (replace(i, label=classes.index(split.classes[i.label])) for i in split)
-    return Split(tuple(items), classes)

@@ -104,8 +104,9 @@ class Data:
     ``classes`` are spelled as the folders are and sorted naturally, or named and in the order of
     the data set's description; ``skipped`` are the files left out so far (others show only when
     they are decoded); ``notes`` are one-line things the user should know; ``held_out`` says that
-    the source had no test split of its own. ``templates`` and ``prompts`` (names by class) are the
-    description's: a training uses them unless it is told otherwise.
+    the source had no test split of its own; ``is_ready_made`` says that the images are those of a
+    published data set. ``templates`` and ``prompts`` (names by class) are the description's: a
+    training uses them unless it is told otherwise.
     """
 
     name: str
@@ -115,5 +116,6 @@ class Data:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     held_out: bool = False
+    is_ready_made: bool = False
     templates: tuple[str, ...] = ()
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -24,7 +24,8 @@ Transform = Callable[[Image.Image], torch.Tensor]
 class Decoded:
     """Images ready for a model.
 
-    ``images`` uint8 ``(N, 3, S, S)``, ``labels`` int64 ``(N,)``, ``names`` of length N;
+    ``images`` uint8 ``(N, 3, S, S)``, ``labels`` int64 ``(N,)``, ``names`` of length N; ``items``
+    are what was decoded, where `decode_shots` did it;
     ``skipped`` are the files that did not decode, ``notes`` one-line things to tell the user.
     """
 
@@ -33,6 +34,7 @@ class Decoded:
     names: list[str]
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,6 +70,8 @@ def decode_shots(
     seed: int,
     transform: Transform,
     kept: KeptImages | None = None,
+    *,
+    is_drawn: bool = False,
 ) -> Decoded:
     """Decode ``shots`` images of every class, as drawn by ``draw_shots``.
 
@@ -81,6 +85,7 @@ def decode_shots(
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         kept: of this split and transform; read, and added to.
+        is_drawn: whether the split's images are in the order of a draw already.
 
     Raises:
         UserError: ``shots`` is less than 1, the split is empty, or no image of some class can be
@@ -88,7 +93,7 @@ def decode_shots(
     """
     if not split.items:
         raise UserError("no training images to draw from; give a folder that has some")
-    draw = draw_shots(split, shots, seed)
+    draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
     wanted = {label: min(shots or len(order), len(order)) for label, order in draw.items()}
     spare = {label: iter(order[wanted[label] :]) for label, order in draw.items()}
     slots = [item for label, order in draw.items() for item in order[: wanted[label]]]
@@ -119,7 +124,12 @@ def decode_shots(
     if order != list(range(len(slots))):
         images = images[order]
     return Decoded(
-        images, decoded.labels, [item.name for item in items], skipped, _few(decoded, shots)
+        images,
+        decoded.labels,
+        [item.name for item in items],
+        skipped,
+        _few(decoded, shots),
+        items,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
@@ -14,6 +16,8 @@ from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import hold_out
 from clip_randlora.data.sources import ClassFiles, Layout, natural_key
 from clip_randlora.errors import UserError
+
+HELD_OUT_NOTE = "No test split: held out"  # how the note of a hold-out begins
 
 
 def load_data(source: str | Path, test: str | Path | None = None, held_out: float = 0.3) -> Data:
@@ -75,6 +79,7 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
         tuple(skipped),
         tuple(notes),
         held_out=test_files is None,
+        is_ready_made=layout.is_ready_made,
         templates=layout.templates,
         prompts=layout.prompts,
     )
@@ -94,6 +99,63 @@ def list_images(source: str | Path) -> tuple[list[Item], list[Skipped]]:
     if not good:
         raise UserError(f"{source}: no images that can be read")
     return good, [*listing.skipped, *broken]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images to test a run on, labelled by the run's classes.
+
+    ``is_test_split`` says that the source has a test split and these are its images alone.
+    """
+
+    split: Split
+    is_test_split: bool
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+def load_labelled(source: str | Path, classes: Sequence[str]) -> LabelledImages:
+    """Read the images of some or all of a run's classes: those of the test split if there is one.
+
+    Args:
+        source: in the forms that `load_data` takes, or the folder of a single class, or one with a
+            single class folder.
+        classes: the run's.
+
+    Raises:
+        UserError: the source is missing or in none of these forms, has a class that the run does
+            not know, or no readable image.
+    """
+    layout = _single_class(source, classes) or read_layout(source)
+    files = layout.train if layout.test is None else layout.test
+    unknown = sorted((name for name in files if name not in classes), key=natural_key)
+    if unknown:
+        raise UserError(
+            f"{source}: the run does not know the class {unknown[0]!r}; it knows "
+            f"{', '.join(classes)}"
+        )
+    items, broken = _items(files, classes, layout)
+    skipped = (*layout.skipped, *broken)
+    if not items:
+        first = f" (the first is {skipped[0].name}: {skipped[0].reason})" if skipped else ""
+        raise UserError(f"{source}: no image to test on can be read{first}; give others")
+    split = Split(tuple(items), tuple(classes))
+    return LabelledImages(split, layout.test is not None, skipped, tuple(layout.notes))
+
+
+def _single_class(source: str | Path, classes: Sequence[str]) -> Layout | None:
+    """Read a folder or archive that is called like a class and has no folder of a class in it."""
+    path = Path(source).expanduser()
+    if not path.exists() or (path.is_file() and path.suffix in SUFFIXES):
+        return None
+    name = unicodedata.normalize("NFC", path.stem if path.is_file() else path.resolve().name)
+    if name not in classes:
+        return None
+    listing, images = list_source(source)
+    folders = {part for file in images for part in file.parts[:-1]}
+    if not images or folders & set(classes):
+        return None
+    return Layout({name: images}, skipped=listing.skipped)
 
 
 def _name_of(source: str | Path) -> str:
@@ -191,7 +253,7 @@ def _hold_out(
             )
         for item, is_test in zip(group, held[classes[label]], strict=True):
             (test if is_test else train).append(item)
-    note = f"No test split: held out {share * 100:g} % of each class"
+    note = f"{HELD_OUT_NOTE} {share * 100:g} % of each class"
     return train, test, f"{note} ({len(test)} of {len(items)} images)."
 
 
