@@ -20,7 +20,7 @@ from PIL import Image
 import clip_randlora as cr
 from clip_randlora.models import Model, load_model
 
-pytest_plugins = ["export_runs"]
+pytest_plugins = ["apps", "export_runs"]
 
 
 def pytest_collection_modifyitems(config, items) -> None:

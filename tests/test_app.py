@@ -75,13 +75,6 @@ class App:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    app = App(tmp_path_factory.mktemp("app"))
-    yield app
-    app.close()
-
-
-@pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
 

@@ -15,20 +15,6 @@ from gradio_client.exceptions import AppError
 from test_app import App, drawing, train, zip_of
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    app = App(tmp_path_factory.mktemp("app"))
-    yield app
-    app.close()
-
-
-@pytest.fixture(scope="module")
-def locked_app(tmp_path_factory):
-    app = App(tmp_path_factory.mktemp("locked"), "--auth", "ada:secret")
-    yield app
-    app.close()
-
-
 def served(app: App, path: str | Path, cookies: dict | None = None) -> httpx.Response:
     return httpx.get(f"{app.url}/gradio_api/file={urllib.parse.quote(str(path))}", cookies=cookies)
 

@@ -11,7 +11,6 @@ import pytest
 from gradio_client import handle_file
 from PIL import Image
 from test_app import (
-    App,
     browser,  # noqa: F401
     drawing,
     fill_opened,
@@ -29,13 +28,6 @@ pytestmark = needs_chromium
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 COMES_BACK = 10  # seconds that a closed page's training goes on for
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    app = App(tmp_path_factory.mktemp("app"))
-    yield app
-    app.close()
 
 
 def check_no_html(page) -> None:
@@ -137,17 +129,13 @@ def test_a_closed_page_stops_its_training_and_a_reloaded_one_does_not(
     assert sum(bool(re.search(r"Stopped at step \d+ of 400", card)) for card in cards) == 1
 
 
-def test_the_password_is_asked_for_in_the_page(browser, tmp_path):  # noqa: F811
-    app = App(tmp_path, "--auth", "ada:secret")
-    try:
-        page = browser.new_context().new_page()
-        page.goto(app.url)
-        page.get_by_label("Username").fill("ada")
-        page.get_by_label("Password").fill("secret")
-        page.get_by_role("button", name="Login").click()
-        page.get_by_text("Nothing here yet").wait_for()
-        page.get_by_role("button", name="Load it").click()
-        page.get_by_text("Added 452 images.").wait_for()
-        page.wait_for_function("document.querySelector('#class-gallery img')?.naturalWidth > 0")
-    finally:
-        app.close()
+def test_the_password_is_asked_for_in_the_page(locked_app, browser):  # noqa: F811
+    page = browser.new_context().new_page()
+    page.goto(locked_app.url)
+    page.get_by_label("Username").fill("ada")
+    page.get_by_label("Password").fill("secret")
+    page.get_by_role("button", name="Login").click()
+    page.get_by_text("Nothing here yet").wait_for()
+    page.get_by_role("button", name="Load it").click()
+    page.get_by_text("Added 452 images.").wait_for()
+    page.wait_for_function("document.querySelector('#class-gallery img')?.naturalWidth > 0")
