@@ -138,3 +138,16 @@ def of_the_package() -> ForkServer:
     imports = "import clip_randlora.training, clip_randlora.export, clip_randlora.sweep\n"
     imports += "import matplotlib.figure, clip_randlora.cli\n"
     return ForkServer(imports, COLUMNS="200")
+
+
+def start_command(*arguments) -> Fork:
+    """Start ``python -m clip_randlora`` in a fork."""
+    code = "import runpy; runpy.run_module('clip_randlora', run_name='__main__', alter_sys=True)"
+    return of_the_package().start(code, arguments)
+
+
+def run_command(*arguments) -> subprocess.CompletedProcess:
+    """Run ``python -m clip_randlora`` in a fork to its end."""
+    fork = start_command(*arguments)
+    output, errors = fork.communicate(300)
+    return subprocess.CompletedProcess(arguments, fork.returncode, output, errors)

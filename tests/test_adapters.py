@@ -1,7 +1,4 @@
-import os
-import subprocess
-import sys
-
+import forks
 import open_clip
 import pytest
 import torch
@@ -325,7 +322,8 @@ expected, got = load_file("deltas.safetensors"), adapter.deltas()
 assert expected.keys() == got.keys()
 assert all(torch.equal(expected[key], got[key]) for key in got)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ)
+    done = forks.of_the_package().run(code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_adapter_file_holds_no_bases(tiny, tmp_path):

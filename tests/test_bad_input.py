@@ -8,11 +8,11 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -539,11 +539,7 @@ def test_outputs_that_cannot_be(verb, run, colors, tiny_folder, tmp_path):
 
 
 def test_in_a_process_of_its_own():
-    done = subprocess.run(
-        [sys.executable, "-m", "clip_randlora", "train", "nowhere", "--out", "never"],
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run_command("train", "nowhere", "--out", "never")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: nowhere: no such folder")
     assert not Path("never").exists()

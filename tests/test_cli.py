@@ -11,8 +11,10 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import COLORS, write_colors
+from crash import OFTEN
 from PIL import Image
 
 from clip_randlora import cli
@@ -89,7 +91,7 @@ def test_help_answers_within_a_second():
 def test_predict_repeats_the_recorded_probabilities(run, colors):
     rows = recorded(run)
     images = [colors / row["image"] for row in rows]
-    done = process("predict", run, *images, "--json")
+    done = forks.run_command("predict", run, *images, "--json")
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [answer["image"] for answer in answers] == [str(image) for image in images]
@@ -102,7 +104,7 @@ def test_predict_repeats_the_recorded_probabilities(run, colors):
 
 
 def test_eval_repeats_the_recorded_metrics(run, colors):
-    done = process("eval", run, colors, "--json")
+    done = forks.run_command("eval", run, colors, "--json")
     assert done.returncode == 0, done.stderr
     got, metrics = json.loads(done.stdout), json.loads((run / "metrics.json").read_text())
     assert got["images"] == metrics["images"]["test"] == 6
@@ -194,19 +196,13 @@ def test_settings_from_a_file_and_from_a_run(run, colors, tiny_folder, tmp_path)
 
 def test_ctrl_c_saves_and_resume_finishes(colors, tiny_folder, tmp_path):
     arguments = [
-        "train", str(colors), "--model", str(tiny_folder), "--shots", "4", "--steps", "300",
+        "train", str(colors), "--model", str(tiny_folder), "--shots", "4", "--steps", "120",
         "--rank", "4", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    training = subprocess.Popen(
-        [sys.executable, "-m", "clip_randlora", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.5)
+    training = forks.of_the_package().start(OFTEN, arguments)
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert training.poll() is None, training.communicate()
+        time.sleep(0.02)
     training.send_signal(signal.SIGINT)
     _, errors = training.communicate(timeout=120)
     assert training.returncode == 130, errors
@@ -215,7 +211,7 @@ def test_ctrl_c_saves_and_resume_finishes(colors, tiny_folder, tmp_path):
     assert "Traceback" not in errors
     done = command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 300
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 120
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 

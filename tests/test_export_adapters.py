@@ -1,10 +1,9 @@
 """Exported adapters: of one run, or of several added up, and how large they are."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from exports import train
@@ -90,9 +89,9 @@ def test_the_command_averages_and_adds(tiny_run, quick_folder, drawings, tmp_pat
         return cr.load_adapter(cr.load_model(str(quick_folder)).net, path).deltas()
 
     def export(out: Path, *options: str) -> dict[str, torch.Tensor]:
-        command = [sys.executable, "-m", "clip_randlora", "export", str(tiny_run)]
-        options = ["--format", "adapter", "--out", str(out), "--add", str(other), *options]
-        subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        options = ["--format", "adapter", "--out", out, "--add", other, *options]
+        done = forks.run_command("export", tiny_run, *options)
+        assert done.returncode == 0, done.stderr
         return deltas(out)
 
     first, second = (deltas(run / "adapter.safetensors") for run in (tiny_run, other))

@@ -1,11 +1,10 @@
 """Exports at strength 0 are the base model, and at half strength what predict answers there."""
 
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
+import forks
 import open_clip
 import pytest
 import torch
@@ -87,9 +86,9 @@ CELLS = [
 @cache
 def predicted(run: Path, strength: float, *paths: str) -> list[dict]:
     """What the command prints, in a process of its own."""
-    command = [sys.executable, "-m", "clip_randlora", "predict", str(run), *paths]
-    options = ["--strength", str(strength), "--device", "cpu", "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    options = ["--strength", strength, "--device", "cpu", "--json"]
+    done = forks.run_command("predict", run, *paths, *options)
+    assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [row["image"] for row in rows] == list(paths)
     return rows
