@@ -50,11 +50,16 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A ViT CLIP of 2.6 M weights as a local folder, random but always the same."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", TINY)
+
+
+def write_model(folder: Path, config: dict) -> Path:
+    """Write a model with random weights, always the same, in open_clip's folder format."""
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("tiny")
+    folder.mkdir()
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": TINY, "preprocess_cfg": {}})
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
     )
     torch.manual_seed(0)
     save_file(

@@ -1,22 +1,22 @@
 """Encoders in open_clip, transformers and peft, and the head: equal features there."""
 
 import json
-import shutil
 
+import open_clip
 import pytest
 import torch
+from conftest import write_model
 from exports import (
     COMPARE_OPEN_CLIP,
     COMPARE_TRANSFORMERS,
     EXPECTED,
     STEP_IN_PEFT,
-    VIT_B_32,
     WITHOUT_TORCH,
     answers,
-    architecture_run,
     elsewhere,
     files_in,
     snippet,
+    train,
 )
 from PIL import Image
 from safetensors.torch import save_file
@@ -28,21 +28,17 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("run", ["lite0_run", VIT_B_32])
-def test_open_clip(run, request, exported, tmp_path):
-    run = request.getfixturevalue(run)
-    exported(run, "open_clip", tmp_path)
-    answers(run, tmp_path)
+def test_open_clip(lite0_run, exported, tmp_path):
+    exported(lite0_run, "open_clip", tmp_path)
+    answers(lite0_run, tmp_path)
     elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
 
 
-@pytest.mark.parametrize("run", ["tiny_run", VIT_B_32])
-def test_transformers(run, request, exported, drawings, tmp_path):
+def test_transformers(tiny_run, exported, drawings, tmp_path):
     """Features, and the processor's tokens and pixels."""
-    run = request.getfixturevalue(run)
-    exported(run, "transformers", tmp_path)
-    answers(run, tmp_path)
-    model = cr.Classifier.load(run).model
+    exported(tiny_run, "transformers", tmp_path)
+    answers(tiny_run, tmp_path)
+    model = cr.Classifier.load(tiny_run).model
     noise = torch.randint(0, 256, (300, 200, 3), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(tmp_path / "tall.png")
     Image.fromarray(noise).resize((640, 480)).save(tmp_path / "wide.png")
@@ -66,23 +62,15 @@ for ours, theirs in zip(prepared["texts_as_tokens"], got["input_ids"], strict=Tr
 
 @pytest.mark.slow
 def test_transformers_of_vit_l_14(few_drawings, exported, tmp_path):
-    run = architecture_run("ViT-L-14", few_drawings, tmp_path, blocks=2)
-    out = exported(run, "transformers", tmp_path)
-    answers(run, tmp_path)
-    load = snippet(tmp_path) + EXPECTED
-    elsewhere(load + COMPARE_TRANSFORMERS, tmp_path)
-    shutil.rmtree(out.resolve())  # gigabytes
-
-
-@pytest.mark.slow
-def test_quick_gelu_elsewhere(few_drawings, exported, tmp_path):
-    run = architecture_run("ViT-B-32-quickgelu", few_drawings, tmp_path)
-    answers(run, tmp_path)
+    """Its widths, heads and patches, in a block a tower."""
+    config = open_clip.get_model_config("ViT-L-14")
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+    model = cr.load_model(str(write_model(tmp_path / "model", config)))
+    method = {"method": "randlora", "rank": 6}
+    run = train(model, few_drawings, tmp_path / "run", spread=0.1, method=method)
     exported(run, "transformers", tmp_path)
+    answers(run, tmp_path)
     elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_TRANSFORMERS, tmp_path)
-    (tmp_path / "exported").unlink()
-    exported(run, "open_clip", tmp_path)
-    elsewhere(snippet(tmp_path) + EXPECTED + COMPARE_OPEN_CLIP, tmp_path)
 
 
 def test_quick_gelu_is_in_both_configurations(tiny_run, exported, tmp_path):
@@ -94,12 +82,10 @@ def test_quick_gelu_is_in_both_configurations(tiny_run, exported, tmp_path):
 
 
 @pytest.mark.slow  # in one process, and quick: test_peft.py
-@pytest.mark.parametrize("run", ["tiny_run", "vit_b_32_run"])
-def test_peft(run, request, exported, tmp_path):
-    run = request.getfixturevalue(run)
-    exported(run, "transformers", tmp_path, "BASE", strength=0)
-    exported(run, "peft", tmp_path)
-    answers(run, tmp_path)
+def test_peft(tiny_run, exported, tmp_path):
+    exported(tiny_run, "transformers", tmp_path, "BASE", strength=0)
+    exported(tiny_run, "peft", tmp_path)
+    answers(tiny_run, tmp_path)
     load = snippet(tmp_path) + EXPECTED
     elsewhere(load + COMPARE_TRANSFORMERS + STEP_IN_PEFT, tmp_path)
 
