@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from clip_randlora.report.results import Entry, ModelResults, Results, best
-from clip_randlora.sweep.progress import show_seconds
+from clip_randlora.stages import show_seconds
 
 TITLE = "# Sweep"
 AVERAGE = "average"

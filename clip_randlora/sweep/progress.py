@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_randlora.progress import Step
+from clip_randlora.stages import show_seconds
 from clip_randlora.sweep.config import Cell
 from clip_randlora.sweep.folder import SweepFolder
 
@@ -122,16 +123,6 @@ class Progress:
         if seconds is not None:
             lines.append(f"time left: about {show_seconds(seconds)}")
         return Group(table, *map(Text, lines))
-
-
-def show_seconds(seconds: float) -> str:
-    """Return a duration as 8 s, 2 min 5 s or 3 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _kinds(cell: Cell) -> list[tuple]:

@@ -1,0 +1,38 @@
+"""How far a long piece of work is, told to whoever shows it: the library itself prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+OnProgress = Callable[[str, int, int], None]
+"""``on_progress(stage, done, total)``: what is being done, and how many of how many are done.
+
+A stage begins with a call in which ``done`` is less than ``total``, and ends with one in which they
+are equal. Stages follow each other, and are told apart by their names.
+"""
+
+
+def counted(
+    results: Iterable[T], stage: str, total: int, on_progress: OnProgress | None
+) -> Iterator[T]:
+    """Yield each result, and tell how many were taken."""
+    if on_progress is None or not total:
+        yield from results
+        return
+    on_progress(stage, 0, total)
+    for number, result in enumerate(results, 1):
+        yield result
+        on_progress(stage, number, total)
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration as 8 s, 2 min 5 s or 3 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
