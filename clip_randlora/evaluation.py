@@ -18,6 +18,7 @@ from clip_randlora.cache import Cache
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model
+from clip_randlora.stages import OnProgress, counted
 from clip_randlora.text import TextClassifier
 
 _CHUNK = 256  # images that are decoded together; the updated weights are formed once for each
@@ -158,7 +159,7 @@ class Predictions:
 def predict_split(
     both: SideBySide,
     split: Split,
-    on_images: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
     cache: Cache | None = None,
 ) -> Predictions:
     """Classify every image of a split, zero-shot and tuned, each image decoded once.
@@ -166,12 +167,19 @@ def predict_split(
     Args:
         both: the model and its adapter.
         split: at least one image.
-        on_images: called with the number of images that were just done.
+        on_progress: told how many are classified, see `clip_randlora.stages.OnProgress`.
         cache: of this model and the data set whose test split this is.
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []
     decoded = cache.test_images(both.model.image_size) if cache else None
-    for number, batch in enumerate(decode_batches(split, both.model.square(), _CHUNK, decoded)):
+    batches = counted(
+        decode_batches(split, both.model.square(), _CHUNK, decoded),
+        "classifying images",
+        len(split),
+        on_progress,
+        lambda batch: len(batch) + len(batch.skipped),
+    )
+    for number, batch in enumerate(batches):
         features = None
         if cache:
             features = cache.zero_shot(number, partial(both.zero_shot_features, batch.images))
@@ -181,8 +189,6 @@ def predict_split(
         names += batch.names
         labels.append(batch.labels)
         skipped += batch.skipped
-        if on_images:
-            on_images(len(batch))
     return Predictions(
         split.classes, names, torch.cat(labels), torch.cat(zero_shot), torch.cat(tuned), skipped
     )

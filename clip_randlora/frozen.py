@@ -25,6 +25,7 @@ from clip_randlora.adapters.targets import block_name
 from clip_randlora.data import Views
 from clip_randlora.devices import send
 from clip_randlora.forwards import Replacement, replaced_forwards
+from clip_randlora.stages import OnProgress, counted
 
 DEFAULT_VIEWS = 3
 """Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
@@ -53,13 +54,20 @@ class FrozenImages:
         views: how many of each image are kept, at most those that were asked for.
     """
 
-    def __init__(self, adapter: Adapter, encode: Callable[[Tensor], Tensor], views: Views):
+    def __init__(
+        self,
+        adapter: Adapter,
+        encode: Callable[[Tensor], Tensor],
+        views: Views,
+        on_progress: OnProgress | None = None,
+    ):
         """Compute what is kept, in fixed chunks.
 
         Args:
             adapter: leaves the first blocks of the vision tower frozen, or all of them.
             encode: float images (B, 3, S, S) -> features (B, E), at the training's precision.
             views: as many as fit into `KEPT_BYTES` are kept.
+            on_progress: told how many images are encoded.
 
         Raises:
             DoesNotFit: not even one view does, or the tower is not a sequence of blocks.
@@ -74,10 +82,16 @@ class FrozenImages:
             example = self._frozen_part(self._blank)
             self.views = _views_that_fit(example, views)
             self._kept = [_room(tensor, self.views * views.images) for tensor in example]
-            for view in range(self.views):
-                for rows in torch.arange(views.images).split(_CHUNK):
-                    images = views.crops(rows, torch.full_like(rows, view))
-                    self._keep(view * views.images + int(rows[0]), self._frozen_part(images))
+            chunks = [
+                (view, rows)
+                for view in range(self.views)
+                for rows in torch.arange(views.images).split(_CHUNK)
+            ]
+            total = self.views * views.images
+            chunks = counted(chunks, "encoding images", total, on_progress, lambda it: len(it[1]))
+            for view, rows in chunks:
+                images = views.crops(rows, torch.full_like(rows, view))
+                self._keep(view * views.images + int(rows[0]), self._frozen_part(images))
 
     def kept(self, rows: Tensor, views: Tensor) -> list[Tensor]:
         """Return what is kept of images ``rows`` in ``views``, both CPU int64 (B,)."""

@@ -14,6 +14,7 @@ from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.image_record import FILE_NAME, RecordedImage, digests_of, read_images
+from clip_randlora.stages import OnProgress
 
 Count = Literal["held-out", "unseen", "all"]
 
@@ -40,7 +41,10 @@ class CountedImages:
 
 
 def find_test_images(
-    run: str | Path, source: str | Path, count: Count = "held-out"
+    run: str | Path,
+    source: str | Path,
+    count: Count = "held-out",
+    on_progress: OnProgress | None = None,
 ) -> CountedImages:
     """Choose the images of a source that a run can be tested on, by their content.
 
@@ -54,6 +58,7 @@ def find_test_images(
         count: "held-out" takes the images that the run held out, where the source has any of them
             and no test split, else as "unseen"; "unseen" takes all that the run was not trained
             on; "all" takes those that it was trained on too.
+        on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
         UserError: the run or the source cannot be read, the source has a class that the run does
@@ -66,9 +71,9 @@ def find_test_images(
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
         return _without_record(run, source, classes, count)
-    labelled = load_labelled(source, classes)
+    labelled = load_labelled(source, classes, on_progress)
     items, notes = labelled.split.items, list(labelled.notes)
-    digests = digests_of(items)
+    digests = digests_of(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
     trained = [item for item, d in zip(items, digests, strict=True) if d in trained_on]
     if count == "all":

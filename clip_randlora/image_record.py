@@ -14,6 +14,7 @@ from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.data.parallel import parallel_map
 from clip_randlora.errors import UserError
 from clip_randlora.outputs import written_whole
+from clip_randlora.stages import OnProgress, counted
 
 FILE_NAME = "images.csv"
 Use = Literal["trained", "unreadable", "held out", "tested"]
@@ -118,11 +119,16 @@ def record_images(data: Data, shots: Decoded, known: dict[int, str] | None = Non
     return ImageRecord(tuple(images))
 
 
-def digests_of(items: Sequence[Item], known: dict[int, str] | None = None) -> list[str]:
+def digests_of(
+    items: Sequence[Item],
+    known: dict[int, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
     """Return the digest of every image as records have it, "" for those that cannot be read."""
     known = {} if known is None else known
     new = [item for item in items if id(item) not in known]
-    known.update(zip(map(id, new), parallel_map(_digest, new), strict=True))
+    digests = counted(parallel_map(_digest, new), "comparing contents", len(new), on_progress)
+    known.update(zip(map(id, new), digests, strict=True))
     return [known[id(item)] for item in items]
 
 

@@ -43,6 +43,7 @@ from clip_randlora.recipe import (
     default_steps,
 )
 from clip_randlora.shared_settings import SharedSetting
+from clip_randlora.stages import OnProgress
 from clip_randlora.text import TextClassifier
 
 _SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -92,9 +93,10 @@ class Loop:
         crop_size: int,
         config: TrainConfig,
         folder: Path | None,
+        on_progress: OnProgress | None = None,
     ):
         self.model, self.adapter, self.text, self.config = model, adapter, text, config
-        self.folder, self.crop_size = folder, crop_size
+        self.folder, self.crop_size, self.on_progress = folder, crop_size, on_progress
         self.images = shots.images.to(model.device)
         self.labels, self.owners = shots.labels.cpu(), text.owners.cpu()  # steps are drawn there
         self.image_count = len(shots)
@@ -156,6 +158,8 @@ class Loop:
         self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]
     ) -> None:
         report = Report(self, on_step)
+        if self.on_progress and self.step < self.steps:
+            self.on_progress("training", self.step, self.steps)
         saved = time.perf_counter()
         with _CtrlCBetweenSteps() as ctrl_c:
             while self.step < self.steps and not (self.step and self.processes.any(should_stop())):
@@ -237,7 +241,9 @@ class Loop:
         if not is_frozen:
             return
         try:
-            self.frozen_images = FrozenImages(self.adapter, self._encode_image, views)
+            self.frozen_images = FrozenImages(
+                self.adapter, self._encode_image, views, self.on_progress
+            )
         except DoesNotFit as reason:
             self.notes.append(f"Vision tower: its frozen blocks run at every step, as {reason}.")
             return

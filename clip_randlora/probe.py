@@ -16,12 +16,14 @@ from clip_randlora.data import Decoded
 from clip_randlora.evaluation import encode_images
 from clip_randlora.models import Model
 from clip_randlora.progress import Step
+from clip_randlora.stages import OnProgress, counted
 from clip_randlora.text import TextClassifier
 
 _CANDIDATES = tuple(10.0**power for power in range(-2, 5))  # of C
 _FOLDS = 5
 _C_WITHOUT_FOLDS = 0.316  # of the example in the repository of CLIP
 _MAX_ITERATIONS = 1000
+_BATCH = 64
 
 
 class ProbeTraining:
@@ -30,9 +32,16 @@ class ProbeTraining:
     The head starts as the zero-shot classifier, which is linear in the image features as well.
     """
 
-    def __init__(self, model: Model, adapter: Adapter, text: TextClassifier, shots: Decoded):
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        text: TextClassifier,
+        shots: Decoded,
+        on_progress: OnProgress | None = None,
+    ):
         self.model, self.adapter, self.shots = model, adapter, shots
-        self.image_count = len(shots)
+        self.image_count, self.on_progress = len(shots), on_progress
         self.precision = "fp32"
         self.step = self.steps = 0
         self.seconds = 0.0
@@ -48,9 +57,17 @@ class ProbeTraining:
         """Encode the images once, without augmentation, and fit; it has no steps to report."""
         start = time.perf_counter()
         self.model.net.eval()
+        ready = answering_model(self.model)
         with torch.inference_mode():
-            features = encode_images(answering_model(self.model), self.shots.images)
-            features = features.float().cpu().numpy()
+            batches = counted(
+                self.shots.images.split(_BATCH),
+                "encoding images",
+                len(self.shots),
+                self.on_progress,
+                len,
+            )
+            encoded = torch.cat([encode_images(ready, batch) for batch in batches])
+        features = encoded.float().cpu().numpy()
         labels = self.shots.labels.numpy()
         c = self.adapter.config.C
         if c is None:

@@ -16,16 +16,22 @@ are equal. Stages follow each other, and are told apart by their names.
 
 
 def counted(
-    results: Iterable[T], stage: str, total: int, on_progress: OnProgress | None
+    results: Iterable[T],
+    stage: str,
+    total: int,
+    on_progress: OnProgress | None,
+    weigh: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """Yield each result, and tell how many were taken."""
+    """Yield each result, and tell how many of ``total`` are done with; a result is ``weigh``."""
     if on_progress is None or not total:
         yield from results
         return
-    on_progress(stage, 0, total)
-    for number, result in enumerate(results, 1):
+    done = 0
+    on_progress(stage, done, total)
+    for result in results:
         yield result
-        on_progress(stage, number, total)
+        done += weigh(result)
+        on_progress(stage, done, total)
 
 
 def show_seconds(seconds: float) -> str:

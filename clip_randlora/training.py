@@ -31,6 +31,7 @@ from clip_randlora.processes import (
 )
 from clip_randlora.progress import Diverged, Step
 from clip_randlora.recipe import TrainConfig, choose_crop_size
+from clip_randlora.stages import OnProgress
 from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
 
@@ -71,6 +72,7 @@ def fit(
     source: Mapping[str, Any] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_start: Callable[[Adapter, list[str]], None] | None = None,
+    on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
     watch: int = 0,
     cache: Cache | None = None,
@@ -90,6 +92,8 @@ def fit(
         source: what to record about where the data came from, such as ``{"data": PATH}``.
         on_step: called now and then during training.
         on_start: called before training with the adapter and the notes about the data.
+        on_progress: told how far every stage is, those before and after the steps too, see
+            `clip_randlora.stages.OnProgress`.
         should_stop: asked after every step; if it says so, training ends early, and the run is
             finished with what was learned by then. The adapter file is written before the test
             images are classified.
@@ -117,7 +121,9 @@ def fit(
             prompts = make_prompts(data.classes, config.templates, config.prompts)
             text = TextClassifier(model, data.classes, prompts)
             adapter = attach(model.net, config.method)
-            training, shots = _prepare(model, data, config, adapter, text, folder, cache, record)
+            training, shots = _prepare(
+                model, data, config, adapter, text, folder, cache, record, on_progress
+            )
             notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
             if on_start:
                 on_start(adapter, notes)
@@ -130,7 +136,7 @@ def fit(
                 known = cache.digests if cache else None
                 runs.begin(folder, settings, record or record_images(data, shots, known))
             try:
-                training.run(on_step, should_stop or (lambda: False))
+                training.run(_told(on_step, on_progress), should_stop or (lambda: False))
             except Diverged:
                 if writes and training.step:
                     adapter.save(folder / runs.ADAPTER, _task(model, data, config))
@@ -141,7 +147,9 @@ def fit(
             if writes:
                 adapter.save(folder / runs.ADAPTER, _task(model, data, config))
             predictions = from_main_process(
-                lambda: predict_split(SideBySide(model, adapter, text), data.test, cache=cache),
+                lambda: predict_split(
+                    SideBySide(model, adapter, text), data.test, on_progress, cache
+                ),
                 model.device,
             )
             run = Run(
@@ -169,6 +177,21 @@ def fit(
             if is_out_of_memory(error):
                 raise _out_of_memory(config, training, folder) from error
             raise
+
+
+def _told(
+    on_step: Callable[[Step], None] | None, on_progress: OnProgress | None
+) -> Callable[[Step], None] | None:
+    """Return an ``on_step`` that tells both."""
+    if on_progress is None:
+        return on_step
+
+    def tell(step: Step) -> None:
+        on_progress("training", step.step, step.steps)
+        if on_step:
+            on_step(step)
+
+    return tell
 
 
 def _out_of_memory(
@@ -220,6 +243,7 @@ def _prepare(
     folder: Path | None,
     cache: Cache | None,
     record: ImageRecord | None,
+    on_progress: OnProgress | None,
 ) -> tuple[Loop | ProbeTraining | _NoTraining, Decoded]:
     """Decode the training images, in the size that the method needs, and make what trains."""
     if isinstance(config.method, ZeroShot):
@@ -235,11 +259,12 @@ def _prepare(
         config.seed,
         model.square(size),
         kept,
+        on_progress,
         is_drawn=record is not None,
     )
     if is_probe:
-        return ProbeTraining(model, adapter, text, shots), shots
-    return Loop(model, adapter, text, shots, crop_size, config, folder), shots
+        return ProbeTraining(model, adapter, text, shots, on_progress), shots
+    return Loop(model, adapter, text, shots, crop_size, config, folder, on_progress), shots
 
 
 def _missing_towers(adapter: Adapter) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, print_metrics, results
+from clip_randlora.cli.console import loading, messages, print_metrics, progress, results
 from clip_randlora.cli.options import DataArgument, DeviceOption, JsonOption, RunArgument
 
 
@@ -35,11 +35,12 @@ def evaluate(
         from clip_randlora.evaluation import as_mapping, predict_split, score
         from clip_randlora.heldout import find_test_images
 
-        images = find_test_images(run, data, count)
         classifier = Classifier.load(run, device=device)
+    with progress() as on_progress:
+        images = find_test_images(run, data, count, on_progress)
+        predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
     for note in images.notes:
         messages.print(f"- {note}", markup=False)
-    predictions = predict_split(classifier.side_by_side(), images.split)
     skipped = [*images.skipped, *predictions.skipped]
     metrics = score(predictions) | {
         "images": len(predictions.names),

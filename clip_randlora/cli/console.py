@@ -42,10 +42,17 @@ class _Stage:
     began: float = field(default_factory=time.monotonic)
     took: float | None = None
 
-    def reach(self, done: int, details: str) -> None:
+    def reach(self, done: int, details: str | None) -> None:
         """Note how many are done; the clock stops with the last."""
-        self.done, self.details = done, details
-        if done >= self.total and self.took is None:
+        self.done = done
+        if details is not None:
+            self.details = details
+        if done >= self.total:
+            self.end()
+
+    def end(self) -> None:
+        """Stop the clock."""
+        if self.took is None:
             self.took = time.monotonic() - self.began
 
     @property
@@ -82,10 +89,12 @@ class Progress:
         self._console = console
         self._stages: list[_Stage] = []
 
-    def __call__(self, stage: str, done: int, total: int, details: str = "") -> None:
+    def __call__(self, stage: str, done: int, total: int, details: str | None = None) -> None:
         """Note that ``done`` of ``total`` are done."""
         last = self._stages[-1] if self._stages else None
         if last is None or (last.name, last.total) != (stage, total) or done < last.done:
+            if last is not None:
+                last.end()
             last = _Stage(stage, done, total)
             self._stages.append(last)
         last.reach(done, details)

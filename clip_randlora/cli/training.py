@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +9,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from clip_randlora.cli.console import INTERRUPTED, fail, loading, messages, print_metrics, results
+from clip_randlora.cli.console import (
+    INTERRUPTED,
+    fail,
+    loading,
+    messages,
+    print_metrics,
+    progress,
+    results,
+)
 from clip_randlora.cli.options import (
     DataArgument,
     DeviceOption,
@@ -26,6 +32,7 @@ from clip_randlora.cli.options import (
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
+    from clip_randlora.cli.console import Progress
     from clip_randlora.data import Data
     from clip_randlora.training import Run, Step, TrainConfig
 
@@ -126,7 +133,9 @@ def _train(
         from clip_randlora.training import Interrupted, TrainConfig, fit
 
         config = TrainConfig.parse(settings)
-        labelled = load_data(data, test)
+    with progress() as on_progress:
+        labelled = load_data(data, test, on_progress=on_progress)
+    with loading():
         weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
         loaded = load_model(model, weights, device)
     messages.print(
@@ -135,7 +144,7 @@ def _train(
     )
     source = {"data": absolute(data), "test": test and absolute(test)}
     try:
-        with _progress() as on_step:
+        with progress() as on_progress:
             run = fit(
                 loaded,
                 labelled,
@@ -143,7 +152,8 @@ def _train(
                 out,
                 resume=resume,
                 source=source,
-                on_step=on_step,
+                on_step=lambda step: _show_step(step, on_progress),
+                on_progress=on_progress,
                 on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
             )
     except Interrupted as stop:  # caught here: the command line library knows no way to go on
@@ -172,33 +182,9 @@ def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
             messages.print(f"- {note}", markup=False)
 
 
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """Yield an ``on_step`` that draws a bar with loss, accuracy and time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
-        TextColumn("{task.fields[left]:.0f} s left"),
-    )
-    with Progress(*columns, console=messages) as progress:
-        task = progress.add_task("", total=None, visible=False, loss=0.0, accuracy=0.0, left=0.0)
-
-        def on_step(step: Step) -> None:
-            progress.update(
-                task,
-                visible=True,
-                completed=step.step,
-                total=step.steps,
-                loss=step.loss,
-                accuracy=step.accuracy,
-                left=step.seconds_left,
-            )
-
-        yield on_step
+def _show_step(step: Step, on_progress: Progress) -> None:
+    details = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
+    on_progress("training", step.step, step.steps, details)
 
 
 def _print_run(run: Run, config: TrainConfig) -> None:

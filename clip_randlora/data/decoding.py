@@ -15,6 +15,7 @@ from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import draw_shots
 from clip_randlora.errors import UserError
+from clip_randlora.stages import OnProgress, counted
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """PIL RGB image -> uint8 (3, S, S), the same S for every image; called from several threads."""
@@ -70,6 +71,7 @@ def decode_shots(
     seed: int,
     transform: Transform,
     kept: KeptImages | None = None,
+    on_progress: OnProgress | None = None,
     *,
     is_drawn: bool = False,
 ) -> Decoded:
@@ -85,6 +87,7 @@ def decode_shots(
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         kept: of this split and transform; read, and added to.
+        on_progress: told how many are decoded, see `clip_randlora.stages.OnProgress`.
         is_drawn: whether the split's images are in the order of a draw already.
 
     Raises:
@@ -104,7 +107,12 @@ def decode_shots(
     skipped: list[Skipped] = []
     todo = list(enumerate(slots))
     while todo:  # a second round only decodes the replacements of what broke in the first
-        results = parallel_map(partial(_decode, transform, kept), [item for _, item in todo])
+        results = counted(
+            parallel_map(partial(_decode, transform, kept), [item for _, item in todo]),
+            "decoding images",
+            len(todo),
+            on_progress,
+        )
         broken = []
         for (slot, item), result in zip(todo, results, strict=True):
             if isinstance(result, Skipped):

@@ -16,11 +16,18 @@ from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import hold_out
 from clip_randlora.data.sources import ClassFiles, Layout, natural_key
 from clip_randlora.errors import UserError
+from clip_randlora.stages import OnProgress, counted
 
 HELD_OUT_NOTE = "No test split: held out"  # how the note of a hold-out begins
 
 
-def load_data(source: str | Path, test: str | Path | None = None, held_out: float = 0.3) -> Data:
+def load_data(
+    source: str | Path,
+    test: str | Path | None = None,
+    held_out: float = 0.3,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Data:
     """Read a labelled image set; headers are checked, pixels are not decoded yet.
 
     Args:
@@ -32,6 +39,7 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
             split, else ``held_out`` of each class.
         held_out: share of each class held out for testing where there is no test split. Which
             images is fixed: it depends on the class's name and the order of its images' names.
+        on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
         UserError: the source is missing, not downloaded or not in this form, has fewer than two
@@ -54,17 +62,17 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
     classes = tuple(train_files if layout.is_described else sorted(train_files, key=natural_key))
     _check_classes(source, test or source, classes, test_files)
 
-    train, broken = _items(train_files, classes, layout)
+    train, broken = _items(train_files, classes, layout, on_progress)
     skipped += broken
     _check_not_empty(classes, train, broken)
     if test_files is not None:
-        tested, broken = _items(test_files, classes, other or layout)
+        tested, broken = _items(test_files, classes, other or layout, on_progress)
         skipped += broken
-        digests = {} if layout.is_ready_made else _digests([*train, *tested])
+        digests = {} if layout.is_ready_made else _digests([*train, *tested], on_progress)
         train, leaks = _without_test_images(train, tested, digests, classes)
         notes += leaks
     else:
-        digests = _digests(train)
+        digests = _digests(train, on_progress)
         train, tested, note = _hold_out(train, classes, digests, held_out)
         notes.append(note)
     if not tested:
@@ -85,7 +93,9 @@ def load_data(source: str | Path, test: str | Path | None = None, held_out: floa
     )
 
 
-def list_images(source: str | Path) -> tuple[list[Item], list[Skipped]]:
+def list_images(
+    source: str | Path, *, on_progress: OnProgress | None = None
+) -> tuple[list[Item], list[Skipped]]:
     """List every image of a folder or ``.zip``, whatever its folders; the labels mean nothing.
 
     Returns:
@@ -95,7 +105,7 @@ def list_images(source: str | Path) -> tuple[list[Item], list[Skipped]]:
         UserError: the source is missing, cannot be read, or holds no image.
     """
     listing, images = list_source(source)
-    good, broken = _readable([Item(file.name, 0, file.content) for file in images])
+    good, broken = _readable([Item(file.name, 0, file.content) for file in images], on_progress)
     if not good:
         raise UserError(f"{source}: no images that can be read")
     return good, [*listing.skipped, *broken]
@@ -114,13 +124,16 @@ class LabelledImages:
     notes: tuple[str, ...]
 
 
-def load_labelled(source: str | Path, classes: Sequence[str]) -> LabelledImages:
+def load_labelled(
+    source: str | Path, classes: Sequence[str], on_progress: OnProgress | None = None
+) -> LabelledImages:
     """Read the images of some or all of a run's classes: those of the test split if there is one.
 
     Args:
         source: in the forms that `load_data` takes, or the folder of a single class, or one with a
             single class folder.
         classes: the run's.
+        on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
         UserError: the source is missing or in none of these forms, has a class that the run does
@@ -134,7 +147,7 @@ def load_labelled(source: str | Path, classes: Sequence[str]) -> LabelledImages:
             f"{source}: the run does not know the class {unknown[0]!r}; it knows "
             f"{', '.join(classes)}"
         )
-    items, broken = _items(files, classes, layout)
+    items, broken = _items(files, classes, layout, on_progress)
     skipped = (*layout.skipped, *broken)
     if not items:
         first = f" (the first is {skipped[0].name}: {skipped[0].reason})" if skipped else ""
@@ -168,7 +181,7 @@ def _name_of(source: str | Path) -> str:
 
 
 def _items(
-    files: ClassFiles, classes: Sequence[str], layout: Layout
+    files: ClassFiles, classes: Sequence[str], layout: Layout, on_progress: OnProgress | None
 ) -> tuple[list[Item], list[Skipped]]:
     """The files as items, less those that are no images; ready-made sets are not looked through."""
     items = [
@@ -176,7 +189,7 @@ def _items(
         for label, name in enumerate(classes)
         for file in files.get(name, [])
     ]
-    return (items, []) if layout.is_ready_made else _readable(items)
+    return (items, []) if layout.is_ready_made else _readable(items, on_progress)
 
 
 def _check_classes(
@@ -207,9 +220,13 @@ def _check_not_empty(classes: Sequence[str], train: list[Item], broken: list[Ski
             )
 
 
-def _readable(items: list[Item]) -> tuple[list[Item], list[Skipped]]:
+def _readable(
+    items: list[Item], on_progress: OnProgress | None
+) -> tuple[list[Item], list[Skipped]]:
     good, broken = [], []
-    for item, problem in zip(items, parallel_map(_header_problem, items), strict=True):
+    checked = parallel_map(_header_problem, items)
+    problems = counted(checked, "reading images", len(items), on_progress)
+    for item, problem in zip(items, problems, strict=True):
         if problem is None:
             good.append(item)
         else:
@@ -225,7 +242,7 @@ def _header_problem(item: Item) -> Skipped | None:
     return None
 
 
-def _digests(items: Sequence[Item]) -> dict[int, str]:
+def _digests(items: Sequence[Item], on_progress: OnProgress | None) -> dict[int, str]:
     """``id(item)`` -> a content key; only files of equal size are read, others differ anyway."""
     by_size: dict[int, list[Item]] = defaultdict(list)
     for item in items:
@@ -233,6 +250,7 @@ def _digests(items: Sequence[Item]) -> dict[int, str]:
     keys = {id(item): f"unique {number}" for number, item in enumerate(items)}
     shared = [item for group in by_size.values() if len(group) > 1 for item in group]
     digests = parallel_map(lambda item: item.content.digest(), shared)
+    digests = counted(digests, "looking for copies", len(shared), on_progress)
     keys.update(zip(map(id, shared), digests, strict=True))
     return keys
 

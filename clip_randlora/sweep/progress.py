@@ -65,6 +65,11 @@ class Progress:
         """So many cells run at the same time."""
         self._at_once = max(count, 1)
 
+    def reached(self, stage: str, done: int, total: int) -> None:
+        """The cell in progress, if it is one, is so far (`clip_randlora.stages.OnProgress`)."""
+        for cell in self._running:
+            self._running[cell] = f"{stage}, {done} of {total}"
+
     def stepped(self, step: Step) -> None:
         """The cell in progress, if it is one, has taken a step."""
         for cell in self._running:

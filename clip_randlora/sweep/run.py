@@ -88,7 +88,7 @@ def _run_here(
         progress.started(cell)
         start = time.perf_counter()
         try:
-            runner.run(cell, folder.running(cell), progress.stepped)
+            runner.run(cell, folder.running(cell), progress.stepped, progress.reached)
         except Exception as error:
             has_state = isinstance(error, OutOfMemory)  # elsewhere, or later, it may go on
             folder.fail(cell, describe(error), traceback.format_exc(), keeps_state=has_state)

@@ -13,6 +13,7 @@ from clip_randlora.data import Data, load_data
 from clip_randlora.errors import OutOfMemory, UserError
 from clip_randlora.models import Model, load_model
 from clip_randlora.progress import Step
+from clip_randlora.stages import OnProgress
 from clip_randlora.sweep.config import Cell
 from clip_randlora.training import fit
 
@@ -28,14 +29,20 @@ class Runner:
         self._data: _Last[Data] = _Last()
         self._cache: _Last[Cache] = _Last()
 
-    def run(self, cell: Cell, folder: Path, on_step: Callable[[Step], None] | None = None) -> None:
+    def run(
+        self,
+        cell: Cell,
+        folder: Path,
+        on_step: Callable[[Step], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         """Train a cell and write its run folder, going on from a state that is there.
 
         Raises:
             UserError: the data, the model or the settings are at fault.
             Interrupted: Ctrl-C; the state is in the folder.
         """
-        data = self._data.get(cell.data, lambda: load_data(cell.data))
+        data = self._data.get(cell.data, lambda: load_data(cell.data, on_progress=on_progress))
         name, pretrained = cell.model.name, cell.model.pretrained
         model = self._model.get(
             (name, pretrained), lambda: load_model(name, pretrained, self._device)
@@ -51,6 +58,7 @@ class Runner:
                 resume=resume,
                 source={"data": cell.data, "test": None},
                 on_step=on_step,
+                on_progress=on_progress,
                 cache=cache,
             )
             run.adapter.detach()
