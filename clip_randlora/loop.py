@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_randlora import runs
+from clip_randlora import formats, runs
 from clip_randlora.activations import recomputed_in_backward
-from clip_randlora.adapters import Adapter, files
+from clip_randlora.adapters import Adapter
 from clip_randlora.attention import direct_self_attention, pooled_token_only
 from clip_randlora.data import Decoded, Views, augment
 from clip_randlora.devices import RecordedStep, Stopwatch, send
@@ -416,7 +416,7 @@ class Loop:
         runs.save_checkpoint(
             self.folder,
             {
-                "format": files.VERSION,
+                "format": formats.CHECKPOINT,
                 "step": self.step,
                 "seconds": self.seconds,
                 "step_seconds": self.step_seconds,
@@ -433,7 +433,7 @@ class Loop:
         state = runs.load_checkpoint(self.folder, self.model.device)
         if state is None:
             return
-        if state.get("format") != files.VERSION:  # the bases were others, for the same numbers
+        if state.get("format") != formats.CHECKPOINT:  # the bases were others, for the same numbers
             raise UserError(
                 f"{self.folder}: cannot resume, its checkpoint was written by another version of "
                 f"clip-randlora; resume with that version or start again with another --out"

@@ -50,7 +50,8 @@ class TrainConfig(BaseModel):
         method: a configuration of one of the `METHODS`, its name, or a mapping with ``method``
             and settings. What is about steps is without effect on a linear probe or zero-shot.
         shots: training images per class; None for all.
-        seed: of the draw of shots, the order of the images and the augmentation.
+        seed: of the draw of shots, the order of the images and the augmentation; and of the
+            method's random start and bases, unless ``method`` has a seed of its own.
         steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
         epochs: passes over the training images, where ``steps`` is None.
         min_steps: fewest steps, where ``steps`` is None.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from clip_randlora import formats
 from clip_randlora.adapters import files
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
@@ -30,7 +31,7 @@ _CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
 ADAPTER, PREDICTIONS = files.FILE_NAME, "predictions.csv"
 ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
-_SETTINGS_ADDED_LATER = {"beta2"}  # which runs of earlier versions do not record
+_COMPLETE = "complete"  # the last line of config.yaml, without which it was cut short
 _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers only
 
 
@@ -65,10 +66,18 @@ def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Itera
 
 def begin(folder: Path, settings: Mapping[str, Any], images: ImageRecord) -> None:
     """Record the settings and the images: from now on, a run can go on in the folder."""
-    _write_text(
-        folder / _CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-    )
+    recorded = {"format": formats.RUN, **settings, _COMPLETE: True}
+    _write_text(folder / _CONFIG, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
     write_images(folder, images)
+
+
+def begun_with(folder: str | Path) -> dict[str, Any]:
+    """Return the training's settings that a run in the folder began with; none if there is none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    return read_config(folder)["train"] if has_begun(Path(folder)) else {}
 
 
 def has_begun(folder: Path) -> bool:
@@ -86,7 +95,11 @@ def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) ->
                 f"--out {folder}: holds an unfinished run; add --resume to go on with it, or "
                 f"choose another folder"
             )
-        _check_same_settings(folder, read_config(folder), json.loads(json.dumps(settings)))
+        before, now = read_config(folder), json.loads(json.dumps(settings))
+        known = now.keys() & before.keys()  # an older run does not record everything
+        _check_same_settings(
+            folder, *({key: of[key] for key in now if key in known} for of in (before, now))
+        )
     elif not is_vacant(folder, _CONFIG):
         raise UserError(f"--out {folder}: not empty and not a run; choose another folder")
     elif resume:
@@ -102,7 +115,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / _CONFIG
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no {_CONFIG})")
-    config = read_mapping(path, "the settings of a run")
+    return check_config(path, read_mapping(path, "the settings of a run"))
+
+
+def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's ``config.yaml`` holds, the settings as those of today.
+
+    ``format`` stays the file's version.
+
+    Raises:
+        UserError: it is damaged, cut short, or of a version that is not known yet.
+    """
+    version = formats.check_version(f"{path}: format", config.setdefault("format", 1), formats.RUN)
     kinds = {"model": str, "pretrained": str | None, "classes": list, "train": dict}
     for name, kind in kinds.items():
         if name not in config or not isinstance(config[name], kind):
@@ -112,10 +136,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not config["classes"] or not all(isinstance(name, str) for name in config["classes"]):
         raise UserError(f"{path}: damaged, classes are not those of a run; copy the run again")
     fields, train = TrainConfig.model_fields, config["train"]
-    missing = [name for name in fields if name not in train and name not in _SETTINGS_ADDED_LATER]
+    recorded = formats.train_settings_of(version, list(fields))
+    missing = [name for name in recorded if name not in train]
+    train = formats.upgrade_train(train, version)
     if missing and train.keys() <= fields.keys():  # what is unknown is named when it is parsed
         raise UserError(f"{path}: damaged, train has no {missing[0]}; copy the run again")
-    return config
+    if version > 1 and config.get(_COMPLETE) is not True:
+        raise UserError(f"{path}: damaged, cut short; copy the run again")
+    return config | {"train": train}
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -247,7 +275,8 @@ def _write_text(path: Path, text: str) -> None:
 def _check_same_settings(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
 ) -> None:
-    for key in dict.fromkeys([*before, *now]):
+    keys = list(dict.fromkeys([*before, *now]))
+    for key in sorted(keys, key=lambda key: isinstance(now.get(key), Mapping)):
         old, new = before.get(key), now.get(key)
         name = f"{path}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -255,7 +284,8 @@ def _check_same_settings(
         elif old != new:
             raise UserError(
                 f"--resume: {folder} was begun with {name} = {old}, now it is {new}; resume with "
-                f"the same settings, or choose another --out"
+                f"the same settings (--config {folder / _CONFIG} has those of the training), or "
+                f"choose another --out"
             )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
+from clip_randlora.adapters.config import with_seed
 from clip_randlora.cache import Cache
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
@@ -110,6 +111,9 @@ def fit(
     if cache and (cache.model is not model or cache.data is not data):
         raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
+    if resume and out is not None:
+        config = _as_begun(config, runs.begun_with(out))
+    config = config.model_copy(update={"method": with_seed(config.method, config.seed)})
     settings = _settings(model, data, config, source)
     with _claimed(out, settings, resume) as folder, freed_memory_kept(model.device):
         writes = folder is not None and is_main_process()
@@ -292,6 +296,17 @@ def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
     }
     templates = config.templates or data.templates or DEFAULT_TEMPLATES
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
+
+
+def _as_begun(config: TrainConfig, begun: Mapping[str, Any]) -> TrainConfig:
+    """Fill in what is left open with what the run began with: its version's defaults, it may be."""
+    method, recorded = config.method, begun.get("method")
+    changes: dict[str, Any] = {}
+    if config.beta2 is None:
+        changes["beta2"] = begun.get("beta2")
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("seed"), int):
+        changes["method"] = with_seed(method, recorded["seed"])
+    return config.model_copy(update=changes)
 
 
 def _facts(

@@ -78,7 +78,7 @@ def test_vera_equals_peft():
         nn.Sequential(nn.Linear(12, 20)), peft.VeraConfig(r=5, target_modules=["0"])
     )
     layer = wrapped.base_model.model[0]
-    delta = VeRADelta((20, 12), cr.VeRA(rank=5), largest=(30, 40))
+    delta = VeRADelta((20, 12), cr.VeRA(rank=5, seed=0), largest=(30, 40))
     frozen_b, frozen_a = (
         random_matrices(1, side, 5, n, seed=0)[0] for n, side in ((0, 20), (1, 12))
     )

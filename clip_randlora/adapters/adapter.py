@@ -23,6 +23,7 @@ from clip_randlora.adapters.config import (
     Sum,
     Tower,
     parse_stored,
+    with_seed,
 )
 from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.deltas import add_updates, make_deltas
@@ -159,7 +160,7 @@ class Adapter:
     ):
         if any(isinstance(module, AdaptedWeight) for module in net.modules()):
             raise UserError("this model has an adapter already: detach() or merge() it first")
-        self.net, self.config, self.bases = net, config, bases
+        self.net, self.config, self.bases = net, with_seed(config, 0), bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
         self.head: nn.Linear | None = None
         self.base = files.identify(net, name)

@@ -29,13 +29,14 @@ class AdapterConfig(MethodConfig):
         targets: the kinds of weight to adapt: the attention's q, k, v and out projections, the
             MLP's linear layers, the 1x1 convolutions.
         blocks: adapt only the last K blocks of each tower; None for all.
-        seed: of the frozen bases and of the random start.
+        seed: of the frozen bases and of the random start; None: the training's seed, and 0 where
+            there is no training (see `with_seed`).
     """
 
     towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
     targets: tuple[Target, ...] = Field(("q", "k", "v", "out", "mlp", "conv"), min_length=1)
     blocks: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=2**63)
 
 
 class RankedConfig(AdapterConfig):
@@ -201,6 +202,17 @@ class Sum(MethodConfig):
     method: Literal["sum"] = "sum"
     terms: tuple[Method, ...] = Field(min_length=1)
     weights: tuple[float, ...]
+
+
+def with_seed(config: MethodConfig, seed: int) -> MethodConfig:
+    """Return the settings with this seed where they leave it open."""
+    if isinstance(config, Sum):
+        return config.model_copy(
+            update={"terms": tuple(with_seed(term, seed) for term in config.terms)}
+        )
+    if getattr(config, "seed", seed) is None:
+        return config.model_copy(update={"seed": seed})
+    return config
 
 
 _METHOD = TypeAdapter(Method)

@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clip_randlora import formats
 from clip_randlora.adapters.config import AdapterConfig
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 from clip_randlora.outputs import written_whole
 
 _FORMAT = "clip-randlora-adapter"
-VERSION = 2  # 1 dealt the bases' columns otherwise, so its numbers mean other updates
 _BASES = ("bases.b", "bases.a")
 FILE_NAME = "adapter.safetensors"
 _SAMPLES_PER_TENSOR = 256
@@ -77,7 +77,7 @@ def write(
     """Write an adapter file under a temporary name, then rename it into place."""
     metadata = {
         "format": _FORMAT,
-        "version": str(VERSION),
+        "version": str(formats.ADAPTER),
         "config": config.model_dump_json(),
         "base": json.dumps(asdict(base)),
     }
@@ -109,11 +109,12 @@ def read(path: str | Path) -> StoredAdapter:
             metadata = stored.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"{path}: a safetensors file, but not an adapter of this project")
-            if metadata["version"] != str(VERSION):
-                raise UserError(
-                    f"{path}: adapter format {metadata['version']}, this version of clip-randlora "
-                    f"reads format {VERSION}; use the version that wrote it, or train again"
-                )
+            version = formats.check_version(
+                f"{path}: adapter format",
+                metadata["version"],
+                formats.ADAPTER,
+                formats.OLDEST_ADAPTER,
+            )
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))
             if not isinstance(base.name, str) or not isinstance(base.fingerprint, str):
@@ -122,7 +123,8 @@ def read(path: str | Path) -> StoredAdapter:
             if _BASES[0] in tensors:
                 bases = Bases.deal(*(tensors.pop(key) for key in _BASES))
             task = json.loads(metadata.get("task", "null"))
-            return StoredAdapter(dict(json.loads(metadata["config"])), base, tensors, bases, task)
+            config = formats.upgrade_method(dict(json.loads(metadata["config"])), version)
+            return StoredAdapter(config, base, tensors, bases, task)
     except UserError:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:

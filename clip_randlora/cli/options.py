@@ -43,7 +43,13 @@ def settings_of_file(config: Path | None) -> dict[str, Any]:
     from clip_randlora.yaml_files import read_mapping
 
     settings = read_mapping(config, "settings as `name: value` lines", f"--config {config}")
-    return dict(settings["train"]) if isinstance(settings.get("train"), dict) else settings
+    if not isinstance(settings.get("train"), dict):
+        return settings
+    if "classes" in settings:  # as a run has it
+        from clip_randlora.runs import check_config
+
+        settings = check_config(config, settings)
+    return dict(settings["train"])
 
 
 def merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clip_randlora import runs
+from clip_randlora import formats, runs
+from clip_randlora.adapters.config import with_seed
 from clip_randlora.errors import UserError
 from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
 from clip_randlora.sweep.config import Cell
@@ -66,12 +67,12 @@ class SweepFolder:
             elif before is not None and before != cell:
                 raise UserError(
                     f"--out {self.path}: {cell.id} was run with other settings "
-                    f"({_difference(before, cell)}); choose another folder, or label the method "
-                    f"otherwise"
+                    f"({_difference(before, cell)}); {_advice(before, cell)}choose another folder, "
+                    f"or label the method otherwise"
                 )
             record[cell.id] = cell
         rows = [cell.model_dump(mode="json") for cell in record.values()]
-        _write_json(self.path / _RECORD, {"cells": rows})
+        _write_json(self.path / _RECORD, {"format": formats.RUN, "cells": rows})
         for left in (self.path / _RUNNING).glob("*"):
             cell = record.get(left.name)
             if cell is None or self.is_finished(cell) or not runs.has_checkpoint(left):
@@ -88,10 +89,22 @@ class SweepFolder:
         if not path.exists():
             return []
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            return [Cell(**row) for row in rows]
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            return [Cell(**row) for row in self._read_record()]
+        except UserError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ValidationError) as error:
             raise UserError(f"{path}: damaged, not the record of a sweep") from error
+
+    def _read_record(self) -> list[Mapping[str, Any]]:
+        """Return the rows of the record, the methods' settings as those of today."""
+        path = self.path / _RECORD
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = formats.check_version(f"{path}: format", record.get("format", 1), formats.RUN)
+        rows = record["cells"]
+        for row in rows:
+            method = row["method"]
+            method["settings"] = formats.upgrade_run_method(method["settings"], version)
+        return rows
 
     def cell(self, cell: Cell) -> Path:
         """The run folder of a finished cell."""
@@ -148,16 +161,23 @@ class SweepFolder:
 
 
 def _difference(before: Cell, now: Cell) -> str:
+    """Return the first setting that differs, and both of its values."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    key = next(key for key in new if old[key] != new[key])
-    if isinstance(old[key], Mapping):
-        inner = next(name for name in {**old[key], **new[key]} if _differs(name, old, new, key))
-        return f"{key}.{inner}: {old[key].get(inner)}, now {new[key].get(inner)}"
-    return f"{key}: {old[key]}, now {new[key]}"
+    path = []
+    while isinstance(old, Mapping) and isinstance(new, Mapping):
+        path.append(next(key for key in {**old, **new} if old.get(key) != new.get(key)))
+        old, new = old.get(path[-1]), new.get(path[-1])
+    return f"{'.'.join(path)}: {old}, now {new}"
 
 
-def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
-    return old[key].get(name) != new[key].get(name)
+def _advice(before: Cell, now: Cell) -> str:
+    """Say how to go on with a sweep of a version in which seeds did not reach the method."""
+    seed = getattr(before.method.settings, "seed", None)
+    if seed is None or with_seed(now.method.settings, seed) != before.method.settings:
+        return ""
+    return (
+        f"to go on with one seed of the methods in all cells, give each method `seed: {seed}`; or "
+    )
 
 
 def _write_json(path: Path, content: Any) -> None:
