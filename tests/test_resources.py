@@ -162,7 +162,7 @@ def test_a_sweep_without_memory_keeps_cells_and_state(whole_sweep, colors, tiny_
     out = tmp_path / "out"
     place = f"clip_randlora.loop:Loop._train_step:{LAST + 1}"
     done = without_memory(place, "sweep", config, "--out", out)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "2 cells finished, 1 failed" in done.stdout, done.stderr
     assert f"out of memory after step {LAST}: " in done.stderr
     state = out / "running" / f"tiny--colors--{CELLS[1]}" / "checkpoint.pt"
@@ -334,7 +334,7 @@ def test_a_sweep_on_a_full_disk_keeps_its_cells(
     filler = fill(small_disk)
     config = write_sweep(tmp_path / "sweep.yaml", colors, tiny_folder)
     done = command("sweep", config, "--out", out)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     print(done.stderr)
     assert "1 cells finished, 2 failed" in done.stdout
     assert done.stderr.count("cannot be written (") == 2

@@ -23,7 +23,7 @@ from test_cli import command
 
 from clip_randlora.errors import UserError
 from clip_randlora.report import gather, write_report
-from clip_randlora.sweep import SweepConfig, SweepFolder, read_sweep, run_sweep
+from clip_randlora.sweep import Cell, SweepConfig, SweepFolder, read_sweep, run_sweep
 
 RAY = ("--engine", "ray")
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
@@ -148,8 +148,11 @@ def test_finished_cells_stay_and_failed_ones_are_tried_again(tiny_folder, colors
     )
     out = tmp_path / "out"
     first = command("sweep", config, "--out", out)
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 1, first.stderr
     assert "3 cells finished, 3 failed" in first.stdout
+    last = first.stderr.splitlines()[-1]
+    assert last.startswith("failed: tiny--later--zero_shot, tiny--later--randlora--1-shots--seed-1")
+    assert "the same command tries again" in last
     assert len(results_of(out)) == 3 and not any((out / "running").iterdir())
     report = write_report(out).read_text()
     assert "| tiny--later--lora--1-shots--seed-1 | " in report and "only one class" in report
@@ -185,6 +188,66 @@ def test_other_settings_under_the_name_of_a_finished_cell_are_refused(
     assert "tiny--colors--lora--1-shots--seed-1 was run with other settings (training." in (
         result.stderr
     )
+
+
+def test_seeds_reach_the_methods_own_randomness_and_the_report_says_so(
+    tiny_folder, colors, tmp_path
+):
+    methods = ["lora", {"label": "fixed", "method": "randlora", "rank": 4, "seed": 5}]
+    config = write(tmp_path / "a.yaml", tiny_folder, [str(colors)], methods=methods, shots=[1])
+    out = tmp_path / "out"
+    assert command("sweep", config, "--out", out).returncode == 0
+    seeds = {
+        path.parent.name: yaml.safe_load(path.read_text())["train"]["method"]["seed"]
+        for path in (out / "cells").glob("*/config.yaml")
+    }
+    assert seeds == {
+        "tiny--colors--lora--1-shots--seed-1": 1,
+        "tiny--colors--lora--1-shots--seed-2": 2,
+        "tiny--colors--fixed--1-shots--seed-1": 5,
+        "tiny--colors--fixed--1-shots--seed-2": 5,
+    }
+    report = write_report(out).read_text()
+    assert (
+        "Seeds vary the draw of the training images, their order, their augmentation and the "
+        "method's own random start and bases. fixed: its cells have the method's own seed fixed at "
+        "5, so its random start and bases do not vary." in report
+    )
+
+
+def begin(config: Path, out: Path) -> list[Cell]:
+    """Ask a sweep's folder for the cells, and return those that are left to run."""
+    with SweepFolder(out).locked():
+        return SweepFolder(out).begin(list(read_sweep(config).cells()))
+
+
+def test_a_sweep_of_before_seeds_reached_the_methods_is_not_mixed(tiny_folder, colors, tmp_path):
+    grid = {"methods": ["lora"], "shots": [1], "seeds": [1]}
+    old = {**grid, "methods": [{"method": "lora", "seed": 0}]}  # what every method had
+    config = write(tmp_path / "old.yaml", tiny_folder, [str(colors)], **old)
+    out = tmp_path / "out"
+    assert command("sweep", config, "--out", out).returncode == 0
+    record = json.loads((out / "sweep.json").read_text())
+    del record["format"]  # as it was then
+    (out / "sweep.json").write_text(json.dumps(record))
+    now = write(tmp_path / "now.yaml", tiny_folder, [str(colors)], **{**grid, "seeds": [1, 2]})
+    refused = command("sweep", now, "--out", out)
+    assert refused.returncode == 2
+    assert "method.settings.seed: 0, now None" in refused.stderr
+    assert "give each method `seed: 0`" in refused.stderr
+    going_on = write(tmp_path / "on.yaml", tiny_folder, [str(colors)], **{**old, "seeds": [1, 2]})
+    assert [cell.seed for cell in begin(going_on, out)] == [2]
+    assert "lora: its cells have the method's own seed fixed at 0" in write_report(out).read_text()
+
+    other = write(tmp_path / "3.yaml", tiny_folder, [str(colors)], **{**grid, "seeds": [3]})
+    assert [cell.seed for cell in begin(other, out)] == [3]
+    assert "lora: its cells of seeds 1, 2 have the method's own seed" in (
+        write_report(out).read_text()
+    )
+    record["format"] = 99
+    (out / "sweep.json").write_text(json.dumps(record))
+    newer = command("sweep", now, "--out", out)
+    assert newer.returncode == 2 and "use a newer clip-randlora" in newer.stderr
 
 
 def test_a_second_process_is_refused(tiny_sweep, tmp_path):
@@ -389,7 +452,7 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(
         training={"steps": 30, "learning_rate": 0.01, "precision": "fp32"},
     )
     here = tmp_path / "here"
-    assert command("sweep", config, "--out", here).returncode == 0
+    assert command("sweep", config, "--out", here).returncode == 1
     process = start(config, tmp_path / "ray", *RAY)
     killed = None
     while killed is None and process.poll() is None:
@@ -401,7 +464,7 @@ def test_a_ray_cluster_gives_the_same_and_survives_a_lost_worker(
                     break
         time.sleep(0.05)
     output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
+    assert process.returncode == 1, errors
     assert killed is not None
     assert "5 cells finished, 4 failed" in output
     expected, got = results_of(here), results_of(tmp_path / "ray")

@@ -50,7 +50,10 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the command; exit status 0 done, 2 wrong input, 130 interrupted."""
+    """Run the command; exit status 0 done, 2 wrong input, 130 interrupted.
+
+    1: cells of a sweep failed.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threading.current_thread() is threading.main_thread():
         # a polite end of the process is a Ctrl-C: states are saved, temporary files removed

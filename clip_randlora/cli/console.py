@@ -17,7 +17,7 @@ from rich.table import Table
 from clip_randlora.stages import show_seconds
 
 results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
-INTERRUPTED = 130
+INTERRUPTED, CELLS_FAILED = 130, 1
 _SECONDS_UNSEEN = 2.0  # what takes no longer is not shown
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.25

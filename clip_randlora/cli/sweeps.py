@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import INTERRUPTED, fail, loading, messages, results
+from clip_randlora.cli.console import CELLS_FAILED, INTERRUPTED, fail, loading, messages, results
 from clip_randlora.cli.options import DeviceOption
+
+_NAMED = 5  # failed cells in the last line; each has a line of its own when it fails
 
 
 def sweep(
@@ -26,7 +28,10 @@ def sweep(
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Run data sets x methods x shots x seeds; finished cells are never run again."""
+    """Run data sets x methods x shots x seeds; finished cells are never run again.
+
+    Exit status 1: cells failed. They are named, and tried again by the same command.
+    """
     with loading():
         from clip_randlora.sweep import Stopped, read_sweep, run_sweep
 
@@ -44,9 +49,11 @@ def sweep(
     results.print(
         f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}", markup=False
     )
-    if progress.failed:
-        results.print("Failed cells are tried again when the same command is run.")
     results.print(f"clip-randlora report {out}", markup=False)
+    if progress.failed:
+        names, count = list(progress.failed), len(progress.failed)
+        named = ", ".join(names[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
+        fail(CELLS_FAILED, f"failed: {named}; the same command tries again")
 
 
 def report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
@@ -127,11 +127,16 @@ class Results:
         models: of each model.
         failed: the reason of each failed cell.
         missing: the cells that are not run yet.
+        fixed_seeds: the methods with a seed of their own, by label, which the cells' seeds do not
+            vary; of each the training seeds that are concerned, and what the method's seeds are.
+        open_seeds: the methods whose random start and bases vary with the cells' seeds.
     """
 
     models: list[ModelResults]
     failed: dict[str, str]
     missing: list[str]
+    fixed_seeds: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    open_seeds: list[str] = field(default_factory=list)
 
 
 def gather(folder: SweepFolder) -> Results:
@@ -151,7 +156,28 @@ def gather(folder: SweepFolder) -> Results:
     for cell in cells:
         by_model.setdefault(cell.model.label, []).append(cell)
     models = [_of_model(name, of, measured, failed) for name, of in by_model.items()]
-    return Results(models, failed, missing)
+    return Results(models, failed, missing, *_seeds_of_methods(cells))
+
+
+def _seeds_of_methods(
+    cells: Sequence[Cell],
+) -> tuple[dict[str, tuple[list[int], list[int]]], list[str]]:
+    """Return the methods that have a seed of their own, and those that take the cells'."""
+    fixed: dict[str, tuple[set[int], set[int]]] = {}
+    of_cells: set[str] = set()
+    for cell in cells:
+        label, settings = cell.method.label, cell.method.settings
+        if not hasattr(settings, "seed"):  # nothing in it is random
+            continue
+        if settings.seed is None:
+            of_cells.add(label)
+        else:
+            concerned, seeds = fixed.setdefault(label, (set(), set()))
+            concerned.add(cell.seed)
+            seeds.add(settings.seed)
+    return {
+        label: (sorted(concerned), sorted(seeds)) for label, (concerned, seeds) in fixed.items()
+    }, sorted(of_cells)
 
 
 def best(entries: Sequence[Entry]) -> int | None:

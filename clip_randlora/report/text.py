@@ -25,7 +25,7 @@ others failed or are missing."""
 
 def as_markdown(results: Results, figures: Sequence[str]) -> str:
     """Write the tables, what failed and what is missing, and show the figures."""
-    parts = [TITLE, _EXPLANATION]
+    parts = [TITLE, _EXPLANATION, _what_varies(results)]
     for model in results.models:
         parts += _of_model(model)
     parts += [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in figures]
@@ -39,6 +39,21 @@ def as_markdown(results: Results, figures: Sequence[str]) -> str:
     if results.missing:
         parts += ["## Missing", "\n".join(f"- {name}" for name in results.missing)]
     return "\n\n".join(parts) + "\n"
+
+
+def _what_varies(results: Results) -> str:
+    """Say what the seeds of a table's place differ in."""
+    varies = ["the draw of the training images", "their order", "their augmentation"]
+    if results.open_seeds:
+        varies.append("the method's own random start and bases")
+    sentences = [f"Seeds vary {', '.join(varies[:-1])} and {varies[-1]}."]
+    for label, (concerned, seeds) in results.fixed_seeds.items():
+        which = f" of seed{'s' * (len(concerned) > 1)} {', '.join(map(str, concerned))}"
+        sentences.append(
+            f"{label}: its cells{which * (label in results.open_seeds)} have the method's own seed "
+            f"fixed at {', '.join(map(str, seeds))}, so its random start and bases do not vary."
+        )
+    return " ".join(sentences)
 
 
 def as_csv(results: Results) -> str:

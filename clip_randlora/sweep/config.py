@@ -136,7 +136,8 @@ class SweepConfig(_Settings):
         methods: names, or mappings with ``method``, its settings, and optionally a ``label`` and
             settings of the ``training`` for this method alone.
         shots: images per class, or ``all``.
-        seeds: of the trainings.
+        seeds: of the trainings, and so of the methods' random start and bases, but for those
+            methods whose settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
         resources: what a cell takes of a Ray cluster.
     """
