@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from difficult_images import write_difficult_images
 from exports import architecture_run, files_in, some_drawings, train
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import clip_randlora as cr
 
@@ -24,12 +27,20 @@ def few_drawings(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_folder(tiny_folder, tmp_path_factory) -> Path:
-    """The small model with quick GELU, which OpenAI's weights were trained with."""
+    """The small model with quick GELU, which OpenAI's weights were trained with.
+
+    Its random weights are scaled so that different images, and turned ones, get other answers.
+    """
     folder = tmp_path_factory.mktemp("quick") / "tiny"
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    for name in ("visual.conv1.weight", "visual.positional_embedding"):
+        weights[name] *= 30
+    weights["logit_scale"] = torch.tensor(30.0).log()
+    save_file(weights, folder / "open_clip_model.safetensors")
     return folder
 
 
@@ -41,9 +52,14 @@ def lite0_run(drawings, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(quick_folder, drawings, tmp_path_factory) -> Path:
+    """With several prompts for each class, four for one of them."""
+    settings = {
+        "method": {"method": "randlora", "rank": 5},
+        "templates": ["a photo of a {}.", "art of a {}."],
+        "prompts": {"bird": ["bird", "owl"]},
+    }
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    method = {"method": "randlora", "rank": 5}
-    return train(cr.load_model(str(quick_folder)), drawings, out, spread=0.1, method=method)
+    return train(cr.load_model(str(quick_folder)), drawings, out, spread=0.3, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -70,15 +86,16 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def photographs(drawings, tmp_path_factory) -> list[str]:
-    """The test images, and one each of what a script may get wrong: turned, transparent, thin."""
-    folder = tmp_path_factory.mktemp("photographs")
-    drawing = Image.open(files_in(drawings / "test")[0]).convert("RGBA").resize((420, 301))
-    image = drawing.copy()
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    image.save(folder / "transparent.png")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    drawing.convert("RGB").save(folder / "turned.jpg", exif=turned)
-    drawing.convert("L").crop((0, 0, 420, 30)).save(folder / "thin.png")
-    return [*files_in(drawings / "test"), *files_in(folder)]
+def difficult_images(drawings, tmp_path_factory) -> dict[str, list[str]]:
+    """Images that are easily opened wrongly, by what is difficult about them."""
+    drawing = Image.open(files_in(drawings / "test")[0])
+    return write_difficult_images(tmp_path_factory.mktemp("difficult"), drawing)
+
+
+@pytest.fixture(scope="session")
+def photographs(drawings, difficult_images) -> list[str]:
+    """The test images, and those that a script may get wrong."""
+    return [
+        *files_in(drawings / "test"),
+        *(path for of in difficult_images.values() for path in of),
+    ]

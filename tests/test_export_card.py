@@ -40,7 +40,7 @@ def test_the_adapters_snippet_runs(tiny_run, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(snippet(tmp_path), names)
-    assert names["adapter"].strength == 1
+    assert names["classifier"].adapter.strength == 1
 
 
 def test_formats_are_listed_in_order():

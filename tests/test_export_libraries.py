@@ -91,6 +91,7 @@ def test_peft(tiny_run, exported, tmp_path):
 
 
 def test_head(lite0_run, exported, tmp_path):
+    """The head alone needs neither torch nor open_clip; the rest of the snippet is an encoder."""
     exported(lite0_run, "head", tmp_path)
     answers(lite0_run, tmp_path)
     compare = """
@@ -104,5 +105,7 @@ assert probabilities.shape == (7, len(classes))
 assert np.abs(probabilities - expected["probabilities"]).max() < 1e-5
 print(json.dumps(classes))
 """
-    printed = elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
+    head, encoder = snippet(tmp_path).split("# That encoder")
+    assert "image.jpg" in encoder
+    printed = elsewhere(WITHOUT_TORCH + head + compare, tmp_path, torch_too=False)
     assert json.loads(printed) == list(cr.Classifier.load(lite0_run).classes)

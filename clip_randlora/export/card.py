@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pprint
+import ast
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,84 +15,190 @@ from clip_randlora.models import BUNDLED, DEFAULT_TAG, RANDOM
 if TYPE_CHECKING:
     from clip_randlora.export.source import Description, Source
 
+# ``classes``, of a CLIPModel ``model`` and its ``processor``, and the answer for an image
+_ANSWER_OF_TRANSFORMERS = """\
+prompts = json.loads(Path(folder, "prompts.json").read_text("utf-8"))
+
+
+{open_image}
+
+
+{square}
+
+
+def unit(features):
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+with torch.inference_mode():
+    classes = []
+    for of_class in prompts.values():  # a class is the mean of its prompts
+        tokens = processor.tokenizer(of_class, padding=True, truncation=True, return_tensors="pt")
+        texts = model.text_projection(model.text_model(**tokens).pooler_output)
+        classes.append(unit(texts).mean(dim=0))
+    classes = unit(torch.stack(classes))
+
+
+@torch.inference_mode()
+def classify(path):
+    cut = processor.image_processor
+    size, keeps_shape = cut.crop_size["height"], cut.do_center_crop
+    image = square(open_image(path), size, keeps_shape, cut.resample)
+    pixels = cut(image, return_tensors="pt")["pixel_values"]
+    image = unit(model.visual_projection(model.vision_model(pixels).pooler_output))
+    probabilities = (model.logit_scale.exp() * image @ classes.T).softmax(dim=-1)[0]
+    return dict(zip(prompts, probabilities.tolist()))
+
+
+print(classify("image.jpg"))
+"""
 _SNIPPETS = {
     "adapter": """\
 import clip_randlora as cr
 
-model = cr.load_model({base})
-adapter = cr.load_adapter(model.net, {path!r})
-adapter.strength = 1.0  # 0: zero-shot, between: both
+folder = {path}
+classifier = cr.Classifier.load(f"{{folder}}/adapter.safetensors")
+classifier.adapter.strength = 1.0  # 0: zero-shot, between: both
+print(classifier.predict(["image.jpg"])[0]["tuned"])
 """,
     "open_clip": """\
+import json
+from pathlib import Path
+
+import numpy as np
 import open_clip
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-name = "local-dir:{path}"
-model, _, preprocess = open_clip.create_model_and_transforms(name)
-tokenizer = open_clip.get_tokenizer(name)
+folder = {path}
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
 model.eval()
+prompts = json.loads(Path(folder, "prompts.json").read_text("utf-8"))
 
-prompts = {prompts}
-image = preprocess(Image.open("image.jpg").convert("RGB"))[None]
+
+{open_image}
+
+
 with torch.inference_mode():
-    image, text, scale = model(image, tokenizer(prompts))[:3]
-print((scale * image @ text.T).softmax(dim=-1))
+    texts = [model.encode_text(tokenizer(of), normalize=True) for of in prompts.values()]
+    classes = torch.stack([of_class.mean(dim=0) for of_class in texts])
+    classes /= classes.norm(dim=-1, keepdim=True)
+
+
+@torch.inference_mode()
+def classify(path):
+    image = model.encode_image(preprocess(open_image(path))[None], normalize=True)
+    probabilities = (model.logit_scale.exp() * image @ classes.T).softmax(dim=-1)[0]
+    return dict(zip(prompts, probabilities.tolist()))
+
+
+print(classify("image.jpg"))
 """,
     "transformers": """\
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import CLIPModel, CLIPProcessor
 
-model = CLIPModel.from_pretrained({path!r}).eval()
-processor = CLIPProcessor.from_pretrained({path!r})
-
-prompts = {prompts}
-image = Image.open("image.jpg")
-inputs = processor(text=prompts, images=image, padding=True, return_tensors="pt")
-with torch.inference_mode():
-    print(model(**inputs).logits_per_image.softmax(dim=-1))
-""",
+folder = {path}
+model = CLIPModel.from_pretrained(folder).eval()
+processor = CLIPProcessor.from_pretrained(folder)
+"""
+    + _ANSWER_OF_TRANSFORMERS,
     "peft": """\
+import json
 import warnings
+from pathlib import Path
 
+import numpy as np
+import torch
 from peft import PeftModel
-from transformers import CLIPModel
+from PIL import Image, ImageOps
+from transformers import CLIPModel, CLIPProcessor
 
 # peft looks for the shared bases in every layer; the file has them once, which is enough
 warnings.filterwarnings("ignore", message="Found missing adapter keys")
 
-base = CLIPModel.from_pretrained({transformers_base!r}){base_remark}
-model = PeftModel.from_pretrained(base, {path!r}, is_trainable=True)
-""",
+folder, base = {path}, {transformers_base}{base_remark}
+model = CLIPModel.from_pretrained(base)
+model = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+processor = CLIPProcessor.from_pretrained(base)
+"""
+    + _ANSWER_OF_TRANSFORMERS,
     "onnx": """\
 import json
 
 import numpy as np
 import onnxruntime
+from PIL import Image, ImageOps
 
+folder = {path}
 image_encoder, text_encoder, classifier = (
-    onnxruntime.InferenceSession(f"{path}/{{name}}.onnx")
+    onnxruntime.InferenceSession(f"{{folder}}/{{name}}.onnx")
     for name in ("image_encoder", "text_encoder", "classifier")
 )
 facts = classifier.get_modelmeta().custom_metadata_map
-classes, size = json.loads(facts["classes"]), json.loads(facts["image_size"])
+facts = {{key: json.loads(value) for key, value in facts.items()}}
+classes, size = facts["classes"], facts["image_size"]
+keeps_shape = facts["resize_mode"] == "shortest"
 
-pixels = np.zeros((1, 3, size, size), np.float32)  # prepare images as classify.py does
-print(classes, classifier.run(None, {{"pixels": pixels}})[0])
+
+{open_image}
+
+
+{square}
+
+
+def classify(path):
+    image = square(open_image(path), size, keeps_shape, facts["resample"])
+    pixels = (np.asarray(image) / 255 - facts["mean"]) / facts["std"]
+    pixels = pixels.transpose(2, 0, 1)[None].astype(np.float32)
+    probabilities = classifier.run(None, {{"pixels": pixels}})[0][0]
+    return dict(zip(classes, probabilities.tolist()))
+
+
+print(classify("image.jpg"))
 """,
     "head": """\
 import json
 
 from safetensors import safe_open
 
-with safe_open("{path}/class_embeddings.safetensors", framework="numpy") as file:
+folder = {path}
+with safe_open(f"{{folder}}/class_embeddings.safetensors", framework="numpy") as file:
     embeddings, scale = file.get_tensor("class_embeddings"), file.get_tensor("logit_scale")
     classes = json.loads(file.metadata()["classes"])
 
 
 def logits(image_features):  # (N, E), of unit length, from the tuned image encoder
     return scale * image_features @ embeddings.T
+
+
+# That encoder, where you do not run it yet: the same run's export to open_clip, at this strength
+import numpy as np
+import open_clip
+import torch
+from PIL import Image, ImageOps
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:ENCODER")
+model.eval()
+
+
+{open_image}
+
+
+@torch.inference_mode()
+def classify(path):
+    image = model.encode_image(preprocess(open_image(path))[None], normalize=True)
+    probabilities = torch.from_numpy(logits(image.numpy())).softmax(dim=-1)[0]
+    return dict(zip(classes, probabilities.tolist()))
+
+
+print(classify("image.jpg"))
 """,
 }
 _LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "peft": "peft"}
@@ -105,16 +212,27 @@ _OWN_BASE = "BASE"
 
 
 def snippet(run: Description, format: str, path: str) -> str:
-    """Return Python that loads an export of a run from ``path``."""
-    first_prompts = [prompts[0] for prompts in run.prompts().values()]
+    """Return Python that classifies an image with an export of a run that is at ``path``."""
     base = transformers_base(run)
     return _SNIPPETS[format].format(
-        path=path,
-        base=_load_arguments(run),
-        prompts=pprint.pformat(first_prompts, width=88, compact=True),
-        transformers_base=base or _OWN_BASE,
-        base_remark="" if base else "  # an export: --format transformers --strength 0",
+        path=_quoted(path),
+        open_image=_function("open_image"),
+        square=_function("square"),
+        transformers_base=_quoted(base or _OWN_BASE),
+        base_remark="" if base else "  # BASE: an export with --format transformers --strength 0",
     )
+
+
+def _quoted(text: str) -> str:
+    """Return a string as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _function(name: str) -> str:
+    """Return the source of a function of the script that goes with ONNX files."""
+    script = Path(__file__).with_name("classify.py").read_text(encoding="utf-8")
+    (found,) = (node for node in ast.parse(script).body if getattr(node, "name", None) == name)
+    return ast.get_source_segment(script, found)
 
 
 def transformers_base(run: Description) -> str | None:
@@ -212,11 +330,6 @@ def _settings(source: Source) -> str:
         name = f"{run.folder.resolve().name}: " if len(source.trained) > 1 else ""
         rows += [f"| {name}{key} | {value} |" for key, value in flat.items() if value is not None]
     return "\n".join(rows)
-
-
-def _load_arguments(run: Description) -> str:
-    name, pretrained = run.settings["model"], run.settings["pretrained"]
-    return repr(name) if pretrained == DEFAULT_TAG else f"{name!r}, {pretrained!r}"
 
 
 def _data_name(run: Description) -> str:

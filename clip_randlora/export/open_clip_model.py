@@ -27,6 +27,7 @@ def write(source: Source, folder: Path, precision: str) -> None:
     config = {"model_cfg": _architecture(source), "preprocess_cfg": net.visual.preprocess_cfg}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "open_clip_config.json").write_text(text, encoding="utf-8")
+    source.write_prompts(folder)
 
 
 def verify(source: Source, expected: Features, folder: Path, precision: str) -> None:

@@ -34,6 +34,7 @@ def check(source: Source) -> None:
 def write(source: Source, folder: Path, precision: str) -> None:
     """Write the adapter; its strength goes into alpha."""
     save_peft_adapter(source.adapter, folder, transformers_base(source.description))
+    source.write_prompts(folder)
 
 
 def verify(source: Source, expected: Features, folder: Path, precision: str) -> None:

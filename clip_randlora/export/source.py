@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,11 @@ class Source:
             "templates": ["{}"],
             "prompts": self.prompts,
         }
+
+    def write_prompts(self, folder: Path) -> None:
+        """Write ``prompts.json``, ``{class: [prompt, ...]}``, for formats whose files lack them."""
+        text = json.dumps(self.prompts, indent=2, ensure_ascii=False) + "\n"
+        (folder / "prompts.json").write_text(text, encoding="utf-8")
 
     def base_weights(self) -> dict[str, Tensor]:
         """Return the unadapted weights by their names in open_clip, while an adapter is on."""

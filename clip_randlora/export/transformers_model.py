@@ -50,6 +50,7 @@ def write(source: Source, folder: Path, precision: str) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     processor = CLIPProcessor(_image_processor(source), _tokenizer(source))
     processor.save_pretrained(folder)
+    source.write_prompts(folder)
 
 
 def verify(source: Source, expected: Features, folder: Path, precision: str) -> None:
