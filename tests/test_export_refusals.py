@@ -75,7 +75,7 @@ def test_every_format_refuses_in_one_line(format, tiny_run, tmp_path, monkeypatc
         (tmp_path / "without config.yaml", "out", "not a run folder"),
         (tmp_path / "half a metrics.json", "out", "damaged, not the metrics"),
         (tmp_path / "half a adapter.safetensors", "out", "not a readable adapter file"),
-        (tmp_path / "half a config.yaml", "out", "config.yaml: damaged, train has no shots"),
+        (tmp_path / "half a config.yaml", "out", "config.yaml: damaged, train has no "),
         (tmp_path / "no", "out", "not a run folder"),
         (tiny_run, "taken", "exists; choose another"),
         (tiny_run, "file", "exists; choose another"),

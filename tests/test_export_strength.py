@@ -33,12 +33,12 @@ pytest.importorskip("transformers")
 ANSWER_OPEN_CLIP = """
 with torch.inference_mode():
     images = model.encode_image(expected["pixels"], normalize=True)
-got = (model.logit_scale.exp() * images @ classes.T).softmax(dim=-1)
+    got = (model.logit_scale.exp() * images @ classes.T).softmax(dim=-1)
 """
 ANSWER_TRANSFORMERS = """
 with torch.inference_mode():
     images = model(pixel_values=expected["pixels"], input_ids=expected["tokens"]).image_embeds
-got = (model.logit_scale.exp() * images @ classes.T).softmax(dim=-1)
+    got = (model.logit_scale.exp() * images @ classes.T).softmax(dim=-1)
 """
 ANSWER_ONNX = """
 (got,) = classifier.run(None, {"pixels": expected["pixels"]})

@@ -30,7 +30,7 @@ def unit(features):
     return features / features.norm(dim=-1, keepdim=True)
 
 
-with torch.inference_mode():
+with torch.no_grad():
     classes = []
     for of_class in prompts.values():  # a class is the mean of its prompts
         tokens = processor.tokenizer(of_class, padding=True, truncation=True, return_tensors="pt")
@@ -39,7 +39,7 @@ with torch.inference_mode():
     classes = unit(torch.stack(classes))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def classify(path):
     cut = processor.image_processor
     size, keeps_shape = cut.crop_size["height"], cut.do_center_crop
@@ -80,13 +80,13 @@ prompts = json.loads(Path(folder, "prompts.json").read_text("utf-8"))
 {open_image}
 
 
-with torch.inference_mode():
+with torch.no_grad():
     texts = [model.encode_text(tokenizer(of), normalize=True) for of in prompts.values()]
     classes = torch.stack([of_class.mean(dim=0) for of_class in texts])
     classes /= classes.norm(dim=-1, keepdim=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def classify(path):
     image = model.encode_image(preprocess(open_image(path))[None], normalize=True)
     probabilities = (model.logit_scale.exp() * image @ classes.T).softmax(dim=-1)[0]
@@ -191,7 +191,7 @@ model.eval()
 {open_image}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def classify(path):
     image = model.encode_image(preprocess(open_image(path))[None], normalize=True)
     probabilities = torch.from_numpy(logits(image.numpy())).softmax(dim=-1)[0]
