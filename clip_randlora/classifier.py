@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,15 +19,18 @@ from clip_randlora.data import decode_image
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
 from clip_randlora.models import Model, load_model
-from clip_randlora.recipe import TrainConfig
-from clip_randlora.text import TextClassifier, make_prompts
+from clip_randlora.prompts import AS_IT_IS, recorded_prompts
+from clip_randlora.text import TextClassifier
 
 _IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a trained classifier is: its base model, its classes and prompts, its adapter file."""
+    """What a trained classifier is: its base model, its classes and prompts, its adapter file.
+
+    `read_task` gives the prompts of every class in full; ``templates`` are then ``{}`` alone.
+    """
 
     model: str
     pretrained: str | None
@@ -52,15 +55,9 @@ def read_task(path: str | Path) -> Task:
     adapter = path / runs.ADAPTER
     if not adapter.exists():
         raise UserError(f"{path}: the run is not finished; go on with it by --resume")
-    train = TrainConfig.parse(config["train"])
-    return Task(
-        config["model"],
-        config["pretrained"],
-        tuple(config["classes"]),
-        train.templates,
-        train.prompts,
-        adapter,
-    )
+    classes = tuple(config["classes"])
+    prompts = {name: tuple(own) for name, own in runs.read_prompts(path, config).items()}
+    return Task(config["model"], config["pretrained"], classes, AS_IT_IS, prompts, adapter)
 
 
 def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
@@ -69,9 +66,14 @@ def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
     if not isinstance(task, Mapping):
         raise UserError(f"{path}: damaged, its task is none; use another copy")
     try:
-        return TypeAdapter(Task).validate_python({**task, "adapter": path})
+        read = TypeAdapter(Task).validate_python({**task, "adapter": path})
+        prompts = recorded_prompts(read.classes, read.templates, read.prompts)
     except ValidationError as error:
         raise UserError(f"{path}: damaged, task {one_line(error)}; use another copy") from error
+    except UserError as error:
+        raise UserError(f"{path}: damaged, task {error}; use another copy") from error
+    in_full = {name: tuple(own) for name, own in prompts.items()}
+    return replace(read, templates=AS_IT_IS, prompts=in_full)
 
 
 def _check_head(adapter: Adapter, text: TextClassifier, task: Task) -> None:
@@ -124,8 +126,7 @@ class Classifier:
         """
         task = read_task(path)
         model = model or load_model(task.model, task.pretrained, device)
-        prompts = make_prompts(task.classes, task.templates, task.prompts)
-        text = TextClassifier(model, task.classes, prompts)
+        text = TextClassifier(model, task.classes, [task.prompts[name] for name in task.classes])
         adapter = load_adapter(model.net, task.adapter)
         if adapter.head is not None:
             _check_head(adapter, text, task)

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from clip_randlora import formats
 from clip_randlora.adapters import files
+from clip_randlora.adapters.config import one_line
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
 from clip_randlora.image_record import FILE_NAME as IMAGES
 from clip_randlora.image_record import ImageRecord, write_images
 from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
+from clip_randlora.prompts import list_prompts, recorded_prompts
 from clip_randlora.recipe import TrainConfig
+from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora.yaml_files import read_mapping
 
 if TYPE_CHECKING:
@@ -82,7 +86,10 @@ def begun_with(folder: str | Path) -> dict[str, Any]:
 
 def has_begun(folder: Path) -> bool:
     """Tell whether a run can go on in the folder."""
-    return (folder / _CONFIG).exists()
+    try:
+        return (folder / _CONFIG).exists()
+    except (OSError, ValueError):  # no path at all, which `claimed` says
+        return False
 
 
 def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
@@ -144,6 +151,30 @@ def check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if version > 1 and config.get(_COMPLETE) is not True:
         raise UserError(f"{path}: damaged, cut short; copy the run again")
     return config | {"train": train}
+
+
+def read_prompts(folder: str | Path, config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return ``{class: prompts}`` of a run, as its settings record them.
+
+    Those of a run that did not record them are what the version of then made of its class names.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / _CONFIG
+    try:
+        if "prompts" in config:
+            stated = config.get("templates"), config["prompts"]
+        else:
+            train = TrainConfig.parse(config["train"])
+            stated = train.templates or DEFAULT_TEMPLATES, train.prompts
+        templates = TypeAdapter(tuple[str, ...]).validate_python(stated[0])
+        names = TypeAdapter(dict[str, tuple[str, ...]]).validate_python(stated[1])
+        return recorded_prompts(config["classes"], templates, names)
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged, prompts: {one_line(error)}; copy it again") from error
+    except UserError as error:
+        raise UserError(f"{path}: damaged settings: {error}") from error
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -301,6 +332,8 @@ def _card(run: Run, settings: Mapping[str, Any]) -> str:
     if run.skipped:
         remarks.append(summarize_skipped(run.skipped))
     remarks = "\n".join(f"- {remark}" for remark in remarks)
+    prompts = recorded_prompts(settings["classes"], settings["templates"], settings["prompts"])
+    prompts = "\n".join(f"- {line}" for line in list_prompts(prompts, most=3))
     return f"""# {metrics["model"]} tuned on {settings["data"]["data"]}
 
 ![examples](examples.png)
@@ -321,6 +354,10 @@ Measured on {metrics["images"]["test"]} test images; trained on {metrics["images
 
 {remarks}
 
+## Prompts
+
+{prompts}
+
 ## Use it
 
 ```python
@@ -331,5 +368,5 @@ classifier.predict(["image.jpg"])
 ```
 
 Base model: {metrics["model"]}, weights: {metrics["pretrained"]}; its licence applies.
-`config.yaml` has every setting.
+`config.yaml` has every setting and prompt.
 """

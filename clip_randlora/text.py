@@ -1,60 +1,17 @@
-"""Prompts, their tokens, exact trimming, and the classifier that text features make."""
+"""The tokens of prompts, exact trimming, and the classifier that text features make."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.errors import UserError
 from clip_randlora.models import Model
-from clip_randlora.templates import DEFAULT_TEMPLATES, check_templates
+from clip_randlora.prompts import make_prompts as make_prompts  # looked for here
 
 _PACKED_LENGTH = 160  # tokens; attention grows with the square, what the prefix saves does not
-
-
-def clean_class_name(name: str) -> str:
-    """Turn a folder's name into words for a prompt; the display keeps the name as it is.
-
-    ``Golden_Retriever``, ``goldenRetriever`` and ``012.golden_retriever`` all become
-    ``golden retriever``; a name in capitals (``USB``) keeps them.
-    """
-    words = re.sub(r"^\d+[._ -]+(?=\D)", "", name)
-    words = re.sub(r"[_\s]+", " ", words).strip()
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
-    return " ".join(word if word.isupper() else word.lower() for word in words.split()) or name
-
-
-def make_prompts(
-    classes: Sequence[str],
-    templates: Sequence[str] | None = None,
-    names: Mapping[str, Sequence[str]] | None = None,
-) -> list[list[str]]:
-    """Return each class's prompts: every template filled with every name of the class.
-
-    Args:
-        classes: class names as the folders spell them.
-        templates: with one ``{}`` each; by default "a photo of a {}."
-        names: ``{class: [name or whole prompt, ...]}`` to use instead of the cleaned folder name;
-            an entry that ends with a full stop is taken as a whole prompt.
-
-    Raises:
-        UserError: a template is wrong, or ``names`` has a class that is not there.
-    """
-    templates = check_templates(DEFAULT_TEMPLATES if templates is None else templates)
-    names = names or {}
-    for unknown in names.keys() - set(classes):
-        raise UserError(f"prompts: there is no class {unknown!r}; it has {', '.join(classes)}")
-    prompts = []
-    for name in classes:
-        words = names.get(name) or [clean_class_name(name)]
-        whole = [word for word in words if word.endswith(".")]
-        filled = [t.format(word) for word in words if word not in whole for t in templates]
-        prompts.append(whole + filled)
-    return prompts
 
 
 class TextClassifier:

@@ -17,6 +17,7 @@ from clip_randlora import runs
 from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
 from clip_randlora.adapters.config import with_seed
 from clip_randlora.cache import Cache
+from clip_randlora.class_names import clean_class_names
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
@@ -31,10 +32,11 @@ from clip_randlora.processes import (
     process_count,
 )
 from clip_randlora.progress import Diverged, Step
+from clip_randlora.prompts import check_prompts, class_words, make_prompts, record_prompts
 from clip_randlora.recipe import TrainConfig, choose_crop_size
 from clip_randlora.stages import OnProgress
 from clip_randlora.templates import DEFAULT_TEMPLATES
-from clip_randlora.text import TextClassifier, clean_class_name, make_prompts
+from clip_randlora.text import TextClassifier
 
 _STORED_SCALE = 1.15  # training images are kept this much larger than the crops made of them
 
@@ -114,7 +116,9 @@ def fit(
     if resume and out is not None:
         config = _as_begun(config, runs.begun_with(out))
     config = config.model_copy(update={"method": with_seed(config.method, config.seed)})
-    settings = _settings(model, data, config, source)
+    prompts = class_prompts(data, config, out if resume else None)
+    asked = record_prompts(prompts, config.templates, config.prompts)
+    settings = _settings(model, data, config, source, asked)
     with _claimed(out, settings, resume) as folder, freed_memory_kept(model.device):
         writes = folder is not None and is_main_process()
         adapter = training = None
@@ -122,13 +126,14 @@ def fit(
             record = read_images(folder) if resume and folder is not None else None
             if record is not None:
                 data, cache = record.restore(data), None  # the cache may be of other images
-            prompts = make_prompts(data.classes, config.templates, config.prompts)
-            text = TextClassifier(model, data.classes, prompts)
+            text = TextClassifier(model, data.classes, list(prompts.values()))
+            words = class_words(data.classes, config.prompts)
+            notes = check_prompts(model, text.tokens, prompts, words)
             adapter = attach(model.net, config.method)
             training, shots = _prepare(
                 model, data, config, adapter, text, folder, cache, record, on_progress
             )
-            notes = [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
+            notes += [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
             if on_start:
                 on_start(adapter, notes)
             if isinstance(training, Loop):
@@ -143,13 +148,13 @@ def fit(
                 training.run(_told(on_step, on_progress), should_stop or (lambda: False))
             except Diverged:
                 if writes and training.step:
-                    adapter.save(folder / runs.ADAPTER, _task(model, data, config))
+                    adapter.save(folder / runs.ADAPTER, _task(model, data, asked))
                 raise
             notes += training.notes
             if training.step < training.steps:
                 notes.append(f"Stopped at step {training.step} of {training.steps}.")
             if writes:
-                adapter.save(folder / runs.ADAPTER, _task(model, data, config))
+                adapter.save(folder / runs.ADAPTER, _task(model, data, asked))
             predictions = from_main_process(
                 lambda: predict_split(
                     SideBySide(model, adapter, text), data.test, on_progress, cache
@@ -289,11 +294,32 @@ def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:
     return Decoded(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
 
 
+def class_prompts(
+    data: Data, config: TrainConfig, resumed: str | Path | None = None
+) -> dict[str, list[str]]:
+    """Return ``{class: prompts}`` of a training.
+
+    Args:
+        data: the classes, and what their data set says of prompts.
+        config: the settings, which come before the data set's.
+        resumed: folder of the run that it goes on with, whose prompts stay as they were.
+
+    Raises:
+        UserError: the settings do not fit the classes, or the run's file is damaged.
+    """
+    if resumed is not None and runs.has_begun(Path(resumed)):
+        recorded = runs.read_prompts(resumed, runs.read_config(resumed))
+        if tuple(recorded) == data.classes:
+            return recorded
+    config = _with_prompts_of(data, config)
+    prompts = make_prompts(data.classes, config.templates, config.prompts)
+    return dict(zip(data.classes, prompts, strict=True))
+
+
 def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
     """Fill in the data set's templates and names, so that ``config.yaml`` records what is used."""
-    named = {
-        name: words for name, words in data.prompts.items() if words != (clean_class_name(name),)
-    }
+    cleaned = dict(zip(data.classes, clean_class_names(data.classes), strict=True))
+    named = {name: own for name, own in data.prompts.items() if own != (cleaned.get(name),)}
     templates = config.templates or data.templates or DEFAULT_TEMPLATES
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
 
@@ -340,19 +366,22 @@ def _facts(
     }
 
 
-def _task(model: Model, data: Data, config: TrainConfig) -> dict[str, Any]:
+def _task(model: Model, data: Data, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Gather what a classifier needs beside the adapter's numbers."""
     return {
         "model": model.name,
         "pretrained": model.pretrained,
         "classes": list(data.classes),
-        "templates": list(config.templates),
-        "prompts": {name: list(words) for name, words in config.prompts.items()},
+        **asked,
     }
 
 
 def _settings(
-    model: Model, data: Data, config: TrainConfig, source: Mapping[str, Any] | None
+    model: Model,
+    data: Data,
+    config: TrainConfig,
+    source: Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Gather what a run folder's ``config.yaml`` records."""
     return {
@@ -360,6 +389,7 @@ def _settings(
         "pretrained": model.pretrained,
         "data": dict(source or {"data": data.name}),
         "classes": list(data.classes),
+        **asked,
         "train": config.model_dump(mode="json"),
     }
 

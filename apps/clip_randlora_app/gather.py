@@ -271,7 +271,8 @@ class GatherTab:
     def _set_words(self, name: str | None, words: str, request: gr.Request) -> Update:
         workspace = self.service.workspace(request)
         if name is not None:
-            chosen = tuple(word.strip() for word in words.split(",") if word.strip())
+            chosen = [word.strip().rstrip(".") for word in words.split(",")]  # words, no prompts
+            chosen = tuple(word for word in chosen if word)
             workspace.set_prompts(workspace.templates, {**workspace.names, name: chosen})
         return {**self._open_class(workspace, name), self.message: ""}
 

@@ -19,7 +19,7 @@ from PIL import Image
 import clip_randlora as cr
 from clip_randlora.data import DiskFile, Item, Skipped, UnreadableImage, list_images
 from clip_randlora.runs import ADAPTER
-from clip_randlora.text import DEFAULT_TEMPLATES
+from clip_randlora.templates import DEFAULT_TEMPLATES
 from clip_randlora_app.answers import Answer, Answers
 from clip_randlora_app.jobs import Job, Trainer
 from clip_randlora_app.settings import Settings

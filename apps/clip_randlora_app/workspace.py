@@ -19,8 +19,9 @@ from PIL import Image
 import clip_randlora as cr
 from clip_randlora.data import Content, Skipped, UnreadableImage, check_image
 from clip_randlora.image_record import read_images, shorten
+from clip_randlora.prompts import make_prompts
 from clip_randlora.runs import ADAPTER, PREDICTIONS, read_answers
-from clip_randlora.text import DEFAULT_TEMPLATES, check_templates, make_prompts
+from clip_randlora.templates import DEFAULT_TEMPLATES, check_templates
 from clip_randlora_app.jobs import Job
 from clip_randlora_app.settings import Settings
 from clip_randlora_app.uploads import (

@@ -30,6 +30,8 @@ from clip_randlora.cli.options import (
     settings_of_file,
 )
 
+_PROMPTS_SHOWN = 4  # classes
+
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
     from clip_randlora.cli.console import Progress
@@ -90,6 +92,9 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Show every prompt before training, not a few.")
+    ] = False,
 ) -> None:
     """Teach a model your classes, compare it with zero-shot, save the run."""
     settings = preset_settings(preset) | settings_of_file(config)
@@ -114,7 +119,7 @@ def train(
     adapter = {key: value for key, value in adapter.items() if value is not None}
     if adapter:
         settings["method"] = merge_method(settings.get("method"), adapter)
-    _train(data, test, model, pretrained, settings, out, device, resume)
+    _train(data, test, model, pretrained, settings, out, device, resume, prompts)
 
 
 def _train(
@@ -126,11 +131,12 @@ def _train(
     out: Path,
     device: str | None,
     resume: bool,
+    all_prompts: bool = False,
 ) -> None:
     with loading():
         from clip_randlora.data import load_data
         from clip_randlora.models import DEFAULT_TAG, load_model
-        from clip_randlora.training import Interrupted, TrainConfig, fit
+        from clip_randlora.training import Interrupted, TrainConfig, class_prompts, fit
 
         config = TrainConfig.parse(settings)
     with progress() as on_progress:
@@ -142,6 +148,7 @@ def _train(
         f"[bold]{escape(loaded.net.model_name)}[/bold], on {loaded.device}; "
         f"{escape(labelled.name)}: {len(labelled.classes)} classes"
     )
+    _print_prompts(class_prompts(labelled, config, out if resume else None), all_prompts)
     source = {"data": absolute(data), "test": test and absolute(test)}
     try:
         with progress() as on_progress:
@@ -165,6 +172,20 @@ def _train(
             f"--resume to go on",
         )
     _print_run(run, config)
+
+
+def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:
+    """List the prompts of the first classes, or all prompts of all."""
+    from clip_randlora.prompts import list_prompts
+
+    lines = list_prompts(prompts, most=None if all_of_them else 1)
+    shown = lines if all_of_them else lines[:_PROMPTS_SHOWN]
+    more = len(lines) - len(shown)
+    messages.print("prompts:")
+    for line in shown:
+        messages.print(f"  {line}", markup=False)
+    if more:
+        messages.print(f"  and those of {more} more classes (--prompts shows all)")
 
 
 def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:

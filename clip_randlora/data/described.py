@@ -19,6 +19,8 @@ from clip_randlora.templates import check_templates
 from clip_randlora.yaml_files import read_mapping
 
 SUFFIXES = (".yaml", ".yml")
+# open_clip's list has "missile" and "sunglasses" twice; WordNet's other names for one of the two
+_TWICE_IN_IMAGENET = {744: "projectile", 836: "sunglass"}
 Arguments = dict[str, str | bool | int]
 
 
@@ -231,7 +233,9 @@ def name_classes(
         raise UserError(f"{where}: {len(words)} names, the source has {count} classes")
     many = Counter(words)
     names = [word if many[word] == 1 else f"{word} ({n})" for n, word in enumerate(words)]
-    return tuple(names), {name: (word,) for name, word in zip(names, words, strict=True)}
+    if classes == "open_clip:imagenet":
+        words = [_TWICE_IN_IMAGENET.get(n, word) for n, word in enumerate(words)]
+    return tuple(names), {name: _words(word) for name, word in zip(names, words, strict=True)}
 
 
 def _by_mapping(
@@ -247,7 +251,12 @@ def _by_mapping(
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"{where}: {name!r} would be there twice; give it another name")
-    return names, {name: (name,) for name in classes.values()}
+    return names, {name: _words(name) for name in classes.values()}
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """Return what prompts call a class: a full stop would make it a whole prompt."""
+    return (name.rstrip(". ") or name,)
 
 
 def _listed(classes: str | Sequence[str]) -> Sequence[str]:

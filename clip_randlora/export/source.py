@@ -18,7 +18,7 @@ from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, load_adap
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model, load_model
 from clip_randlora.recipe import TrainConfig
-from clip_randlora.text import TextClassifier, make_prompts
+from clip_randlora.text import TextClassifier
 
 _IMAGES = 3
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
@@ -60,9 +60,7 @@ class Description:
 
     def prompts(self) -> dict[str, list[str]]:
         """Return ``{class: its prompts}``."""
-        classes = self.settings["classes"]
-        prompts = make_prompts(classes, self.train.templates, self.train.prompts)
-        return dict(zip(classes, prompts, strict=True))
+        return runs.read_prompts(self.folder, self.settings)
 
 
 @dataclass
