@@ -48,6 +48,7 @@ class Description(BaseModel):
             its ``split``); or a folder in ``folder``.
         test: likewise; without it, a fixed share of the training images is held out.
         test_files: with ``folder``: pattern of the file names that are the test split.
+        class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
         columns: of the hub's data set.
         classes: names in the order of the source's labels, or ``{name in the source: name}`` of
             those to be renamed, or open_clip's list for ImageNet; by default the source's own.
@@ -76,6 +77,7 @@ class Description(BaseModel):
     train: str | Arguments | None = None
     test: str | Arguments | None = None
     test_files: str | None = None
+    class_folders: Literal["top", "leaves"] | None = None
     columns: Columns = Columns()
     classes: Literal["open_clip:imagenet"] | tuple[str, ...] | dict[str, str] | None = None
     templates: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ class Description(BaseModel):
             raise ValueError(f"give one of hub, torchvision and folder, not {given}")
         only = {
             "config": "hub", "revision": "hub", "on_disk": "torchvision", "test_files": "folder",
+            "class_folders": "folder",
         }  # fmt: skip
         for key, source in only.items():
             if getattr(self, key) and sources != [source]:

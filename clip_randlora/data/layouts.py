@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from clip_randlora.data.described import (
     name_classes,
 )
 from clip_randlora.data.download import require_on_disk
+from clip_randlora.data.folders import EXPECTED, check_class_folders, read_folders
 from clip_randlora.data.images import EXTENSIONS
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.data.sources import (
@@ -30,45 +30,45 @@ from clip_randlora.data.sources import (
 )
 from clip_randlora.errors import UserError
 
-EXPECTED = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing")
-_VALIDATION = ("val", "valid", "validation")
 
-Folder = tuple[str, ...]
-
-
-def read_layout(source: str | Path) -> Layout:
+def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     """Read what a source holds; no image is opened.
 
     Args:
         source: a folder, a ``.zip``, a YAML file that describes a set, or the name of a set.
+        class_folders: which folders are the classes, ``top`` or ``leaves``; by default what the
+            description says, else the topmost below the splits.
 
     Raises:
         UserError: the source is missing, not downloaded, or not in one of these forms.
     """
+    check_class_folders(class_folders)
     path = _path_of(source)
     is_file = path.suffix in SUFFIXES and not path.is_dir()
     if is_file or (not path.exists() and str(source) in described_sets()):
-        return _read_described(find_description(source))
-    return _read_listed(source)
+        return _read_described(find_description(source), class_folders)
+    return _read_listed(source, class_folders)
 
 
-def _read_described(description: Description) -> Layout:
+def _read_described(description: Description, class_folders: str | None) -> Layout:
     """Read what a description describes, with its class names, templates and notes."""
     require_on_disk(description)
-    layout = _described_folder(description) if description.folder else _ready_made(description)
+    if description.folder:
+        layout = _described_folder(description, class_folders or description.class_folders)
+    else:
+        layout = _ready_made(description)
     layout.templates = description.templates
     layout.notes += description.notes
     return layout
 
 
-def _described_folder(description: Description) -> Layout:
+def _described_folder(description: Description, class_folders: str | None) -> Layout:
     """Read a folder of class folders, and give the classes the names of the description."""
     root = description.path_of(description.folder)
-    layout = _read_listed(root / description.train if description.train else root)
+    train = root / description.train if description.train else root
+    layout = _read_listed(train, class_folders)
     if description.test:
-        other = _read_listed(root / description.test)
+        other = _read_listed(root / description.test, class_folders)
         layout.test = other.test or other.train
         layout.notes += other.notes
         layout.skipped += other.skipped
@@ -149,20 +149,11 @@ def list_source(source: str | Path) -> tuple[Listing, list[File]]:
     return listing, images
 
 
-def _read_listed(source: str | Path) -> Layout:
+def _read_listed(source: str | Path, class_folders: str | None) -> Layout:
     listing, images = list_source(source)
     if not images:
         raise UserError(f"{source}: no images found; {EXPECTED}")
-    top = _wrapper(images)
-    layout = _split_layout(images, top) or Layout(_below(images, top), roots=[top])
-    if not layout.train:
-        raise UserError(f"{source}: {len(images)} images but no class folders; {EXPECTED}")
-    layout.notes += _empty_folders(listing, layout)
-    layout.skipped = [
-        *listing.skipped,
-        *(Skipped(file.name, "not in a class folder") for file in _loose(images, layout, top)),
-    ]
-    return layout
+    return read_folders(str(source), listing, images, class_folders)
 
 
 def _path_of(source: str | Path) -> Path:
@@ -205,72 +196,3 @@ def _not_image(extension: str) -> str:
     if extension in (".heic", ".heif"):
         return "HEIC is not supported; convert it to JPEG"
     return f"not an image ({extension or 'no extension'})"
-
-
-def _wrapper(images: Sequence[File]) -> Folder:
-    """The folders that all images lie in and that still have class folders below them."""
-    depth = 0
-    while (
-        len({file.parts[depth] for file in images}) == 1
-        and min(len(file.parts) for file in images) >= depth + 3
-    ):
-        depth += 1
-    return images[0].parts[:depth]
-
-
-def _below(images: Iterable[File], folder: Folder) -> dict[str, list[File]]:
-    """Files by the name that follows ``folder`` in their path, of those that lie deeper."""
-    groups: dict[str, list[File]] = defaultdict(list)
-    depth = len(folder)
-    for file in images:
-        if file.parts[:depth] == folder and len(file.parts) >= depth + 2:
-            groups[file.parts[depth]].append(file)
-    return dict(groups)
-
-
-def _split_layout(images: Sequence[File], top: Folder) -> Layout | None:
-    """Read ``train/`` and ``test/`` or ``val/``; None where there are no such two folders."""
-    folders = _below(images, top)
-    with_classes = [name for name in folders if _below(folders[name], (*top, name))]
-
-    def find(candidates: Sequence[str], names: tuple[str, ...]) -> str | None:
-        return next((folder for folder in candidates if folder.lower() in names), None)
-
-    train = find(with_classes, _TRAIN)
-    if train is None or find(list(folders), _TEST + _VALIDATION) is None:
-        return None
-    test = find(with_classes, _TEST)
-    validation = find(with_classes, _VALIDATION)
-    chosen = test or validation
-    used = [name for name in (train, chosen) if name is not None]
-    by_class = {name: _below(folders[name], (*top, name)) for name in used}
-    notes = [f"No test/ with class folders: {validation}/ is the test split."] * (chosen != test)
-    notes += [
-        f"{name}/ is left out ({len(files)} images"
-        f"{'' if name in with_classes else ', no class folders'})."
-        for name, files in folders.items()
-        if name not in used
-    ]
-    roots = [(*top, name) for name in used]
-    return Layout(by_class[train], by_class[chosen] if chosen else None, roots, notes)
-
-
-def _loose(images: Sequence[File], layout: Layout, top: Folder) -> list[File]:
-    """Images beside the class folders, or beside the split folders."""
-    return [file for file in images if file.parts[:-1] in {top, *layout.roots}]
-
-
-def _empty_folders(listing: Listing, layout: Layout) -> list[str]:
-    """A note that names the class folders without images, if there are any."""
-    groups = [*layout.train.values(), *(layout.test or {}).values()]
-    depth = len(layout.roots[0]) + 1
-    filled = {group[0].parts[:depth] for group in groups}
-    empty = sorted(
-        "/".join(folder) + "/" for folder in listing.folders - filled if folder[:-1] in layout.roots
-    )
-    return [f"No images in {name_some(empty)}: left out."] if empty else []
-
-
-def name_some(names: Sequence[str]) -> str:
-    """The first three of the names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
 from clip_randlora.data.described import SUFFIXES, read_description
+from clip_randlora.data.folders import EXPECTED, ClassFolders, name_some
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.layouts import EXPECTED, list_source, name_some, read_layout
+from clip_randlora.data.layouts import list_source, read_layout
 from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import hold_out
 from clip_randlora.data.sources import ClassFiles, Layout, natural_key
@@ -26,6 +27,7 @@ def load_data(
     test: str | Path | None = None,
     held_out: float = 0.3,
     *,
+    class_folders: ClassFolders | None = None,
     on_progress: OnProgress | None = None,
 ) -> Data:
     """Read a labelled image set; headers are checked, pixels are not decoded yet.
@@ -39,6 +41,10 @@ def load_data(
             split, else ``held_out`` of each class.
         held_out: share of each class held out for testing where there is no test split. Which
             images is fixed: it depends on the class's name and the order of its images' names.
+        class_folders: ``leaves`` takes the folders that hold the images as the classes, which
+            matters where they are nested (genus/species); ``top`` takes the topmost folders,
+            whatever their names, even ``train`` and ``test``. By default the topmost ones below
+            the splits.
         on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
@@ -48,10 +54,10 @@ def load_data(
     """
     if not 0 < held_out < 1:
         raise UserError(f"held_out: {held_out} is not a share; give a number between 0 and 1")
-    layout = read_layout(source)
+    layout = read_layout(source, class_folders)
     notes, skipped = layout.notes, layout.skipped
     train_files, test_files = layout.train, layout.test
-    other = read_layout(test) if test is not None else None
+    other = read_layout(test, class_folders) if test is not None else None
     if other is not None:
         if test_files is not None:
             count = sum(map(len, test_files.values()))
