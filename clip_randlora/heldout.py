@@ -44,6 +44,8 @@ def find_test_images(
     run: str | Path,
     source: str | Path,
     count: Count = "held-out",
+    class_folders: str | None = None,
+    *,
     on_progress: OnProgress | None = None,
 ) -> CountedImages:
     """Choose the images of a source that a run can be tested on, by their content.
@@ -58,6 +60,7 @@ def find_test_images(
         count: "held-out" takes the images that the run held out, where the source has any of them
             and no test split, else as "unseen"; "unseen" takes all that the run was not trained
             on; "all" takes those that it was trained on too.
+        class_folders: as for `load_data`; by default as in the run's training.
         on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
@@ -67,11 +70,12 @@ def find_test_images(
     if count not in get_args(Count):
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
     run = Path(run)
+    class_folders = class_folders or runs.class_folders_of(run)
     classes = read_task(run).classes
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
-        return _without_record(run, source, classes, count)
-    labelled = load_labelled(source, classes, on_progress)
+        return _without_record(run, source, classes, count, class_folders)
+    labelled = load_labelled(source, classes, class_folders, on_progress=on_progress)
     items, notes = labelled.split.items, list(labelled.notes)
     digests = digests_of(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
@@ -136,10 +140,14 @@ def _held_out(
 
 
 def _without_record(
-    run: Path, source: str | Path, classes: tuple[str, ...], count: Count
+    run: Path,
+    source: str | Path,
+    classes: tuple[str, ...],
+    count: Count,
+    class_folders: str | None,
 ) -> CountedImages:
     """Choose as earlier versions did, for their runs: by where the run's images came from."""
-    labelled = load_labelled(source, classes)
+    labelled = load_labelled(source, classes, class_folders)
     split, notes = labelled.split, list(labelled.notes)
     notes.append(
         f"There is no {FILE_NAME} beside the run's adapter, which earlier versions did not write: "
@@ -148,7 +156,7 @@ def _without_record(
     config = runs.read_config(run) if run.is_dir() else {}
     same = str(_absolute(source)) == str(config.get("data", {}).get("data"))
     if count == "held-out" and same and not labelled.is_test_split:
-        data = load_data(source)
+        data = load_data(source, class_folders=class_folders)
         items = (replace(item, label=classes.index(data.classes[item.label])) for item in data.test)
         split, notes = Split(tuple(items), classes), [*notes, *data.notes]
     return CountedImages(split, None, 0, labelled.skipped, tuple(notes))

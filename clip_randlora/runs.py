@@ -177,6 +177,11 @@ def read_prompts(folder: str | Path, config: Mapping[str, Any]) -> dict[str, lis
         raise UserError(f"{path}: damaged settings: {error}") from error
 
 
+def class_folders_of(folder: Path) -> str | None:
+    """Return which folders the run's training took as classes, if it was told; see `load_data`."""
+    return read_config(folder)["data"].get("class_folders") if has_begun(folder) else None
+
+
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """Read a finished run's ``metrics.json``.
 

@@ -190,6 +190,27 @@ SPLITS = {
         "{cat,dog}/train/{1..2}.png + cat/test/3.png", "cat dog", "{cat,dog}/train/{1..2}.png",
         "cat/test/3.png", note="No test images for dog",
     ),
+    "below each class, train alone": Case(
+        "{cat,dog}/train/{1..3}.png", "cat dog", "{cat,dog}/train/{1..3}.png", note="No test split"
+    ),
+    "below each class, with folders that differ": Case(
+        "cat/{train,test}/{tabby,manx}/1.png + dog/{train,test}/pug/1.png", "cat dog",
+        "cat/train/{tabby,manx}/1.png + dog/train/pug/1.png",
+        "cat/test/{tabby,manx}/1.png + dog/test/pug/1.png", note="classes are the upper ones",
+    ),
+    "below images of each class": Case(
+        "{cat,dog}/images/{train,test}/1.png", "cat dog", "{cat,dog}/images/train/1.png",
+        "{cat,dog}/images/test/1.png", options={"class_folders": "leaves"},
+    ),
+    "images and masks of each split": Case(
+        "{train,test}_{images,masks}/{cat,dog}/{1..2}.png", "cat dog",
+        "train_images/{cat,dog}/{1..2}.png", "test_images/{cat,dog}/{1..2}.png",
+        note="train_masks/ is left out",
+    ),
+    "splits of images and masks": Case(
+        "{images,masks}/{train,test}/{cat,dog}/{1..2}.png", "cat dog",
+        "images/train/{cat,dog}/{1..2}.png", "images/test/{cat,dog}/{1..2}.png",
+    ),
     "below each species": Case(
         "felis/{catus,silvestris}/{train,test}/{1..2}.png + canis/lupus/{train,test}/{1..2}.png",
         "canis felis",
@@ -213,7 +234,7 @@ SPLITS = {
 CLASSES = {
     "a class called train": flat("train", "car", "bus", "bicycle", classes="bicycle bus car train"),
     "train among two": flat("train", "tram", classes="train tram"),
-    "train and a test tube": flat("train", "test tube", classes="test_tube train".replace("_", "~")),
+    "train and a test tube": flat("train", "test tube", classes="test~tube train"),
     "words with train in them": flat("trainers", "strain", "rain", classes="rain strain trainers"),
     "trains": flat("steam_train", "bullet_train", classes="bullet_train steam_train"),
     "tests": flat("covid_test", "pregnancy_test", classes="covid_test pregnancy_test"),
@@ -294,7 +315,7 @@ CLASSES = {
 }  # fmt: skip
 
 ERRORS = {
-    "flat splits": flat("train", "test", error="train/ and test/ look like splits, and train/ has"),
+    "flat splits": flat("train", "test", error="test/ and train/ look like splits, and train/ has"),
     "flat splits of COCO": flat("train2017", "val2017", error="look like splits"),
     "flat splits of a competition": flat("train", "test1", error="look like splits"),
     "flat cars": flat("cars_train", "cars_test", error="look like splits"),
@@ -320,7 +341,7 @@ ERRORS = {
     ),
     "two for testing": Case(
         "{Training,PublicTest,PrivateTest}/{cat,dog}/{1..2}.png",
-        error="PublicTest/ and PrivateTest/ both look like the test split",
+        error="PrivateTest/ and PublicTest/ both look like the test split",
     ),
     "folds": Case("fold{1..5}/{cat,dog}/{1..2}.png", error="look like parts, folds or sizes"),
     "flat folds": flat("fold_0", "fold_1", "fold_2", error="look like parts, folds or sizes"),
@@ -332,10 +353,10 @@ ERRORS = {
     "sizes with classes": Case("{224x224,64x64}/{cat,dog}/{1..2}.png", error="sizes"),
     "sizes in words": Case(
         "{small,large}/{cat,dog}/{1..2}.png",
-        error=r"large/ and small/ all hold the same folders \(cat/ and dog/\).*large with --test",
+        error=r"large/ and small/ hold the same folders \(cat/ and dog/\).*/large, with --test",
     ),
     "domains": Case(
-        "{amazon,dslr,webcam}/images/{mug,pen,desk}/{1..2}.png", error="all hold the same folders"
+        "{amazon,dslr,webcam}/images/{mug,pen,desk}/{1..2}.png", error="hold the same folders"
     ),
     "colours": Case("{color,grayscale}/{cat,dog,cow}/{1..2}.png", error="the same folders"),
     "views of each class": Case(
@@ -358,11 +379,32 @@ ERRORS = {
     "image and mask": flat("img", "mask", error="look like images and their masks"),
     "images and labels": flat("images", "labels", "overlay", error="look like images and their"),
     "images and annotations": Case(
-        "images/{1..4}.png + annotations/trimaps/{1..4}.png", error="images/ holds 4 images and no"
+        "images/{1..4}.png + annotations/trimaps/{1..4}.png", error="images/ look like images and"
+    ),
+    "a copy of the classes": Case(
+        "{cat,dog}/{1..2}.png + augmented/{cat,dog}/{3..4}.png",
+        error=r"augmented/ holds folders that are beside it too \(cat/ and dog/\)",
+    ),
+    "training beside the classes": Case(
+        "{cat,dog}/{1..2}.png + train/{cat,dog}/{3..4}.png", error="train/ holds folders that are"
+    ),
+    "raw, processed and more": Case(
+        "{raw,processed}/{cat,dog}/{1..2}.png + plots/1.png",
+        error="processed/ and raw/ hold the same folders",
+    ),
+    "a set beside images": Case(
+        "data/{cat,dog}/{1..2}.png + plots/1.png", error=r"data/ holds 2 folders and is beside plot"
+    ),
+    "objects with splits of the same folders": Case(
+        "{bottle,cable}/train/good/{1..2}.png + {bottle,cable}/test/{good,bad}/3.png",
+        error="bottle/ and cable/ each have splits with the same class folders",
+    ),
+    "folds below each class": Case(
+        "{cat,dog}/fold{1..2}/1.png", error="hold the same", options={"class_folders": "leaves"}
     ),
     "VOC": flat(
         "VOC2007/JPEGImages", "VOC2007/SegmentationClass", "VOC2007/SegmentationObject",
-        error="look like images and their masks|holds 3 images and no",
+        error="JPEGImages/, SegmentationClass/ and SegmentationObject/ look like images and",
     ),
     "nnU-Net": flat("imagesTr", "labelsTr", "imagesTs", error="look like"),
     "YOLO": Case(
@@ -449,6 +491,22 @@ TABLES = {
     ),
     "a table of images in one folder": Case(
         "images/{1..6}.png", "cat dog", "images/{1..6}.png", texts={"labels.csv": IDS}
+    ),
+    "images beside their table": Case(
+        "{1..6}.png", "cat dog", "{1..6}.png", texts={"labels.csv": IDS}
+    ),
+    "the same names in both": Case(
+        "train/{1..6}.png + test/{1..3}.png", "cat dog", "train/{1..6}.png",
+        note="test/ is left out", texts={"labels.csv": IDS},
+    ),
+    "images and masks with a table": Case(
+        "images/{1..6}.png + masks/{1..6}.png", "cat dog", "images/{1..6}.png",
+        note="masks/ is left out", texts={"labels.csv": IDS},
+    ),
+    "boxes": Case(
+        "train/{1..6}.png", "cat dog", "train/{1..6}.png",
+        texts={"train.csv": "file,x,y,class\n" + "".join(
+            f"{n}.png,{n},{n % 2},{'cat' if n < 4 else 'dog'}\n" for n in range(1, 7))},
     ),
     "only a table to fill in": Case(
         "train/{1..6}.png + test/{7..8}.png", error="look like splits",
@@ -608,4 +666,11 @@ def check(source: Path, case: Case) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_layout(tmp_path, name):
-    check(build(tmp_path / "data", ALL[name]), ALL[name])
+    """A zip is read as its folder is."""
+    root = build(tmp_path / "data", ALL[name])
+    check(root, ALL[name])
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(root.rglob("*")):
+            file.write(path, path.relative_to(root).as_posix())
+    check(archive, ALL[name])

@@ -110,7 +110,10 @@ class Workspace:
             if not any(not picture.is_test for picture in self.pictures()):
                 raise cr.UserError("there are no training images yet; add some to two classes")
             return without_paths(
-                lambda: cr.load_data(self.folder / "train", test, self.held_out), self.folder
+                lambda: cr.load_data(
+                    self.folder / "train", test, self.held_out, class_folders="top"
+                ),
+                self.folder,
             )
 
     def warnings(self) -> list[str]:

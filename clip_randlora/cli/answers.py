@@ -11,7 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, print_metrics, progress, results
-from clip_randlora.cli.options import DataArgument, DeviceOption, JsonOption, RunArgument
+from clip_randlora.cli.options import (
+    ClassFoldersOption,
+    DataArgument,
+    DeviceOption,
+    JsonOption,
+    RunArgument,
+)
 
 
 def evaluate(
@@ -25,6 +31,7 @@ def evaluate(
             "unseen: all that it was not trained on. all: those too.",
         ),
     ] = "held-out",
+    class_folders: ClassFoldersOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,7 +44,7 @@ def evaluate(
 
         classifier = Classifier.load(run, device=device)
     with progress() as on_progress:
-        images = find_test_images(run, data, count, on_progress)
+        images = find_test_images(run, data, count, class_folders, on_progress=on_progress)
         predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
     for note in images.notes:
         messages.print(f"- {note}", markup=False)

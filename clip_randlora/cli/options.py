@@ -24,6 +24,10 @@ PretrainedOption = Annotated[
     typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+ClassFoldersOption = Annotated[
+    str | None,
+    typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested ones."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

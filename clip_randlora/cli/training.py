@@ -19,6 +19,7 @@ from clip_randlora.cli.console import (
     results,
 )
 from clip_randlora.cli.options import (
+    ClassFoldersOption,
     DataArgument,
     DeviceOption,
     ModelOption,
@@ -55,6 +56,7 @@ def train(
     test: Annotated[
         str | None, typer.Option(help="Test images, in the same forms as DATA.")
     ] = None,
+    class_folders: ClassFoldersOption = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     method: Annotated[
@@ -119,7 +121,7 @@ def train(
     adapter = {key: value for key, value in adapter.items() if value is not None}
     if adapter:
         settings["method"] = merge_method(settings.get("method"), adapter)
-    _train(data, test, model, pretrained, settings, out, device, resume, prompts)
+    _train(data, test, model, pretrained, settings, out, device, resume, class_folders, prompts)
 
 
 def _train(
@@ -131,16 +133,20 @@ def _train(
     out: Path,
     device: str | None,
     resume: bool,
+    class_folders: str | None = None,
     all_prompts: bool = False,
 ) -> None:
     with loading():
+        from clip_randlora import runs
         from clip_randlora.data import load_data
         from clip_randlora.models import DEFAULT_TAG, load_model
         from clip_randlora.training import Interrupted, TrainConfig, class_prompts, fit
 
         config = TrainConfig.parse(settings)
+        if resume:
+            class_folders = class_folders or runs.class_folders_of(out)
     with progress() as on_progress:
-        labelled = load_data(data, test, on_progress=on_progress)
+        labelled = load_data(data, test, class_folders=class_folders, on_progress=on_progress)
     with loading():
         weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
         loaded = load_model(model, weights, device)
@@ -150,6 +156,8 @@ def _train(
     )
     _print_prompts(class_prompts(labelled, config, out if resume else None), all_prompts)
     source = {"data": absolute(data), "test": test and absolute(test)}
+    if class_folders:
+        source["class_folders"] = class_folders
     try:
         with progress() as on_progress:
             run = fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal, get_args
 
 from clip_randlora.data.dataset import Skipped
@@ -15,6 +16,7 @@ from clip_randlora.data.splits import (
     TEST,
     TRAIN,
     VALIDATION,
+    WITHOUT_LABELS,
     are_all_splits,
     are_parts,
     find_masks,
@@ -138,9 +140,10 @@ class _Reading:
     # --- which folders mean what
 
     def _resolve(self, top: Folder) -> None:
-        top = self._without_masks(top)
+        around = top
+        top = _unwrap(self._without_masks(top))
         if not top.folders or _is_lone_flat(top):
-            self._take_flat(top)
+            self._take_flat(top, around)
             return
         splits = find_splits(_folders_of(top))
         if splits:
@@ -157,25 +160,28 @@ class _Reading:
             self._take_classes(top)
 
     def _without_masks(self, folder: Folder) -> Folder:
-        """Go into ``images/`` where masks or labels, or what holds no class, are beside it."""
+        """Leave out masks and labels beside images, and what holds no class by its name."""
         images, masks = find_masks(folder.folders)
         if not masks:
-            lone = [name for name in folder.folders if is_container(name)]
-            rest = [name for name in folder.folders if name not in lone]
-            if len(lone) == 1 and rest and all(is_left_out(name) for name in rest):
-                images, masks = lone, rest
-        if not masks:
-            return folder
+            images = [name for name in folder.folders if not is_left_out(name)]
+            masks = [name for name in folder.folders if name not in images]
+            if len(images) != 1 or not masks:
+                return folder
+            if not is_container(images[0]) and not (
+                folder.folders[images[0]].folders
+                and all(is_left_out(name, WITHOUT_LABELS) for name in masks)
+            ):
+                return folder
         kept = folder.without(masks)
+        if len(kept.folders) > 1 and not any(sub.folders for sub in kept.folders.values()):
+            raise UserError(self._only_images_and_masks(folder.folders))
         self._leave_out([folder.folders[name] for name in masks])
-        if len(kept.folders) == 1 and is_container(images[0]):
-            return self._without_masks(kept.folders[images[0]])
-        if any(sub.folders for sub in kept.folders.values()):
-            return kept
-        found = _some(folder.folders)
-        raise UserError(
-            f"{self.source}: {found} look like images and their masks or labels, not like classes; "
-            f"{EXPECTED}; {_ASK}"
+        return kept
+
+    def _only_images_and_masks(self, names: Iterable[str]) -> str:
+        return (
+            f"{self.source}: {_some(names)} look like images and their masks or labels, not like "
+            f"classes; {EXPECTED}; {_ASK}"
         )
 
     def _take_splits(self, top: Folder, splits: dict[str, str]) -> None:
@@ -263,12 +269,11 @@ class _Reading:
             )
         ]
         rest = [name for name, folder in top.folders.items() if folder not in sets]
-        alike = any(
-            set(a.folders) & set(b.folders) and _class_names(a) & _class_names(b)
-            for a in sets
-            for b in sets
-            if a is not b
-        )
+        below = [
+            {name for sub in _unwrap(folder).folders.values() for name in _class_names(sub)}
+            for folder in sets
+        ]
+        alike = any(a & b for a, b in combinations(below, 2))
         if len(sets) > 1 and alike:
             raise UserError(
                 f"{self.source}: {_some([f.parts[-1] for f in sets])} each have splits with the "
@@ -287,9 +292,10 @@ class _Reading:
         """Take ``cat/train`` and ``cat/test``, at whatever depth; False if there are none."""
         found: dict[int, _Placed] = {}
         bare: list[File] = []
-        beside: set[int] = set()
 
         def walk(folder: Folder, path: Parts, split: str | None) -> None:
+            if path:
+                folder = self._without_masks(folder)
             names = list(folder.folders)
             splits = find_splits(_folders_of(folder)) if split is None else {}
             if not splits and split is None and path and names and _are_bare_splits(names):
@@ -297,20 +303,19 @@ class _Reading:
             for file in folder.files:
                 if split is not None:
                     found[id(file)] = _Placed(split, path)
-                elif splits:
-                    beside.add(id(file))
-                else:
+                elif not splits:
                     bare.append(file)
+            alone = len(names) == 1 and not folder.files and is_container(names[0])
             for name, sub in folder.folders.items():
                 own = splits.get(name)
                 if splits and own is None:
-                    beside.update(id(file) for file in sub.all_files())
+                    self._leave_out([sub])
                 else:
-                    walk(sub, path if own else (*path, name), own or split)
+                    walk(sub, path if own or (path and alone) else (*path, name), own or split)
 
         walk(top, (), None)
         kinds = {placed.split for placed in found.values()}
-        if TRAIN not in kinds or not kinds - {TRAIN}:
+        if TRAIN not in kinds or (bare and kinds == {TRAIN}):
             return False
         if bare and not all(len(file.parts) == len(top.parts) + 1 for file in bare):
             without = sorted({"/".join((*file.parts[:-1], "")) for file in bare}, key=natural_key)
@@ -318,7 +323,7 @@ class _Reading:
                 f"{self.source}: some folders have a split below them and others, like "
                 f"{without[0]}, have none; put all classes into train/ and test/"
             )
-        chosen = next(split for split in _TESTS if split in kinds)
+        chosen = next((split for split in _TESTS if split in kinds), None)
         if chosen == VALIDATION:
             self.notes.append("No test folders below the classes: val is the test split.")
         unused = [key for key, placed in found.items() if placed.split not in (TRAIN, chosen)]
@@ -330,7 +335,7 @@ class _Reading:
             if placed.split in (TRAIN, chosen):
                 self.placed[key] = _Placed(TRAIN if placed.split == TRAIN else TEST, placed.path)
         self.roots.append(top.parts)
-        self.has_test = True
+        self.has_test = chosen is not None
         self._remark_on_levels()
         return True
 
@@ -354,14 +359,16 @@ class _Reading:
 
     # --- images without class folders
 
-    def _take_flat(self, folder: Folder) -> None:
-        """Take the labels of images without class folders from a table."""
+    def _take_flat(self, folder: Folder, around: Folder) -> None:
+        """Take the labels of images without class folders from a table; ``around`` has masks."""
         inner = folder
         while not inner.files and len(inner.folders) == 1:
             (inner,) = inner.folders.values()
         labels = self._labels_of(inner, (), TRAIN)
         if labels is not None:
             self._place_labelled(inner, labels, TRAIN)
+        elif len(around.folders) > 1:
+            raise UserError(self._only_images_and_masks(around.folders))
         elif folder.folders:
             raise UserError(
                 f"{self.source}: {inner.name} holds {len(inner.files)} images and no class "
@@ -419,6 +426,13 @@ class _Reading:
                 f"{self.source}: {_some(names)} look like parts, folds or sizes of one set, not "
                 f"like classes; {EXPECTED}, or {self._give_one(top.folders[names[0]])}; {_ASK}"
             )
+        for name in names:
+            if len(names) > 1 and is_container(name) and len(top.folders[name].folders) > 1:
+                raise UserError(
+                    f"{self.source}: {name}/ holds {len(top.folders[name].folders)} folders and is "
+                    f"beside {_some([other for other in names if other != name])}; "
+                    f"{self._give_one(top.folders[name])}; {_ASK}"
+                )
         folders = top.folders.items()
         if self.class_folders is None and all(
             len(name) == 1
@@ -433,20 +447,23 @@ class _Reading:
             )
 
     def _check_same_folders(self, top: Folder) -> None:
-        """Refuse class folders that all hold the same folders: which of the two are classes?"""
-        if self.class_folders is not None or len(top.folders) < 2:
-            return
+        """Refuse folders that hold the same folders: which of the two levels are the classes?"""
         groups = {name: _class_names(sub) for name, sub in top.folders.items()}
-        common = set.intersection(*groups.values())
-        if len(common) < 2 or any(2 * len(common) < len(group) for group in groups.values()):
+        for name, group in groups.items():
+            if len(group & groups.keys()) > 1:
+                raise UserError(
+                    f"{self.source}: {name}/ holds folders that are beside it too "
+                    f"({_some(sorted(group & groups.keys(), key=natural_key))}); put {name}/ "
+                    f"elsewhere; {_ASK}"
+                )
+        alike, common = _alike(groups)
+        if not alike or (self.class_folders == "leaves" and not are_parts(common)):
             return
-        below = sorted(common, key=natural_key)
-        first, second = list(groups)[:2]
-        where = self._path(top.parts)
+        where, below = self._path(top.parts), sorted(common, key=natural_key)
         raise UserError(
-            f"{self.source}: {_some(groups)} all hold the same folders ({_some(below)}); if those "
-            f"are the classes, give one of the upper, as {where}/{first}, with --test "
-            f"{where}/{second}; if the upper are the classes, say --class-folders top"
+            f"{self.source}: {_some(alike)} hold the same folders ({_some(below)}); if those are "
+            f"the classes, give one of the upper, as {where}/{alike[0]}, with --test "
+            f"{where}/{alike[1]}; if the upper are the classes, say --class-folders top"
         )
 
     def _path(self, parts: Parts) -> str:
@@ -461,7 +478,7 @@ class _Reading:
         return f"say which is meant, as {train} --test {self._path((*top.parts, test))}"
 
     def _give_one(self, folder: Folder) -> str:
-        return f"give one of them, as {self._path(folder.parts)}"
+        return f"give the one that is meant, as {self._path(folder.parts)}"
 
     # --- what comes of it
 
@@ -548,7 +565,9 @@ class _Reading:
     def _leave_out(self, folders: Iterable[Folder]) -> None:
         for folder in folders:
             files = [id(file) for file in folder.all_files()]
-            flat = "" if folder.folders else ", no class folders"
+            if self.left_out.issuperset(files):
+                continue
+            flat = "" if _class_names(folder) else ", no class folders"
             self.left_out.update(files)
             self.notes.append(f"{folder.name} is left out ({len(files)} images{flat}).")
 
@@ -597,12 +616,26 @@ def _folders_of(folder: Folder) -> dict[str, set[str]]:
 
 
 def _class_names(folder: Folder) -> set[str]:
-    """The names of the folders in a folder, or in the ``images/`` that is all it has."""
-    names = set(folder.folders)
-    while len(names) == 1 and is_container(next(iter(names))):
-        (folder,) = folder.folders.values()
+    """The names of the folders in a folder, or in the ``images/`` that is all it has but masks."""
+    names = set(folder.folders) - set(find_masks(folder.folders)[1])
+    while len(names) == 1 and is_container(name := names.pop()):
+        folder = folder.folders[name]
         names = set(folder.folders)
     return names
+
+
+def _alike(groups: dict[str, set[str]]) -> tuple[list[str], set[str]]:
+    """The folders that share at least two, and half, of what they hold; and what that is."""
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name, group in groups.items():
+        for below in group:
+            holders[below].append(name)
+    for names in holders.values():
+        for first, second in combinations(names[:50], 2):
+            common = groups[first] & groups[second]
+            if len(common) > 1 and 2 * len(common) >= max(len(groups[first]), len(groups[second])):
+                return [name for name in groups if len(groups[name] & common) > 1], common
+    return [], set()
 
 
 def _is_lone_flat(top: Folder) -> bool:

@@ -131,7 +131,11 @@ class LabelledImages:
 
 
 def load_labelled(
-    source: str | Path, classes: Sequence[str], on_progress: OnProgress | None = None
+    source: str | Path,
+    classes: Sequence[str],
+    class_folders: ClassFolders | None = None,
+    *,
+    on_progress: OnProgress | None = None,
 ) -> LabelledImages:
     """Read the images of some or all of a run's classes: those of the test split if there is one.
 
@@ -139,13 +143,14 @@ def load_labelled(
         source: in the forms that `load_data` takes, or the folder of a single class, or one with a
             single class folder.
         classes: the run's.
+        class_folders: as for `load_data`.
         on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
 
     Raises:
         UserError: the source is missing or in none of these forms, has a class that the run does
             not know, or no readable image.
     """
-    layout = _single_class(source, classes) or read_layout(source)
+    layout = _single_class(source, classes) or read_layout(source, class_folders)
     files = layout.train if layout.test is None else layout.test
     unknown = sorted((name for name in files if name not in classes), key=natural_key)
     if unknown:

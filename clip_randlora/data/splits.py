@@ -124,7 +124,7 @@ def word_table(text: str) -> frozenset[str]:
 _SPLIT_OF = {_fold(word): split for split, text in _SPLIT_WORDS.items() for word in text.split()}
 _FILLER, _SOFT, _IMAGE, _MASK = map(word_table, (_FILLERS, _SOFT_FILLERS, _IMAGES, _MASKS))
 _CONTAINER, _PART = map(word_table, (_CONTAINERS, _PARTS))
-_WITHOUT_LABELS, _LEFT_OUT = word_table(_UNLABELLED), word_table(_UNLABELLED + _BESIDE)
+WITHOUT_LABELS, _LEFT_OUT = word_table(_UNLABELLED), word_table(_UNLABELLED + _BESIDE)
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -194,7 +194,7 @@ def find_splits(folders: Mapping[str, Set[str]]) -> dict[str, str]:
         return {}
     if kinds == {TRAIN}:
         rest = [name for name in folders if name not in splits]
-        known = _LEFT_OUT if any(folders[name] for name in splits) else _WITHOUT_LABELS
+        known = _LEFT_OUT if any(folders[name] for name in splits) else WITHOUT_LABELS
         bare = all(read[name].is_bare for name in splits)
         if not bare or not all(is_left_out(name, known) for name in rest):
             return {}
@@ -209,9 +209,9 @@ def are_all_splits(names: Iterable[str]) -> bool:
     return len(found) > 1 and all(name and name.is_bare for name in found)
 
 
-def is_left_out(name: str, known: Set[str] = _LEFT_OUT) -> bool:
-    """Whether a folder beside others says by its name that it holds no class."""
-    return any(word in known for word in words_of(name))
+def is_left_out(name: str, known: Set[str] | None = None) -> bool:
+    """Whether a folder beside others says by its name, or one of the words, that it is no class."""
+    return any(word in (_LEFT_OUT if known is None else known) for word in words_of(name))
 
 
 def is_container(name: str) -> bool:

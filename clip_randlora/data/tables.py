@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clip_randlora.data.sources import File
-from clip_randlora.data.splits import split_name, word_table, words_of
+from clip_randlora.data.splits import TRAIN, split_name, word_table, words_of
 from clip_randlora.errors import UserError
 
 MAX_TABLE_BYTES = 64 * 2**20
@@ -75,7 +75,7 @@ def find_labels(
         source: what errors name first.
         tables: files that may be tables.
         images: of one split, without class folders.
-        others: images of the other splits; a table that names as many of those is not taken.
+        others: images of the other splits, which a table may name too.
         split: of the images, as `clip_randlora.data.splits` calls it.
 
     Returns:
@@ -89,7 +89,7 @@ def find_labels(
         own = split_name(table.parts[-1].rpartition(".")[0])
         if (own and own.split != split) or not _may_have_labels(table):
             continue
-        labels = _read(source, table, images, () if own else others)
+        labels = _read(source, table, images, () if own else others, split)
         if labels:
             found[own is not None].append(labels)
     best = found[True] or found[False]  # one that is called after the split wins
@@ -105,7 +105,7 @@ def _may_have_labels(table: File) -> bool:
 
 
 def _read(
-    source: str, table: File, images: Sequence[File], others: Sequence[File]
+    source: str, table: File, images: Sequence[File], others: Sequence[File], split: str
 ) -> Labels | None:
     where = f"{source}: {table.name}"
     rows = _rows(read_text(table, where), where)
@@ -121,16 +121,21 @@ def _read(
     key = max(range(width), key=lambda column: hits[column])
     if 2 * hits[key] < min(len(images), len(rows) - 1) or not hits[key]:
         return None
-    if rivals and matches(key, rivals) >= hits[key]:
-        return None
+    of_both = [row for row in rows if len(row) == width and _find(row[key], rivals)]
+    if split != TRAIN and any(_find(row[key], known) for row in of_both):
+        return None  # the same names in both: those to train on are meant
     has_header = _find(rows[0][key], known) is None
     header = rows[0] if has_header else [f"column {n + 1}" for n in range(width)]
     body = rows[has_header:]
+    elsewhere = {id(row) for row in of_both if _find(row[key], known) is None}
     for number, row in enumerate(body, 1 + has_header):
         if len(row) != width:
             raise UserError(f"{where}: row {number} has {len(row)} fields, the first {width}")
     column = _label_column(where, header, body, key)
-    return _labels(where, table, body, key, column, known, images) if column is not None else None
+    if column is None:
+        return None
+    body = [row for row in body if id(row) not in elsewhere]
+    return _labels(where, table, body, key, column, known, images)
 
 
 def _rows(text: str, where: str) -> list[list[str]]:
