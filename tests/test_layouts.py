@@ -232,6 +232,12 @@ SPLITS = {
 }  # fmt: skip
 
 CLASSES = {
+    "test and control": flat("a test", "a control", classes="a~control a~test"),
+    "valid and expired": flat("valid", "expired", classes="expired valid"),
+    "masks beside their images": Case(
+        "{benign,malignant}/{a,b,c,a_mask,b_mask_1,b_mask}.png", "benign malignant",
+        "{benign,malignant}/{a,b,c}.png", note="6 masks beside their images are left out",
+    ),
     "a class called train": flat("train", "car", "bus", "bicycle", classes="bicycle bus car train"),
     "train among two": flat("train", "tram", classes="train tram"),
     "train and a test tube": flat("train", "test tube", classes="test~tube train"),
@@ -315,7 +321,7 @@ CLASSES = {
 }  # fmt: skip
 
 ERRORS = {
-    "flat splits": flat("train", "test", error="test/ and train/ look like splits, and train/ has"),
+    "flat splits": flat("train", "test", error="but there are no class folders in train/"),
     "flat splits of COCO": flat("train2017", "val2017", error="look like splits"),
     "flat splits of a competition": flat("train", "test1", error="look like splits"),
     "flat cars": flat("cars_train", "cars_test", error="look like splits"),
@@ -380,6 +386,15 @@ ERRORS = {
     "images and labels": flat("images", "labels", "overlay", error="look like images and their"),
     "images and annotations": Case(
         "images/{1..4}.png + annotations/trimaps/{1..4}.png", error="images/ look like images and"
+    ),
+    "test images beside the classes": flat(
+        "cat", "dog", "test", error="test/ beside cat/ and dog/ does not look like a class"
+    ),
+    "unlabelled images beside the classes": flat(
+        "cat", "dog", "Unlabeled", error="Unlabeled/ beside cat/ and dog/ does not look like a cla"
+    ),
+    "two levels above the splits": Case(
+        "{north,south}/{cat,dog}/{train,test}/1.png", error="north/ and south/ hold the same fold"
     ),
     "a copy of the classes": Case(
         "{cat,dog}/{1..2}.png + augmented/{cat,dog}/{3..4}.png",
@@ -494,6 +509,11 @@ TABLES = {
     ),
     "images beside their table": Case(
         "{1..6}.png", "cat dog", "{1..6}.png", texts={"labels.csv": IDS}
+    ),
+    "a table in each split": Case(
+        "Training/{1..4}.png + Test/{1..4}.png", "a b", "Training/{1..4}.png", "Test/{1..4}.png",
+        texts={"Training/labels.csv": "id,label\n1,a\n2,a\n3,b\n4,b\n",
+               "Test/labels.csv": "id,label\n1,b\n2,a\n3,b\n4,b\n"},
     ),
     "the same names in both": Case(
         "train/{1..6}.png + test/{1..3}.png", "cat dog", "train/{1..6}.png",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,11 @@ class Workspace:
         self._check_unpacked(data, called)
         added = Added(skipped=list(data.skipped))
         keep_split = not data.held_out
-        if keep_split:
-            added.notes = list(data.notes)
+        added.notes = list(
+            data.notes
+            if keep_split
+            else takewhile(lambda note: not note.startswith("No test split"), data.notes)
+        )
         with self.lock:
             for split, items in (("train", data.train), ("test", data.test)):
                 for label, group in items.by_class().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,17 @@ from clip_randlora.data.splits import (
     find_splits,
     is_container,
     is_left_out,
+    is_no_class,
     split_name,
 )
-from clip_randlora.data.tables import Labels, find_labels
+from clip_randlora.data.tables import Labels, find_labels, is_table
 from clip_randlora.errors import UserError
 
 EXPECTED = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
 _MAX_TABLES = 50
+_MASK_FILE = re.compile(
+    r"(.+?)[ _.-](?:masks?|gt|ground_?truth|seg|segmentation|trimap|matte)(?:[ _.-]?\d+)?", re.I
+)
 _TESTS = (TEST, EVALUATION, VALIDATION)  # the first that is there is the test split
 _ASK = "if these are the classes, say so with --class-folders top"
 
@@ -129,6 +134,8 @@ class _Reading:
             )
         if not self.has_test and self.class_folders != "top":
             self._apply_lists()
+        if self.class_folders != "top":
+            self._leave_out_mask_files(top)
         layout = Layout(*self._by_class(), roots=self.roots)
         layout.notes = self.notes + self._empty_folders()
         layout.skipped = [
@@ -156,7 +163,7 @@ class _Reading:
             return
         self._check_level(top)
         if not self._take_splits_below(top):
-            self._check_same_folders(top)
+            self._check_same_folders(top, _folders_of(top))
             self._take_classes(top)
 
     def _without_masks(self, folder: Folder) -> Folder:
@@ -194,7 +201,8 @@ class _Reading:
             chosen = [name for name in names if inside[name].folders]
             for name in () if chosen else names:
                 others = [f for n in splits if n != name for f in top.folders[n].all_files()]
-                if found := self._labels_of(inside[name], others, split):
+                root = (*top.parts, name)
+                if found := self._labels_of(inside[name], root, others, split):
                     labels[name] = found
                     chosen.append(name)
             if len(chosen) > 1:
@@ -323,6 +331,10 @@ class _Reading:
                 f"{self.source}: some folders have a split below them and others, like "
                 f"{without[0]}, have none; put all classes into train/ and test/"
             )
+        groups: dict[str, set[str]] = defaultdict(set)
+        for placed in found.values():
+            groups[placed.path[0]].update(placed.path[1:2])
+        self._check_same_folders(top, groups)
         chosen = next((split for split in _TESTS if split in kinds), None)
         if chosen == VALIDATION:
             self.notes.append("No test folders below the classes: val is the test split.")
@@ -345,8 +357,7 @@ class _Reading:
         def walk(sub: Folder, path: Parts) -> None:
             if self.class_folders != "top":
                 sub = self._without_masks(sub)
-            for file in sub.files:
-                self.placed[id(file)] = _Placed(split, path)
+            self.placed.update(dict.fromkeys(map(id, sub.files), _Placed(split, path)))
             for name, below in sub.folders.items():
                 alone = len(sub.folders) == 1 and not sub.files and is_container(name)
                 walk(below, path if alone else (*path, name))
@@ -364,7 +375,7 @@ class _Reading:
         inner = folder
         while not inner.files and len(inner.folders) == 1:
             (inner,) = inner.folders.values()
-        labels = self._labels_of(inner, (), TRAIN)
+        labels = self._labels_of(inner, (), (), TRAIN)
         if labels is not None:
             self._place_labelled(inner, labels, TRAIN)
         elif len(around.folders) > 1:
@@ -376,12 +387,35 @@ class _Reading:
                 f"columns file and label beside {inner.name}"
             )
 
-    def _labels_of(self, folder: Folder, others: Sequence[File], split: str) -> Labels | None:
-        """What a table says of a folder's images; one in a folder around them comes first."""
-        near = [f for f in self.others if f.parts[:-1] == folder.parts[: len(f.parts) - 1]]
-        far = [file for file in self.others if file not in near]
-        for tables in (near, far if len(far) <= _MAX_TABLES else []):
-            if found := find_labels(self.source, tables, folder.files, others, split):
+    def _labels_of(
+        self, folder: Folder, root: Parts, others: Sequence[File], split: str
+    ) -> Labels | None:
+        """What a table says of a folder's images.
+
+        Args:
+            folder: that the images lie in.
+            root: of the split; a table in it is for these images alone, and comes first.
+            others: images of the other splits.
+            split: what the images are for.
+        """
+        elsewhere = {file.parts[: len(root)] for file in others}
+        own: list[File] = []
+        above: list[File] = []
+        beside: list[File] = []
+        for file in self.others:
+            if root and file.parts[: len(root)] == root:
+                own.append(file)
+            elif file.parts[:-1] == folder.parts[: len(file.parts) - 1]:
+                above.append(file)
+            elif file.parts[: len(root)] not in elsewhere:
+                beside.append(file)
+        beside = [file for file in beside if is_table(file)]
+        for tables, rivals in (
+            (own, ()),
+            (above, others),
+            (beside if len(beside) <= _MAX_TABLES else [], others),
+        ):
+            if found := find_labels(self.source, tables, folder.files, rivals, split):
                 return found
         return None
 
@@ -402,9 +436,9 @@ class _Reading:
         train = [name for name in splits if splits[name] == TRAIN]
         count = sum(1 for name in train for _ in top.folders[name].all_files())
         return (
-            f"{self.source}: {_some(splits)} look like splits, and {_some(train)} has no class "
-            f"folders ({count} images) and no table with their labels; put one folder per class "
-            f"into each, or a {train[0]}.csv with the columns file and label beside them; {_ASK}"
+            f"{self.source}: {_some(splits)} look like splits, but there are no class folders in "
+            f"{_some(train)} ({count} images) and no table has their labels; put one folder per "
+            f"class into each, or {train[0]}.csv with the columns file and label beside it; {_ASK}"
         )
 
     # --- what is not clear
@@ -412,7 +446,7 @@ class _Reading:
     def _check_class_level(self, folder: Folder) -> None:
         """Refuse folders in a split that look like anything but classes."""
         self._check_level(folder)
-        self._check_same_folders(folder)
+        self._check_same_folders(folder, _folders_of(folder))
 
     def _check_level(self, top: Folder) -> None:
         names = list(top.folders)
@@ -425,6 +459,13 @@ class _Reading:
             raise UserError(
                 f"{self.source}: {_some(names)} look like parts, folds or sizes of one set, not "
                 f"like classes; {EXPECTED}, or {self._give_one(top.folders[names[0]])}; {_ASK}"
+            )
+        stray = [name for name in names if is_no_class(name)]
+        if stray:
+            raise UserError(
+                f"{self.source}: {_some(stray)} beside {_some(n for n in names if n not in stray)} "
+                f"does not look like a class; put the classes into train/ and test/, or "
+                f"{stray[0]}/ elsewhere; {_ASK}"
             )
         for name in names:
             if len(names) > 1 and is_container(name) and len(top.folders[name].folders) > 1:
@@ -446,15 +487,14 @@ class _Reading:
                 f"letter; take those as classes with --class-folders leaves"
             )
 
-    def _check_same_folders(self, top: Folder) -> None:
+    def _check_same_folders(self, top: Folder, groups: dict[str, set[str]]) -> None:
         """Refuse folders that hold the same folders: which of the two levels are the classes?"""
-        groups = {name: _class_names(sub) for name, sub in top.folders.items()}
         for name, group in groups.items():
             if len(group & groups.keys()) > 1:
                 raise UserError(
                     f"{self.source}: {name}/ holds folders that are beside it too "
                     f"({_some(sorted(group & groups.keys(), key=natural_key))}); put {name}/ "
-                    f"elsewhere; {_ASK}"
+                    f"elsewhere, and give it with --test if it is for testing; {_ASK}"
                 )
         alike, common = _alike(groups)
         if not alike or (self.class_folders == "leaves" and not are_parts(common)):
@@ -570,6 +610,27 @@ class _Reading:
             flat = "" if _class_names(folder) else ", no class folders"
             self.left_out.update(files)
             self.notes.append(f"{folder.name} is left out ({len(files)} images{flat}).")
+
+    def _leave_out_mask_files(self, folder: Folder) -> None:
+        """Leave out files like ``1_mask.png`` beside ``1.png``."""
+        masks: list[File] = []
+
+        def walk(sub: Folder) -> None:
+            stems = {file.parts[-1].rpartition(".")[0] for file in sub.files}
+            for file in sub.files:
+                found = _MASK_FILE.fullmatch(file.parts[-1].rpartition(".")[0])
+                if found and found[1] in stems and id(file) in self.placed:
+                    masks.append(file)
+            for below in sub.folders.values():
+                walk(below)
+
+        walk(folder)
+        if masks:
+            named = _some([file.name for file in masks], "")
+            self.notes.append(f"{len(masks)} masks beside their images are left out ({named}).")
+        for file in masks:
+            del self.placed[id(file)]
+            self.left_out.add(id(file))
 
     def _loose(self) -> list[Skipped]:
         """The images that are in no class and in no folder that a note names."""

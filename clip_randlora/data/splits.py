@@ -69,6 +69,8 @@ _UNLABELLED = """
     predictions inference submission submissions meta metadata annotation annotations anno
     segmentation segmentations masks ohnelabel sinetiquetar 无标签 未标注
 """
+_UNLABELLED_ALONE = {"unlabeled", "unlabelled", "unlab"}
+_CLASSES_TOO = {"valid", "validate", "dev", "devel", "development", "evaluate"}
 _BESIDE = """
     sample samples examples extra extras docs papers models checkpoints logs results outputs
     scripts notebooks
@@ -212,6 +214,15 @@ def are_all_splits(names: Iterable[str]) -> bool:
 def is_left_out(name: str, known: Set[str] | None = None) -> bool:
     """Whether a folder beside others says by its name, or one of the words, that it is no class."""
     return any(word in (_LEFT_OUT if known is None else known) for word in words_of(name))
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a folder beside classes is called ``test`` or ``unlabeled``, and nothing else."""
+    found = split_name(name)
+    if found is None:
+        return bool(set(words_of(name)) & _UNLABELLED_ALONE)
+    clear = found.is_bare and not found.is_abbreviation and found.split != TRAIN
+    return clear and not set(words_of(name)) & _CLASSES_TOO
 
 
 def is_container(name: str) -> bool:

@@ -87,7 +87,7 @@ def find_labels(
     found: dict[bool, list[Labels]] = defaultdict(list)
     for table in tables:
         own = split_name(table.parts[-1].rpartition(".")[0])
-        if (own and own.split != split) or not _may_have_labels(table):
+        if (own and own.split != split) or not is_table(table):
             continue
         labels = _read(source, table, images, () if own else others, split)
         if labels:
@@ -99,8 +99,9 @@ def find_labels(
     return best[0] if best else None
 
 
-def _may_have_labels(table: File) -> bool:
-    name = table.parts[-1]
+def is_table(file: File) -> bool:
+    """Whether a file may be a table of labels, by its name."""
+    name = file.parts[-1]
     return name.lower().endswith(_EXTENSIONS) and not _TO_FILL_IN & set(words_of(name))
 
 
