@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import forks
 import pytest
+import yaml
 from conftest import COLORS, write_colors
 from crash import OFTEN
 from PIL import Image
@@ -178,6 +180,30 @@ def test_an_unreadable_image_is_named(run, tmp_path):
     done = command("predict", run, tmp_path / "broken.jpg")
     assert done.returncode == 2
     assert "broken.jpg" in done.stderr
+
+
+def test_the_choice_of_class_folders_stays_with_the_run(colors, tiny_folder, tmp_path):
+    nested, out = tmp_path / "nested", tmp_path / "run"
+    for name, group in {"red": "warm", "blue": "cold", "green": "cold"}.items():
+        shutil.copytree(colors / name, nested / group / name)
+    arguments = ("train", nested, "--model", tiny_folder, "--shots", 2, "--steps", 1, "--out", out)
+    done = command(*arguments, "--class-folders", "leaves")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["classes"] == ["blue", "green", "red"]
+    assert config["data"]["class_folders"] == "leaves"
+    answer = json.loads(command("eval", out, nested, "--json").stdout)
+    assert {row["label"] for row in answer["predictions"]} == {"blue", "green", "red"}
+    done = command("eval", out, nested, "--class-folders", "top")
+    assert done.returncode == 2
+    assert "the run does not know the class 'cold'" in done.stderr
+    (out / "metrics.json").unlink()
+    done = command(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    done = command(*arguments[:-1], tmp_path / "other", "--class-folders", "middle")
+    assert (done.returncode, done.stderr) == (
+        2, "error: --class-folders middle: give top or leaves\n"
+    )  # fmt: skip
 
 
 def test_settings_from_a_file_and_from_a_run(run, colors, tiny_folder, tmp_path):

@@ -576,6 +576,19 @@ def test_a_folder_with_splits_and_names_of_its_own(photos, tmp_path):
         load_data(source)
 
 
+def test_a_description_says_which_folders_are_the_classes(photos, tmp_path):
+    (photos / "seen/pets").mkdir()
+    (photos / "seen/tabby_cat").rename(photos / "seen/pets/tabby_cat")
+    (photos / "seen/golden_retriever").rename(photos / "seen/pets/golden_retriever")
+    draw(photos / "seen/wild/lion/1.png", 90)
+    fields = {"folder": "photos/seen", "class_folders": "leaves"}
+    source = describe(tmp_path / "animals.yaml", **fields, classes={"lion": "big cat"})
+    assert set(load_data(source).classes) == {"golden_retriever", "tabby_cat", "big cat"}
+    assert load_data(photos / "seen").classes == ("pets", "wild")
+    with pytest.raises(UserError, match=r"top\.yaml: class_folders: Input should be 'to"):
+        load_data(describe(tmp_path / "top.yaml", folder="photos/seen", class_folders="all"))
+
+
 def test_a_pattern_tells_the_test_images(photos, tmp_path):
     source = describe(tmp_path / "pets.yaml", folder="photos/seen", test_files="[23].png")
     data = load_data(source)
