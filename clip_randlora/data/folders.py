@@ -679,8 +679,8 @@ def _folders_of(folder: Folder) -> dict[str, set[str]]:
 def _class_names(folder: Folder) -> set[str]:
     """The names of the folders in a folder, or in the ``images/`` that is all it has but masks."""
     names = set(folder.folders) - set(find_masks(folder.folders)[1])
-    while len(names) == 1 and is_container(name := names.pop()):
-        folder = folder.folders[name]
+    while len(names) == 1 and is_container(next(iter(names))):
+        folder = folder.folders[names.pop()]
         names = set(folder.folders)
     return names
 
