@@ -606,6 +606,12 @@ LISTS = {
         "images/{001.Auk,002.Jay}/{1..4}.png", error="train_test_split.txt: not 0 or 1 for each id",
         texts={"images.txt": IMAGES_TXT, "train_test_split.txt": SPLIT_TXT[:-4]},
     ),
+    "CUB without test images": Case(
+        "images/001.Auk/Auk_{1..4}.png + images/002.Jay/Jay_{5..8}.png", "001.Auk 002.Jay",
+        "images/001.Auk/Auk_{1..4}.png + images/002.Jay/Jay_{5..8}.png", note="The split is that",
+        texts={"images.txt": IMAGES_TXT,
+               "train_test_split.txt": re.sub(r"\d$", "1", SPLIT_TXT, flags=re.M)},
+    ),
     "CUB of other images": Case(
         "images/{001.Auk,002.Jay}/{1..4}.png", error="none of the 8 images that it lists is there",
         texts={"images.txt": IMAGES_TXT, "train_test_split.txt": SPLIT_TXT},

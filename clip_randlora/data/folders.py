@@ -531,11 +531,11 @@ class _Reading:
             return
         self.used.update(lists.files)
         kinds = set(lists.split_of.values())
-        chosen = next(split for split in _TESTS if split in kinds)
+        chosen = next((split for split in _TESTS if split in kinds), None)
         left: Counter[str] = Counter()
         for file in images:
             split = lists.split_of.get(id(file))
-            if split in (TRAIN, chosen):
+            if split is not None and split in (TRAIN, chosen):
                 path = self.placed[id(file)].path
                 if id(file) in lists.class_of:
                     path = (lists.class_of[id(file)],)
@@ -544,7 +544,7 @@ class _Reading:
                 del self.placed[id(file)]
                 self.left_out.add(id(file))
                 left["in none of the lists" if split is None else split] += 1
-        self.has_test = True
+        self.has_test = chosen is not None
         note = f"The split is that of {' and '.join(sorted(lists.files))}"
         note += "".join(f"; {count} images are left out ({why})" for why, count in left.items())
         if lists.missing:

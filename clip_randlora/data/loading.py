@@ -75,7 +75,8 @@ def load_data(
         tested, broken = _items(test_files, classes, other or layout, on_progress)
         skipped += broken
         digests = {} if layout.is_ready_made else _digests([*train, *tested], on_progress)
-        train, leaks = _without_test_images(train, tested, digests, classes)
+        share = None if other is not None else held_out
+        train, tested, leaks = _apart(train, tested, digests, classes, share)
         notes += leaks
     else:
         digests = _digests(train, on_progress)
@@ -310,29 +311,48 @@ def _notes(
     return notes
 
 
-def _without_test_images(
-    train: list[Item], test: list[Item], digests: dict[int, str], classes: Sequence[str]
-) -> tuple[list[Item], list[str]]:
-    """Keep images out of training that are in the test split too: figures would be too good."""
-    if not digests:
-        return train, []
-    in_test = {digests[id(item)]: item for item in reversed(test)}
-    leaks = [item for item in train if digests[id(item)] in in_test]
+def _apart(
+    train: list[Item],
+    test: list[Item],
+    digests: dict[int, str],
+    classes: Sequence[str],
+    share: float | None,
+) -> tuple[list[Item], list[Item], list[str]]:
+    """Keep images out of training that are in the test split too: figures would be too good.
+
+    Of a class that has no others, ``share`` of them stay in the test split and the rest in
+    training; None makes that an error.
+    """
+    in_test = {digests[id(item)]: item for item in reversed(test)} if digests else {}
+    leaks = [item for item in train if digests and digests[id(item)] in in_test]
     if not leaks:
-        return train, []
+        return train, test, []
     named = name_some([f"{item.name} = {in_test[digests[id(item)]].name}" for item in leaks])
     kept = [item for item in train if digests[id(item)] not in in_test]
     left = {item.label for item in kept}
-    for item in leaks:
-        if item.label not in left:
+    groups = Split(tuple(leaks), tuple(classes)).by_class()
+    copied = {classes[label]: group for label, group in groups.items() if label not in left}
+    keys = {name: [digests[id(item)] for item in group] for name, group in copied.items()}
+    held = hold_out(keys, share) if share else {}
+    trained = set()
+    for name, group in copied.items():
+        if not share or all(held[name]):
             raise UserError(
-                f'class "{classes[item.label]}": all its training images are test images too '
-                f"({named}); give others to train on, or to test on"
+                f'class "{name}": all its training images are test images too ({named}); give '
+                f"others to train on, or to test on"
             )
-    return kept, [
-        f"{len(leaks)} of {len(train)} training images are test images too ({named}): they are "
-        f"kept out of training."
-    ]
+        for item, is_test in zip(group, held[name], strict=True):
+            if not is_test:
+                trained.add(digests[id(item)])
+    kept = [i for i in train if digests[id(i)] not in in_test or digests[id(i)] in trained]
+    note = f"{len(leaks)} of {len(train)} training images are test images too ({named}): "
+    if not copied:
+        return kept, test, [f"{note}they are kept out of training."]
+    note += f"{share * 100:g} % of them stay for testing alone, the rest for training, in "
+    note += f"{name_some(list(copied))}, where there are no others"
+    if len(copied) < len(groups):
+        note += "; elsewhere they are kept out of training"
+    return kept, [i for i in test if digests[id(i)] not in trained], [f"{note}."]
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
