@@ -226,6 +226,10 @@ SPLITS = {
         "train/{cat,dog}/{1..4}.png + unlabeled/{5..6}.png", "cat dog",
         "train/{cat,dog}/{1..4}.png", note="unlabeled/ is left out",
     ),
+    "train, and images to show": Case(
+        "train/{cat,dog}/{1..4}.png + images/{5..6}.png", "cat dog",
+        "train/{cat,dog}/{1..4}.png", note="images/ is left out",
+    ),
     "train alone": Case(
         "train/{cat,dog}/{1..4}.png", "cat dog", "train/{cat,dog}/{1..4}.png", note="No test split"
     ),
@@ -258,8 +262,8 @@ CLASSES = {
         "train", "test", classes="test train", options={"class_folders": "top"}
     ),
     "train is a class that has folders": Case(
-        "train/{steam,diesel}/{1..2}.png + car/{1..3}.png", "car train",
-        "train/{steam,diesel}/{1..2}.png + car/{1..3}.png", note="classes are the upper ones",
+        "train/{steam,diesel}/{1..2}.png + {bus,car}/{1..3}.png", "bus car train",
+        "train/{steam,diesel}/{1..2}.png + {bus,car}/{1..3}.png", note="classes are the upper ones",
     ),
     "an empty class and what systems leave": Case(
         "{cat,dog}/{1..4}.png", "cat dog", "{cat,dog}/{1..4}.png", note="No images in cow/",
@@ -271,7 +275,7 @@ CLASSES = {
     ),
     "images and masks below each class": Case(
         "{COVID,Normal}/{images,masks}/{1..4}.png", "COVID Normal",
-        "{COVID,Normal}/images/{1..4}.png", note=r"COVID/masks/ is left out \(4 images",
+        "{COVID,Normal}/images/{1..4}.png", note=r"Normal/masks/ are left out \(8 images",
     ),
     "Stanford Dogs": Case(
         "Images/{n01-Chihuahua,n02-Pug}/{1..4}.png", "n01-Chihuahua n02-Pug",
@@ -389,6 +393,13 @@ ERRORS = {
     ),
     "test images beside the classes": flat(
         "cat", "dog", "test", error="test/ beside cat/ and dog/ does not look like a class"
+    ),
+    "test images beside each class": flat(
+        "cat", "dog", "cat_test", "dog_test",
+        error="cat_test/ and dog_test/ beside cat/ and dog/ do not look like classes",
+    ),
+    "a training set beside other images": Case(
+        "train/{cat,dog}/{1..2}.png + plots/1.png", error="train/ holds 2 folders and is beside plo"
     ),
     "unlabelled images beside the classes": flat(
         "cat", "dog", "Unlabeled", error="Unlabeled/ beside cat/ and dog/ does not look like a cla"

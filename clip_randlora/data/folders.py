@@ -117,6 +117,7 @@ class _Reading:
         self.others = [file for file in listing.files if id(file) not in names]
         self.placed: dict[int, _Placed] = {}
         self.left_out: set[int] = set()  # already named in a note
+        self.dropped: list[Folder] = []
         self.notes: list[str] = []
         self.roots: list[Parts] = []  # what class folders lie in
         self.used: set[str] = set()  # tables and lists
@@ -137,7 +138,7 @@ class _Reading:
         if self.class_folders != "top":
             self._leave_out_mask_files(top)
         layout = Layout(*self._by_class(), roots=self.roots)
-        layout.notes = self.notes + self._empty_folders()
+        layout.notes = [*self.notes, *self._dropped_folders(), *self._empty_folders()]
         layout.skipped = [
             *(entry for entry in self.listing.skipped if entry.name not in self.used),
             *self._loose(),
@@ -460,30 +461,50 @@ class _Reading:
                 f"{self.source}: {_some(names)} look like parts, folds or sizes of one set, not "
                 f"like classes; {EXPECTED}, or {self._give_one(top.folders[names[0]])}; {_ASK}"
             )
-        stray = [name for name in names if is_no_class(name)]
+        self._check_strays(names)
+        self._check_sets(top)
+        self._check_letters(top)
+
+    def _check_strays(self, names: list[str]) -> None:
+        """Refuse ``test`` or ``unlabeled`` beside classes."""
+        stray = [name for name in names if is_no_class(name, names)]
         if stray:
+            beside = _some(name for name in names if name not in stray)
+            looks = "does not look like a class" if len(stray) == 1 else "do not look like classes"
             raise UserError(
-                f"{self.source}: {_some(stray)} beside {_some(n for n in names if n not in stray)} "
-                f"does not look like a class; put the classes into train/ and test/, or "
-                f"{stray[0]}/ elsewhere; {_ASK}"
+                f"{self.source}: {_some(stray)} beside {beside} {looks}; put the classes into "
+                f"train/ and test/, or {stray[0]}/ elsewhere; {_ASK}"
             )
-        for name in names:
-            if len(names) > 1 and is_container(name) and len(top.folders[name].folders) > 1:
+
+    def _check_sets(self, top: Folder) -> None:
+        """Refuse ``data`` or ``train`` with class folders beside something else."""
+        for name, folder in top.folders.items():
+            others = top.without([name]).folders
+            inner = _class_names(folder)
+            split = split_name(name)
+            is_lone_split = (
+                split is not None
+                and split.is_bare
+                and len(others) == 1
+                and not any(sub.folders for sub in others.values())
+            )
+            if others and len(inner) > 1 and (is_container(name) or is_lone_split):
                 raise UserError(
-                    f"{self.source}: {name}/ holds {len(top.folders[name].folders)} folders and is "
-                    f"beside {_some([other for other in names if other != name])}; "
-                    f"{self._give_one(top.folders[name])}; {_ASK}"
+                    f"{self.source}: {name}/ holds {len(inner)} folders and is beside "
+                    f"{_some(others)}; {self._give_one(folder)}; {_ASK}"
                 )
-        folders = top.folders.items()
+
+    def _check_letters(self, top: Folder) -> None:
+        """Refuse ``a/abbey`` and ``b/bar``: folders that only sort others."""
         if self.class_folders is None and all(
             len(name) == 1
             and not name.isdigit()
             and sub.folders
             and all(below.casefold().startswith(name.casefold()) for below in sub.folders)
-            for name, sub in folders
+            for name, sub in top.folders.items()
         ):
             raise UserError(
-                f"{self.source}: {_some(names)} only sort the folders in them by their first "
+                f"{self.source}: {_some(top.folders)} only sort the folders in them by their first "
                 f"letter; take those as classes with --class-folders leaves"
             )
 
@@ -605,11 +626,21 @@ class _Reading:
     def _leave_out(self, folders: Iterable[Folder]) -> None:
         for folder in folders:
             files = [id(file) for file in folder.all_files()]
-            if self.left_out.issuperset(files):
-                continue
-            flat = "" if _class_names(folder) else ", no class folders"
-            self.left_out.update(files)
-            self.notes.append(f"{folder.name} is left out ({len(files)} images{flat}).")
+            if not self.left_out.issuperset(files):
+                self.left_out.update(files)
+                self.dropped.append(folder)
+
+    def _dropped_folders(self) -> Iterator[str]:
+        """Notes on the folders that are left out, one for those of one name."""
+        groups: dict[str, list[Folder]] = defaultdict(list)
+        for folder in self.dropped:
+            groups[folder.parts[-1]].append(folder)
+        for group in groups.values():
+            count = sum(1 for folder in group for _ in folder.all_files())
+            flat = "" if any(_class_names(folder) for folder in group) else ", no class folders"
+            verb = "is" if len(group) == 1 else "are"
+            names = _some([folder.name for folder in group], "")
+            yield f"{names} {verb} left out ({count} images{flat})."
 
     def _leave_out_mask_files(self, folder: Folder) -> None:
         """Leave out files like ``1_mask.png`` beside ``1.png``."""

@@ -19,20 +19,22 @@ _SPLIT_WORDS = {
         train trains training trainings trainval trn tr traing learn learning
         lern lernen entrainement apprentissage entrenamiento entreno treino treinamento
         addestramento allenamento trening treningowy treningowe treningowa uczacy uczace uczaca
-        trenovaci treningove traning træning trainen opetus koulutus tanito antrenare antrenament
+        trenovaci trenovacie treningove obuka treniranje entrenament traning træning trainen
+        opetus koulutus tanito antrenare antrenament
         egitim latih pelatihan latihan huanluyen εκπαιδευση
         обучение обучающая обучающий обучающие тренировка тренировочная тренировочный
         тренировочные трейн навчання навчальна навчальний тренувальна тренувальний
         训练 訓練 学習 訓練用 学習用 トレーニング 훈련 학습 훈련용 학습용 트레이닝
-        تدريب التدريب آموزش אימון प्रशिक्षण ฝึก
+        تدريب التدريب آموزش אימון ট্রেন প্রশিক্ষণ प्रशिक्षण ฝึก
     """,
     TEST: """
         test tests testing tst ts te holdout heldout prufung
-        prueba pruebas teste testes prova toets testowy testowe testowa testy testovaci testi teszt
+        prueba pruebas teste testes prova toets essai testowy testowe testowa testy testovaci
+        testovacie testi teszt
         testare sinama tes uji pengujian kiemtra δοκιμη τεστ
-        тест тестовая тестовый тестовые тестирование тестова тестовий
+        тест контрольная тестовая тестовый тестовые тестирование тестова тестовий
         测试 測試 测验 テスト テスト用 試験 테스트 테스트용 시험
-        اختبار الاختبار آزمون تست בדיקה מבחן परीक्षण ทดสอบ
+        اختبار الاختبار آزمون تست בדיקה מבחן পরীক্ষা টেস্ট परीक्षण ทดสอบ
     """,
     EVALUATION: """
         eval evals evaluation evaluate evaluating evaluacion avaliacao valutazione evaluierung
@@ -51,7 +53,8 @@ _ABBREVIATIONS = {"tr", "ts", "te", "tes"}  # languages' codes, among others: se
 # Words beside a split's own that change nothing.
 _FILLERS = """
     set sets data dataset datasets subset split splits image images img imgs pic pics picture
-    pictures photo photos folder folders dir directory file files list lists names ids jpg jpeg png
+    pictures photo photos folder folders dir directory file files list lists names ids jpg jpeg
+    png
     x y px my the of for labeled labelled
     daten satz datensatz bilder donnees jeu ensemble images de des datos conjunto imagenes dados
     imagens dati insieme immagini di gegevens beelden dane zbior zdjecia veri verileri seti kumesi
@@ -88,7 +91,8 @@ _MASK_ONLY = {"class", "object", "label", "xml", "seg", "ann"}  # say nothing on
 _CONTAINERS = _IMAGES + " data dataset files all"
 _PARTS = """
     fold folds kfold part parts split splits batch batches chunk chunks shard shards subset
-    partition partitions cam camera kamera image images img imgs set block archive dataset data
+    partition partitions video videos clip clips sequence seq session cam camera kamera image
+    images img imgs set block archive dataset data
     teil partie parte часть камера 折
 """
 _LETTERS = str.maketrans({"ı": "i", "ł": "l", "ø": "o", "æ": "ae", "ß": "ss"})
@@ -198,7 +202,10 @@ def find_splits(folders: Mapping[str, Set[str]]) -> dict[str, str]:
         rest = [name for name in folders if name not in splits]
         known = _LEFT_OUT if any(folders[name] for name in splits) else WITHOUT_LABELS
         bare = all(read[name].is_bare for name in splits)
-        if not bare or not all(is_left_out(name, known) for name in rest):
+        empty = [name for name in rest if known is _LEFT_OUT and not folders[name]]
+        if not bare or not all(
+            is_left_out(name, known) or (name in empty and is_container(name)) for name in rest
+        ):
             return {}
         if not rest and len(splits) < 2:
             return {}
@@ -216,9 +223,11 @@ def is_left_out(name: str, known: Set[str] | None = None) -> bool:
     return any(word in (_LEFT_OUT if known is None else known) for word in words_of(name))
 
 
-def is_no_class(name: str) -> bool:
-    """Whether a folder beside classes is called ``test`` or ``unlabeled``, and nothing else."""
+def is_no_class(name: str, beside: Iterable[str]) -> bool:
+    """Whether a folder beside classes is called ``test``, ``unlabeled``, or ``cat_test``."""
     found = split_name(name)
+    if found and found.rest and found.rest in {tuple(words_of(other)) for other in beside}:
+        return True
     if found is None:
         return bool(set(words_of(name)) & _UNLABELLED_ALONE)
     clear = found.is_bare and not found.is_abbreviation and found.split != TRAIN
