@@ -33,7 +33,7 @@ from clip_randlora.errors import UserError
 EXPECTED = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
 _MAX_TABLES = 50
 _MASK_FILE = re.compile(
-    r"(.+?)[ _.-](?:masks?|gt|ground_?truth|seg|segmentation|trimap|matte)(?:[ _.-]?\d+)?", re.I
+    r"(.+)[ _.-](?:masks?|gt|ground_?truth|seg|segmentation|trimap|matte)(?:[ _.-]?\d+)?", re.I
 )
 _TESTS = (TEST, EVALUATION, VALIDATION)  # the first that is there is the test split
 _ASK = "if these are the classes, say so with --class-folders top"
@@ -309,11 +309,10 @@ class _Reading:
             splits = find_splits(_folders_of(folder)) if split is None else {}
             if not splits and split is None and path and names and _are_bare_splits(names):
                 splits = {name: split_name(name).split for name in names}
-            for file in folder.files:
-                if split is not None:
-                    found[id(file)] = _Placed(split, path)
-                elif not splits:
-                    bare.append(file)
+            if split is not None:
+                found.update(dict.fromkeys(map(id, folder.files), _Placed(split, path)))
+            elif not splits:
+                bare.extend(folder.files)
             alone = len(names) == 1 and not folder.files and is_container(names[0])
             for name, sub in folder.folders.items():
                 own = splits.get(name)
@@ -479,16 +478,13 @@ class _Reading:
     def _check_sets(self, top: Folder) -> None:
         """Refuse ``data`` or ``train`` with class folders beside something else."""
         for name, folder in top.folders.items():
+            split = split_name(name)
+            if not is_container(name) and not (split and split.is_bare and len(top.folders) == 2):
+                continue
             others = top.without([name]).folders
             inner = _class_names(folder)
-            split = split_name(name)
-            is_lone_split = (
-                split is not None
-                and split.is_bare
-                and len(others) == 1
-                and not any(sub.folders for sub in others.values())
-            )
-            if others and len(inner) > 1 and (is_container(name) or is_lone_split):
+            is_flat = not any(sub.folders for sub in others.values())
+            if others and len(inner) > 1 and (is_container(name) or is_flat):
                 raise UserError(
                     f"{self.source}: {name}/ holds {len(inner)} folders and is beside "
                     f"{_some(others)}; {self._give_one(folder)}; {_ASK}"
@@ -647,10 +643,11 @@ class _Reading:
         masks: list[File] = []
 
         def walk(sub: Folder) -> None:
-            stems = {file.parts[-1].rpartition(".")[0] for file in sub.files}
-            for file in sub.files:
-                found = _MASK_FILE.fullmatch(file.parts[-1].rpartition(".")[0])
-                if found and found[1] in stems and id(file) in self.placed:
+            stems = [file.parts[-1].rpartition(".")[0] for file in sub.files]
+            known = set(stems)
+            for file, stem in zip(sub.files, stems, strict=True):
+                found = _MASK_FILE.fullmatch(stem)
+                if found and found[1] in known and id(file) in self.placed:
                     masks.append(file)
             for below in sub.folders.values():
                 walk(below)
@@ -687,7 +684,9 @@ def _tree(images: Iterable[File]) -> Folder:
     for file in images:
         folder = root
         for depth, name in enumerate(file.parts[:-1], 1):
-            folder = folder.folders.setdefault(name, Folder(file.parts[:depth]))
+            if name not in folder.folders:
+                folder.folders[name] = Folder(file.parts[:depth])
+            folder = folder.folders[name]
         folder.files.append(file)
     return root
 

@@ -115,11 +115,12 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", bare)
 
 
-def words_of(name: str) -> list[str]:
+@lru_cache(maxsize=65536)
+def words_of(name: str) -> tuple[str, ...]:
     """Split a name into its words and numbers, in lower case: ``TestSet_01`` is test, set, 01."""
     text = unicodedata.normalize("NFC", name)
     text = re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
-    return re.findall(r"[^\W\d_]+|\d+", _fold(text))
+    return tuple(re.findall(r"[^\W\d_]+|\d+", _fold(text)))
 
 
 def word_table(text: str) -> frozenset[str]:
