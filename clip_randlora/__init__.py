@@ -101,54 +101,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "DATASETS",
-    "METHODS",
-    "PRESETS",
-    "SUGGESTIONS",
-    "Adapter",
-    "CLIPLoRA",
-    "Classifier",
-    "CountedImages",
-    "Data",
-    "Full",
-    "Interrupted",
-    "LinearProbe",
-    "LoRA",
-    "Model",
-    "NoLA",
-    "RandLoRA",
-    "Run",
-    "SideBySide",
-    "Step",
-    "Suggestion",
-    "Task",
-    "TrainConfig",
-    "UserError",
-    "VeRA",
-    "ZeroShot",
-    "add_adapters",
-    "as_mapping",
-    "attach",
-    "decode_image",
-    "export_formats",
-    "export_precisions",
-    "export_run",
-    "find_test_images",
-    "find_weights",
-    "fit",
-    "list_images",
-    "load_adapter",
-    "load_data",
-    "load_model",
-    "loading_snippet",
-    "randlora_delta",
-    "read_preset",
-    "read_task",
-    "save_peft_adapter",
-    "select_weights",
-    "training_forward",
-]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
@@ -156,3 +109,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the names that are imported on first use too: for ``dir`` and completion."""
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from clip_randlora.data import Split
@@ -21,6 +19,7 @@ from clip_randlora.evaluation import (
     expected_calibration_error,
 )
 from clip_randlora.outputs import written_whole
+from clip_randlora.plotting import Figure, FigureCanvasAgg
 
 _ZERO_SHOT, _TUNED, _WRONG = "#8a94a6", "#1f6feb", "#c0392b"
 _BARS = 5

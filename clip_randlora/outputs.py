@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from stat import S_IMODE
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from clip_randlora.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there
-    fcntl = None
 
 LOCK = ".lock"
 _UNFINISHED = ".tmp"
@@ -24,13 +20,19 @@ _UNFINISHED = ".tmp"
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, and rename it into place.
 
+    The file gets the mode that the umask says, also from libraries that write files of mode 0600.
+
     Raises:
         UserError: it could not be written, for want of space say; nothing is left of it.
     """
     path = Path(path)
     temporary = path.with_name(path.name + _UNFINISHED)
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = _mode(temporary)
         yield temporary
+        _set_mode(temporary, mode)
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeErrors
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
@@ -40,6 +42,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def drawing(what: str, notes: list[str]) -> Iterator[None]:
+    """Draw and save in this block; a failure is one line in ``notes``, and no error.
+
+    matplotlib raises errors of many kinds, also at its import if its settings are broken.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        notes.append(f"{what} could not be drawn ({reason}).")
 
 
 @contextmanager
@@ -55,21 +70,22 @@ def locked(folder: Path, asked: Path | None = None) -> Iterator[None]:
     asked = asked or folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a")  # noqa: SIM115
+        (folder / LOCK).touch()
+        lock = _lock(folder / LOCK)
+    except Timeout:
+        raise UserError(
+            f"--out {asked}: another process is writing there; wait for it, or choose another "
+            f"folder"
+        ) from None
     except OSError as error:
         raise UserError(
             f"--out {asked}: cannot be written to ({error.strerror}); choose another folder"
         ) from error
-    with file:
-        if not _lock(file.fileno(), folder / LOCK):
-            raise UserError(
-                f"--out {asked}: another process is writing there; wait for it, or choose another "
-                f"folder"
-            )
+    with lock:
         try:
             yield
         finally:
-            with suppress(OSError):
+            with suppress(OSError):  # while it is still held, so that it is not another's
                 (folder / LOCK).unlink(missing_ok=True)
 
 
@@ -93,16 +109,34 @@ def is_vacant(folder: Path, first: str) -> bool:
     return all(path.name in (LOCK, first + _UNFINISHED) for path in folder.iterdir())
 
 
-def _lock(descriptor: int, path: Path) -> bool:
-    if fcntl is None:
-        return True
+def give_usual_modes(folder: Path, like: Path) -> None:
+    """Give every file of a folder the mode of ``like``, a file written by Python's own ``open``."""
+    mode = _mode(like)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _set_mode(path, mode)
+
+
+def _mode(path: Path) -> int:
+    return S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if _mode(path) != mode:
+        with suppress(PermissionError):  # a file system without modes
+            path.chmod(mode)
+
+
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """Lock a file, against other threads too; nothing is locked where the file system cannot.
+
+    Raises:
+        Timeout: it is held.
+    """
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    try:  # whoever held it a moment ago may have removed the file
-        return os.fstat(descriptor).st_ino == path.stat().st_ino
-    except OSError:
-        return False
+        return lock.acquire()
+    except (Timeout, PermissionError):
+        raise
+    except (OSError, NotImplementedError):
+        return nullcontext()

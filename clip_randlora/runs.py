@@ -22,7 +22,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
 from clip_randlora.image_record import FILE_NAME as IMAGES
 from clip_randlora.image_record import ImageRecord, write_images
-from clip_randlora.outputs import is_vacant, locked, made_for, written_whole
+from clip_randlora.outputs import drawing, is_vacant, locked, made_for, written_whole
 from clip_randlora.prompts import list_prompts, recorded_prompts
 from clip_randlora.recipe import TrainConfig
 from clip_randlora.templates import DEFAULT_TEMPLATES
@@ -231,23 +231,32 @@ def damaged_checkpoint(folder: Path) -> UserError:
 
 
 def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
-    """Write a finished run's files beside its adapter.
+    """Write a finished run's files beside its adapter; a figure that fails is a note of the run.
 
     ``metrics.json``, which marks it as finished, comes last.
     """
-    from clip_randlora import figures  # matplotlib takes memory that training has a use for
-
     folder, predictions = run.folder, run.predictions
     columns = run.history[0] if run.history else _HISTORY_COLUMNS
     _write_text(folder / "history.csv", _csv(columns, (row.values() for row in run.history)))
     _write_text(folder / PREDICTIONS, predictions_csv(predictions))
-    figures.save(figures.curves(run.history, run.metrics), folder / "curves.png")
-    figures.save(figures.confusions(predictions), folder / "confusion.png")
-    figures.save(figures.calibration(predictions), folder / "calibration.png")
-    figures.save(figures.examples(predictions, data.test), folder / "examples.png")
+    for name in ("curves", "confusion", "calibration", "examples"):
+        with drawing(f"{name}.png", run.notes):
+            _draw(name, run, data)
     _write_text(folder / "README.md", _card(run, settings))
     _write_text(folder / _METRICS, json.dumps(run.metrics, indent=2, ensure_ascii=False) + "\n")
     (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+
+def _draw(name: str, run: Run, data: Data) -> None:
+    from clip_randlora import figures  # matplotlib takes memory that training has a use for
+
+    figure = {
+        "curves": lambda: figures.curves(run.history, run.metrics),
+        "confusion": lambda: figures.confusions(run.predictions),
+        "calibration": lambda: figures.calibration(run.predictions),
+        "examples": lambda: figures.examples(run.predictions, data.test),
+    }[name]()
+    figures.save(figure, run.folder / f"{name}.png")
 
 
 def predictions_csv(predictions: Predictions) -> str:
@@ -339,11 +348,10 @@ def _card(run: Run, settings: Mapping[str, Any]) -> str:
     remarks = "\n".join(f"- {remark}" for remark in remarks)
     prompts = recorded_prompts(settings["classes"], settings["templates"], settings["prompts"])
     prompts = "\n".join(f"- {line}" for line in list_prompts(prompts, most=3))
+    shown = "![examples](examples.png)\n\n" if (run.folder / "examples.png").exists() else ""
     return f"""# {metrics["model"]} tuned on {settings["data"]["data"]}
 
-![examples](examples.png)
-
-| | top-1 | expected calibration error |
+{shown}| | top-1 | expected calibration error |
 |---|---|---|
 | zero-shot | {zero_shot["top1"]:.1%} | {zero_shot["ece"]:.3f} |
 | tuned | {tuned["top1"]:.1%} | {tuned["ece"]:.3f} |

@@ -27,6 +27,7 @@ from clip_randlora.adapters.targets import TargetWeight, find_weights, select_we
 from clip_randlora.adapters.transformers_names import transformers_names
 from clip_randlora.bases import Bases, number_of_bases, random_bases
 from clip_randlora.errors import UserError
+from clip_randlora.outputs import written_whole
 
 if TYPE_CHECKING:
     from clip_randlora.adapters.adapter import Adapter
@@ -124,7 +125,8 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
         base_model_name_or_path=base_model,
     ).save_pretrained(folder)
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(contents, folder / _WEIGHTS, metadata={"format": "pt"})
+    with written_whole(folder / _WEIGHTS) as temporary:
+        save_file(contents, temporary, metadata={"format": "pt"})
 
 
 def _folder(path: str | Path) -> Path:

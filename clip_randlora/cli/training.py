@@ -158,6 +158,12 @@ def _train(
     source = {"data": absolute(data), "test": test and absolute(test)}
     if class_folders:
         source["class_folders"] = class_folders
+    said: list[str] = []
+
+    def start(adapter: Adapter, notes: list[str]) -> None:
+        said.extend(notes)
+        _print_start(adapter, notes, labelled)
+
     try:
         with progress() as on_progress:
             run = fit(
@@ -169,7 +175,7 @@ def _train(
                 source=source,
                 on_step=lambda step: _show_step(step, on_progress),
                 on_progress=on_progress,
-                on_start=lambda adapter, notes: _print_start(adapter, notes, labelled),
+                on_start=start,
             )
     except Interrupted as stop:  # caught here: the command line library knows no way to go on
         if stop.folder is None:
@@ -179,6 +185,9 @@ def _train(
             f"interrupted after step {stop.step}: saved to {out}; run the same command with "
             f"--resume to go on",
         )
+    for note in run.notes:
+        if note not in said:
+            messages.print(f"- {note}", markup=False)
     _print_run(run, config)
 
 

@@ -14,7 +14,7 @@ from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
 from clip_randlora.export import card
 from clip_randlora.export.hub import push, require_token
 from clip_randlora.export.source import Source
-from clip_randlora.outputs import LOCK, locked, made_for
+from clip_randlora.outputs import LOCK, give_usual_modes, locked, made_for
 
 __all__ = [
     "export_formats",
@@ -131,6 +131,7 @@ def export_run(
                 text = card.write(source, format, out.name, precision)
                 (temporary / "README.md").write_text(text, encoding="utf-8")
                 (temporary / LOCK).unlink()
+                give_usual_modes(temporary, like=temporary / "README.md")
                 temporary.rename(out)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_randlora import figures
 from clip_randlora.errors import UserError
-from clip_randlora.outputs import written_whole
-from clip_randlora.report.plots import draw
+from clip_randlora.outputs import drawing, written_whole
 from clip_randlora.report.results import Results, gather
 from clip_randlora.report.text import TITLE, as_csv, as_markdown
 from clip_randlora.sweep.folder import SweepFolder
@@ -17,6 +15,8 @@ __all__ = ["Results", "gather", "write_report"]
 
 def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     """Write a sweep's report; a sweep that is still running is reported as far as it is.
+
+    Figures that cannot be drawn are named in it.
 
     Args:
         sweep: its folder.
@@ -35,11 +35,16 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     if path.exists() and not path.read_text(encoding="utf-8").startswith(TITLE):
         raise UserError(f"--out {out}: has a report.md that is not a sweep's; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    drawn = draw(results)
-    for name, figure in drawn.items():
-        figures.save(figure, out / name)
+    drawn, notes = [], []
+    with drawing("The figures", notes):
+        from clip_randlora import figures  # an error of matplotlib's must not cost the tables
+        from clip_randlora.report.plots import draw
+
+        for name, figure in draw(results).items():
+            figures.save(figure, out / name)
+            drawn.append(name)
     _write(out / "report.csv", as_csv(results))
-    _write(path, as_markdown(results, list(drawn)))
+    _write(path, as_markdown(results, drawn, notes))
     return path
 
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from clip_randlora.plotting import Figure
 from clip_randlora.report.results import Entry, ModelResults, Results
 
 _COLORS = (

@@ -23,12 +23,13 @@ training images: it is run once and stands in every column. (2 of 3): so many se
 others failed or are missing."""
 
 
-def as_markdown(results: Results, figures: Sequence[str]) -> str:
-    """Write the tables, what failed and what is missing, and show the figures."""
+def as_markdown(results: Results, figures: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """Write the tables, what failed and what is missing, the notes, and show the figures."""
     parts = [TITLE, _EXPLANATION, _what_varies(results)]
     for model in results.models:
         parts += _of_model(model)
     parts += [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in figures]
+    parts += notes
     if results.failed:
         rows = [[name, reason.replace("|", "\\|")] for name, reason in results.failed.items()]
         parts += [
