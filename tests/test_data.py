@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,45 @@ def one_row(mode: str, *pixels) -> Image.Image:
     return image
 
 
+def deep(*values: int) -> Image.Image:
+    """One row of 16-bit grey."""
+    return Image.fromarray(np.array([values], np.uint16))
+
+
+def packed_12_bit(*values: int) -> bytes:
+    """A TIFF of one row with two pixels in every three bytes."""
+    row = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in zip(values[::2], values[1::2]))  # noqa: B905
+    entries = {
+        256: len(values),
+        257: 1,
+        258: 12,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: 1,
+        279: len(row),
+    }
+    start = 8 + len(row) + len(row) % 2
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    head = b"II*\0" + struct.pack("<I", start) + row.ljust(start - 8, b"\0")
+    return head + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def deep_colour(*pixel: int) -> bytes:
+    """A PNG of one 16-bit RGB pixel, which PIL reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(">3H", *pixel))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
 GREY_16 = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
 
 
@@ -105,6 +146,19 @@ GREY_16 = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
         "palette": (palette(None), [(10, 20, 30), (200, 100, 50)]),
         "palette, transparent": (palette(0), [(255, 255, 255), (200, 100, 50)]),
         "16 bit": (encode(GREY_16), [(0,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]),
+        "12 bit in 16": (
+            encode(deep(0, 256, 2048, 4095), "TIFF"),
+            [(0,) * 3, (16,) * 3, (128,) * 3, (255,) * 3],
+        ),
+        "10 bit in 16": (encode(deep(0, 512, 1023)), [(0,) * 3, (128,) * 3, (255,) * 3]),
+        "14 bit in 16": (encode(deep(4096, 16383)), [(64,) * 3, (255,) * 3]),
+        "8 bit in 16": (encode(deep(0, 100, 255), "TIFF"), [(0,) * 3, (100,) * 3, (255,) * 3]),
+        "12 bit packed": (
+            packed_12_bit(0, 2048, 4095, 1024),
+            [(v,) * 3 for v in (0, 128, 255, 64)],
+        ),
+        "colour, 16 bit": (deep_colour(65535, 32768, 257), [(255, 128, 1)]),
+        "colour, 12 bit in 16": (deep_colour(4095, 2048, 0), [(255, 136, 0)]),
         "16 bit tiff": (encode(GREY_16, "TIFF"), [(0,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]),
         "colour key": (
             encode(one_row("RGB", (1, 2, 3), (4, 5, 6)), transparency=(1, 2, 3)),
@@ -317,7 +371,7 @@ def test_what_is_left_out_is_named(tmp_path):
         "cat/broken.jpg", "cat/phone.HEIC", "dog/labels.csv", "dog/.hidden.png", "loose.png",
         "dog/nowhere.png", "dog/loop",
     }  # fmt: skip
-    assert "convert it to JPEG" in reasons["cat/phone.HEIC"]
+    assert "not an image that can be read" in reasons["cat/phone.HEIC"]
     assert reasons["dog/labels.csv"] == "not an image (.csv)"
     assert said(data, "cow") == "No images in cow/: left out."
     line = summarize_skipped(data.skipped, most=1)

@@ -120,7 +120,7 @@ class GatherTab:
                     self.files = gr.File(
                         label="Add images: drop or choose many",
                         file_count="multiple",
-                        file_types=["image"],
+                        file_types=["image", ".heic", ".heif"],
                         height=170,
                         elem_id="class-files",
                     )

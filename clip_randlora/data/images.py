@@ -19,16 +19,20 @@ from PIL import Image, features
 from clip_randlora.errors import OutOfMemory, UserError
 
 MAX_PIXELS = 64_000_000
+MAX_FILE_BYTES = 256 * 2**20
 _AVIF = "avif" in features.modules and features.check("avif")  # not in older Pillows
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM") + (("AVIF",) if _AVIF else ())
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".hif")
     + ((".avif",) if _AVIF else ())
 )
 
 # PIL warns on standard error from its own, looser bound; ours is an error that names the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1")
+_GREY_BITS = (8, 10, 12, 14, 16)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
@@ -69,7 +73,8 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
     Raises:
         UnreadableImage: (a ``UserError``) the file is missing, broken, of a format that is not
-            in ``FORMATS``, of an unsupported pixel type, or has more than ``MAX_PIXELS`` pixels.
+            in ``FORMATS`` nor HEIC, HEIC without pillow-heif, of an unsupported pixel type, or has
+            more than ``MAX_PIXELS`` pixels.
     """
     name = name or _name_of(source)
     if isinstance(source, Image.Image):
@@ -113,10 +118,7 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise UnreadableImage(name, _too_large("far too many")) from None
     except Image.UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise UnreadableImage(
-            name, f"not an image that can be read; save it as PNG or JPEG (read are {known})"
-        ) from None
+        image = _open_heic(file, name)
     except MemoryError as error:
         raise _no_memory(name) from error
     except Exception as error:  # a broken header can raise nearly anything inside PIL
@@ -127,6 +129,46 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _open_heic(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """Open a HEIC file by pillow-heif's class; registering it would change PIL for everybody."""
+    if not _is_heic(source):
+        known = ", ".join(FORMATS)
+        raise UnreadableImage(
+            name, f"not an image that can be read; save it as PNG or JPEG (read are {known}, HEIC)"
+        )
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise UnreadableImage(
+            name,
+            "a HEIC image: pip install 'clip-randlora[heic]' to read it, or convert it to JPEG",
+        ) from None
+    size = os.path.getsize(source) if isinstance(source, str | PurePath) else 0
+    if size > MAX_FILE_BYTES:  # all of it is read
+        raise UnreadableImage(name, too_big(size))
+    try:
+        return HeifImageFile(source)
+    except MemoryError as error:
+        raise _no_memory(name) from error
+    except Exception as error:
+        raise UnreadableImage(name, _broken(error)) from error
+
+
+def _is_heic(source: str | Path | BinaryIO) -> bool:
+    if isinstance(source, str | PurePath):
+        with open(source, "rb") as file:
+            return _is_heic(file)
+    source.seek(0)
+    head = source.read(12)
+    source.seek(0)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS
+
+
+def too_big(size: int) -> str:
+    """Say that a file has more bytes than are read."""
+    return f"{size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f}"
 
 
 def _is_pipe(path: str | PurePath) -> bool:
@@ -172,8 +214,10 @@ def _guarded(convert: Any, image: Image.Image, name: str) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
-    rgb = _to_rgb(image, name)
+    _check_size(image, name)  # a HEIC image may turn out to have another one than its header says
+    rgb = _to_rgb(_spread(image) if is_deep else image, name)
     turn = _UPRIGHT.get(_orientation(image))
     rgb = rgb.transpose(turn) if turn is not None else rgb
     rgb = rgb.copy() if rgb is image else rgb
@@ -206,11 +250,31 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
-    """Scale 16-bit grey to 8 bit; PIL's own ``convert`` clips at 255 instead."""
+    """Scale grey of up to 16 bits to 8; PIL's own ``convert`` clips at 255 instead.
+
+    White is the largest value of the fewest bits, of 8, 10, 12, 14 and 16, that hold the brightest
+    pixel: cameras and scanners store 12 bits in 16 and do not say so. A dark image gets brighter.
+    """
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage(name, "32-bit grey is not supported; save it as 8-bit or 16-bit grey")
-    grey = ((values + 128) // 257).astype(np.uint8)
+    white = next(2**bits - 1 for bits in _GREY_BITS if values.max() < 2**bits)
+    grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     if isinstance(key := image.info.get("transparency"), int):
         grey[values == key] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def _spread(image: Image.Image) -> Image.Image:
+    """Brighten colour of 10 to 14 bits in 16, of which PIL keeps the upper 8, as grey is."""
+    bands = image.getbands()
+    if image.mode not in ("RGB", "RGBA", "LA") or "transparency" in image.info:
+        return image
+    brightest = max(
+        most for band, (_, most) in zip(bands, image.getextrema(), strict=True) if band != "A"
+    )
+    white = next(2**bits - 1 for bits in (2, 4, 6, 8) if brightest < 2**bits)
+    if brightest == 0 or white == 255:
+        return image
+    brighter = [min(255, (value * 255 + white // 2) // white) for value in range(256)]
+    return image.point([v for band in bands for v in (range(256) if band == "A" else brighter)])

@@ -193,6 +193,4 @@ def _extension(file: File) -> str:
 
 
 def _not_image(extension: str) -> str:
-    if extension in (".heic", ".heif"):
-        return "HEIC is not supported; convert it to JPEG"
     return f"not an image ({extension or 'no extension'})"

@@ -16,11 +16,10 @@ from pathlib import Path
 from PIL import Image
 
 from clip_randlora.data.dataset import Content, Skipped
-from clip_randlora.data.images import UnreadableImage
+from clip_randlora.data.images import MAX_FILE_BYTES, UnreadableImage, too_big
 from clip_randlora.errors import UserError
 
 MAX_FILES = 1_000_000
-MAX_FILE_BYTES = 256 * 2**20
 MAX_ARCHIVE_BYTES = 32 * 2**30
 MAX_EXPANSION = 100  # times an archive's size, if that is more than MAX_UNJUDGED_BYTES
 MAX_UNJUDGED_BYTES = 2**30
@@ -204,7 +203,7 @@ def _walk(
         elif _is(entry.is_file):
             size = entry.stat().st_size
             if size > MAX_FILE_BYTES:
-                listing.skipped.append(Skipped(name, _too_big(size)))
+                listing.skipped.append(Skipped(name, too_big(size)))
                 continue
             listing.files.append(File(here, DiskFile(Path(entry.path), size)))
             if len(listing.files) > MAX_FILES:
@@ -268,7 +267,7 @@ def list_zip(path: Path) -> Listing:
         if info.is_dir():
             continue
         if info.file_size > MAX_FILE_BYTES:
-            listing.skipped.append(Skipped("/".join(parts), _too_big(info.file_size)))
+            listing.skipped.append(Skipped("/".join(parts), too_big(info.file_size)))
             continue
         if parts in files:
             listing.skipped.append(Skipped("/".join(parts), "twice in the archive, last one used"))
@@ -312,10 +311,6 @@ def _safe_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         return None
     return tuple(_printable(part) for part in name.split("/") if part not in ("", "."))
-
-
-def _too_big(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f}"
 
 
 def _printable(text: str) -> str:
