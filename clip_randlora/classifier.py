@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, files, load_adapter
 from clip_randlora.adapters.config import one_line
-from clip_randlora.data import decode_image
+from clip_randlora.data import Skipped, UnreadableImage, summarize_skipped
+from clip_randlora.data.parallel import parallel_map
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
+from clip_randlora.inputs import Input, each_input
 from clip_randlora.models import Model, load_model
 from clip_randlora.prompts import AS_IT_IS, recorded_prompts
 from clip_randlora.text import TextClassifier
@@ -158,31 +164,73 @@ class Classifier:
                 both.strength = self.adapter.strength
         return both
 
-    def predict(
-        self, images: Sequence[Image.Image | str | Path]
-    ) -> list[dict[str, dict[str, float]]]:
+    def predict(self, images: Any, *, on_error: str = "raise") -> list[dict[str, Any]]:
         """Classify images, in one call or one after the other: what can be kept ready is kept.
 
         Args:
-            images: PIL images or paths.
+            images: one of these, or an iterable that may mix them: a path, a folder or ``.zip``
+                (all its images, naturally sorted), a glob, an http or https URL, a PIL image, the
+                bytes of a file, an open binary file, a numpy array (H, W), (H, W, 1 | 3 | 4) or
+                (N, H, W, 1 | 3 | 4), a tensor (H, W), (1 | 3 | 4, H, W) or (N, 1 | 3 | 4, H, W).
+                Arrays and tensors are uint8, or floats in [0, 1]: not normalised.
+            on_error: ``raise``, or ``return``: the answer for an image that cannot be used is
+                then ``{"error": why}``, and the others are answered.
 
         Returns:
-            For each image ``{"zero_shot": {class: p}, "tuned": {class: p}}``, the most probable
-            class first.
+            A list, of a single image too: for each image
+            ``{"zero_shot": {class: p}, "tuned": {class: p}}``, the most probable class first.
 
         Raises:
-            UserError: an image cannot be read, named; or the adapter was taken off the model.
+            UserError: an image cannot be used, named; or the adapter was taken off the model.
         """
-        both, square = self._current(), self.model.square()
-        answers = []
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            some = images[start : start + _IMAGES_AT_ONCE]
-            pixels = torch.stack([square(decode_image(image)) for image in some])
-            for zero_shot, tuned in zip(*both.probabilities(pixels), strict=True):
-                answers.append(
+        return [answer for _, answer in self.predict_each(images, on_error=on_error)]
+
+    def predict_each(
+        self, images: Any, *, on_error: str = "raise"
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Classify images a batch at a time, and yield the name and the answer of each, in order.
+
+        For folders, and for more images than fit into memory. The name is the path or the URL, or
+        ``image 3`` of the third that has none; otherwise as `predict`. Files of a folder that are
+        no images by their name are left out with a warning.
+        """
+        if on_error not in ("raise", "return"):
+            raise UserError(f"on_error {on_error}: give raise or return")
+        return self._answers(each_input(images, _warn_of), on_error)
+
+    def _answers(
+        self, entries: Iterable[Input], on_error: str
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        both = self._current()
+        decoded = parallel_map(partial(_decode, self.model.square()), entries)
+        while some := list(islice(decoded, _IMAGES_AT_ONCE)):
+            errors = [pixels for _, pixels in some if isinstance(pixels, UnreadableImage)]
+            if errors and on_error == "raise":
+                raise errors[0]
+            good = [pixels for _, pixels in some if isinstance(pixels, torch.Tensor)]
+            rows = zip(*both.probabilities(torch.stack(good)), strict=True) if good else iter(())
+            for name, pixels in some:
+                if isinstance(pixels, UnreadableImage):
+                    yield name, {"error": str(pixels)}
+                    continue
+                zero_shot, tuned = next(rows)
+                yield (
+                    name,
                     {
                         "zero_shot": as_mapping(self.classes, zero_shot),
                         "tuned": as_mapping(self.classes, tuned),
-                    }
+                    },
                 )
-        return answers
+
+
+def _decode(
+    square: Callable[[Image.Image], Tensor], entry: Input
+) -> tuple[str, Tensor | UnreadableImage]:
+    try:
+        return entry.name, square(entry.open())
+    except UnreadableImage as error:
+        return entry.name, error
+
+
+def _warn_of(left_out: list[Skipped]) -> None:
+    warnings.warn(summarize_skipped(left_out), stacklevel=2)

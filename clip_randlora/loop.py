@@ -266,7 +266,7 @@ class Loop:
 
     def _encode_image(self, images: Tensor) -> Tensor:
         with self._autocast():
-            return self.model.encode_image(images)
+            return self.model.encode_checked(images)
 
     def _encode_text(self) -> Tensor:
         with self._autocast():

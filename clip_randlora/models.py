@@ -29,6 +29,9 @@ BUNDLED = {"lite0": Path(__file__).parent / "bundled" / "lite0"}
 DEFAULT_TAG = "default"
 """Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
 
+ROUNDING = 1e-3
+"""How far beyond 0 and 1 the floats of an image may lie, as resizing and rounding leave them."""
+
 RANDOM = re.compile(r"random:(\d+)")
 """Random weights and the seed that makes them again, as `load_model` records them."""
 
@@ -156,7 +159,17 @@ class Model:
         return tuple(torch.tensor(of, device=self.device).view(-1, 1, 1) for of in (mean, std))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """uint8 or float [0, 1] images (N, 3, S, S) -> unit features (N, E), on the device."""
+        """uint8 or float [0, 1] images (N, 3, S, S) -> unit features (N, E), on the device.
+
+        Raises:
+            UserError: floats outside [0, 1], such as those that ``preprocess`` returns: they would
+                be normalised a second time.
+        """
+        _check_not_normalised(images)
+        return self.encode_checked(images)
+
+    def encode_checked(self, images: Tensor) -> Tensor:
+        """Encode images as `encode_image` does; they are not looked at, as a GPU would wait."""
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -168,6 +181,17 @@ class Model:
     def logit_scale(self) -> Tensor:
         """The factor between cosine similarity and logits, a scalar."""
         return self.net.logit_scale.exp()
+
+
+def _check_not_normalised(images: Tensor) -> None:
+    if images.dtype == torch.uint8 or not images.numel():
+        return
+    low, high = map(float, images.detach().aminmax())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise UserError(
+            f"images: floats from {low:.3g} to {high:.3g}; give floats from 0 to 1, or uint8, and "
+            f"do not normalise them: that is done here"
+        )
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,25 +266,29 @@ def predictions_csv(predictions: Predictions) -> str:
     of the answer only.
     """
     classes = predictions.classes
-    header = [*ANSWER_COLUMNS]
-    every = len(classes) <= _CLASSES_IN_FULL
-    if every:
-        header += [f"{which}: {name}" for which in ("zero_shot", "tuned") for name in classes]
-    else:
-        header += ["zero_shot probability", "tuned probability"]
+    header = [*ANSWER_COLUMNS, *probability_columns(classes)]
     rows = []
     for index, (name, label) in enumerate(
         zip(predictions.names, predictions.labels.tolist(), strict=True)
     ):
         zero_shot, tuned = predictions.zero_shot[index], predictions.tuned[index]
         row = [name, classes[label], classes[zero_shot.argmax()], classes[tuned.argmax()]]
-        numbers = (
-            [*zero_shot.tolist(), *tuned.tolist()]
-            if every
-            else [float(zero_shot.max()), float(tuned.max())]
-        )
-        rows.append(row + [f"{number:.9g}" for number in numbers])
+        rows.append(row + probability_cells(zero_shot.tolist(), tuned.tolist()))
     return _csv(header, rows)
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """Name the columns of both answers' probabilities, of every class or of the answers only."""
+    if len(classes) > _CLASSES_IN_FULL:
+        return ["zero_shot probability", "tuned probability"]
+    return [f"{which}: {name}" for which in ("zero_shot", "tuned") for name in classes]
+
+
+def probability_cells(zero_shot: Sequence[float], tuned: Sequence[float]) -> list[str]:
+    """Write both answers' probabilities, in the order of the classes, for those columns."""
+    if len(tuned) > _CLASSES_IN_FULL:
+        zero_shot, tuned = [max(zero_shot)], [max(tuned)]
+    return [f"{number:.9g}" for number in (*zero_shot, *tuned)]
 
 
 def read_answers(folder: str | Path) -> list[dict[str, str]]:

@@ -399,7 +399,7 @@ def test_what_is_no_file_is_not_read_for_ever(run, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     refused("predict", run, tmp_path / "pipe.png", says="pipe.png: is not a regular file")
     refused("predict", run, "/dev/zero", says="/dev/zero: is not a regular file")
-    refused("predict", run, tmp_path, says="is a folder; give an image file")
+    refused("predict", run, tmp_path, says=f"{tmp_path}: has no images")
 
 
 # --- adapters and runs ----------------------------------------------------------------------

@@ -120,3 +120,14 @@ def test_a_device_that_is_not_there_is_an_error():
     assert find_device("cpu") == torch.device("cpu")
     with pytest.raises(cr.UserError, match="device quantum"):
         find_device("quantum")
+
+
+def test_images_are_not_normalised_twice(tiny):
+    image = Image.effect_noise((40, 40), 90).convert("RGB")
+    square = tiny.square()(image)[None]
+    expected = tiny.net.encode_image(tiny.preprocess(image)[None], normalize=True)
+    for images in (square, square / 255):
+        torch.testing.assert_close(tiny.encode_image(images), expected, atol=1e-5, rtol=0)
+    for wrong in (tiny.preprocess(image)[None], square.float(), square / torch.nan):
+        with pytest.raises(cr.UserError, match="do not normalise them: that is done here"):
+            tiny.encode_image(wrong)

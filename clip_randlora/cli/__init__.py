@@ -9,11 +9,12 @@ import threading
 
 import typer
 
-from clip_randlora.cli.answers import evaluate, predict
+from clip_randlora.cli.answers import evaluate
 from clip_randlora.cli.browser import browser_app
 from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
 from clip_randlora.cli.exports import export
+from clip_randlora.cli.predicting import predict
 from clip_randlora.cli.sweeps import report, sweep
 from clip_randlora.cli.training import demo, train
 from clip_randlora.errors import UserError, is_out_of_memory

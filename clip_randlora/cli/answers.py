@@ -1,4 +1,4 @@
-"""The commands that ask a run: eval, predict."""
+"""The command that asks a run about labelled images: eval."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, print_metrics, progress, results
+from clip_randlora.cli.console import loading, messages, print_metrics, progress
 from clip_randlora.cli.options import (
     ClassFoldersOption,
     DataArgument,
@@ -76,41 +74,3 @@ def evaluate(
         )
     ]
     print(json.dumps(metrics, ensure_ascii=False))
-
-
-def predict(
-    run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
-    figure: Annotated[
-        Path | None, typer.Option(help="Also draw the answers side by side to this PNG.")
-    ] = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Classify images, zero-shot and tuned side by side."""
-    with loading():
-        from clip_randlora.classifier import Classifier
-
-        classifier = Classifier.load(run, strength=strength, device=device)
-    answers = classifier.predict(images)
-    if figure:
-        from clip_randlora import figures
-        from clip_randlora.data import decode_image
-
-        opened = [decode_image(image) for image in images]
-        figures.save(figures.side_by_side(opened, answers, [None] * len(opened)), figure)
-    if as_json:
-        rows = [
-            {"image": str(image), **answer} for image, answer in zip(images, answers, strict=True)
-        ]
-        print(json.dumps(rows, ensure_ascii=False))
-        return
-    table = Table("image", "zero-shot", "tuned")
-    for image, answer in zip(images, answers, strict=True):
-        table.add_row(*map(escape, [str(image), _top(answer["zero_shot"]), _top(answer["tuned"])]))
-    results.print(table)
-
-
-def _top(answer: dict[str, float], most: int = 3) -> str:
-    return "\n".join(f"{p:6.1%}  {name}" for name, p in list(answer.items())[:most])
