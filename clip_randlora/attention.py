@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import Attention, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -35,8 +35,7 @@ def pooled_token_forward(visual: nn.Module) -> dict[nn.Module, Replacement]:
 
     def forward(_: Callable[..., Tensor], x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         normed = block.ln_1(x)
-        query = normed[:, :1]
-        attended = block.attn(query, normed, normed, need_weights=False, attn_mask=attn_mask)[0]
+        attended = block.attention(normed[:, :1], normed, normed, attn_mask)
         x = x[:, :1] + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -48,7 +47,7 @@ def _reads_class_token_only(visual: nn.Module) -> bool:
     return (
         isinstance(visual, VisionTransformer)
         and type(visual.transformer.resblocks[-1]) is ResidualAttentionBlock
-        and visual.transformer.batch_first
+        and getattr(visual.transformer, "batch_first", True)  # always, from open_clip 4 on
         and visual.pool_type == "tok"
         and visual.attn_pool is None
         and not visual.output_tokens
@@ -60,17 +59,23 @@ def direct_self_attention(net: nn.Module) -> Iterator[None]:
     """Let packed self-attention keep its tokens in batch-first order, and compute in float32.
 
     `nn.MultiheadAttention` turns them token-first and copies them before and after its products,
-    which training then keeps. And on CPUs torch's fused attention is slow in bf16: forward and
+    which training then keeps; open_clip 4's own class reads its weight, and so forms its update,
+    once for each of q, k and v. And on CPUs torch's fused attention is slow in bf16: forward and
     backward take 34 ms for 32 images with 12 heads, 50 tokens and width 64, against 16 in
     float32, the casts included. Under autocast the products with the weights stay in bf16.
     """
-    plain = [module for module in net.modules() if _is_plain(module)]
-    with replaced_forwards({module: _direct_forward(module) for module in plain}):
+    forwards = {}
+    for module in net.modules():
+        if _is_plain_multihead(module):
+            forwards[module] = _direct_multihead(module)
+        elif _is_plain_own(module):
+            forwards[module] = _direct_own(module)
+    with replaced_forwards(forwards):
         yield
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Tell whether a module is packed, batch-first attention without extras."""
+def _is_plain_multihead(module: nn.Module) -> bool:
+    """Tell whether a module is torch's attention, packed, batch-first and without extras."""
     return (
         type_before_parametrizations(module) is nn.MultiheadAttention
         and module.q_proj_weight is None  # asking for the packed one would form its update
@@ -81,7 +86,23 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _direct_forward(attention: nn.MultiheadAttention) -> Replacement:
+def _is_plain_own(module: nn.Module) -> bool:
+    """Tell whether a module is open_clip's own attention, packed and without extras.
+
+    That of version 3 has no separate projections, and masks of another meaning where they are
+    boolean: those are never taken here.
+    """
+    return (
+        type_before_parametrizations(module) is Attention
+        and getattr(module, "q_proj_weight", None) is None
+        and module.logit_scale is None
+        and module.head_scale is None
+        and all(type(norm) is nn.Identity for norm in (module.ln_q, module.ln_k, module.ln_inner))
+        and not (module.training and (module.attn_drop.p or module.out_drop.p))
+    )
+
+
+def _direct_multihead(attention: nn.MultiheadAttention) -> Replacement:
     def forward(
         usual: Callable[..., tuple[Tensor, None]],
         query: Tensor,
@@ -91,19 +112,53 @@ def _direct_forward(attention: nn.MultiheadAttention) -> Replacement:
         need_weights=False,
         attn_mask=None,
     ) -> tuple[Tensor, None]:
-        if query is not key or key is not value or need_weights:
-            return usual(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
-        packed = linear(query, attention.in_proj_weight, attention.in_proj_bias)
-        heads = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        project = attention.out_proj
-        if packed.device.type == "cpu" and packed.dtype == torch.bfloat16:
-            bias = project.bias.to(packed.dtype) if project.bias is not None else None
-            weight = project.weight.to(packed.dtype)
-            return _AttentionInFloat32.apply(heads, attn_mask, weight, bias), None
-        attended = scaled_dot_product_attention(*heads, attn_mask=attn_mask)
-        return project(attended.transpose(1, 2).flatten(2)), None
+        if query is key and key is value and not need_weights and _is_additive(attn_mask):
+            return _attend(attention, query, attn_mask), None
+        return usual(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
 
     return forward
+
+
+def _direct_own(attention: Attention) -> Replacement:
+    def forward(
+        usual: Callable[..., Tensor],
+        x: Tensor,
+        *args: Tensor | None,
+        attn_mask: Tensor | None = None,
+        **others: Tensor | None,
+    ) -> Tensor:
+        # keys and values come by name, where they come at all
+        is_own = not args and all(other is None or other is x for other in others.values())
+        if is_own and _is_additive(attn_mask):
+            return _attend(attention, x, attn_mask)
+        return usual(x, *args, attn_mask=attn_mask, **others)
+
+    return forward
+
+
+def _is_additive(mask: Tensor | None) -> bool:
+    return mask is None or mask.is_floating_point()
+
+
+def _attend(attention: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the projected self-attention of tokens (N, L, W).
+
+    Args:
+        attention: has ``in_proj_weight``, ``in_proj_bias``, ``num_heads`` and ``out_proj``.
+        mask: what is added to the scores, (L, L) or (N H, L, L).
+    """
+    packed = linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    heads = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    is_same_for_all = mask is None or mask.ndim == 2
+    if not is_same_for_all:
+        mask = mask.unflatten(0, (len(tokens), attention.num_heads))
+    project = attention.out_proj
+    if packed.device.type == "cpu" and packed.dtype == torch.bfloat16 and is_same_for_all:
+        bias = project.bias.to(packed.dtype) if project.bias is not None else None
+        weight = project.weight.to(packed.dtype)
+        return _AttentionInFloat32.apply(heads, mask, weight, bias)
+    attended = scaled_dot_product_attention(*heads, attn_mask=mask)
+    return project(attended.transpose(1, 2).flatten(2))
 
 
 class _AttentionInFloat32(torch.autograd.Function):

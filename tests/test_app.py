@@ -595,7 +595,7 @@ def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
         "templates": ["{}"],
         "prompts": {},
     }
-    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",)))
+    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
     adapter.save(tmp_path / "a.safetensors", task)
     with pytest.raises(cr.UserError, match="base model /etc"):
         workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
@@ -626,7 +626,8 @@ def test_many_images_at_once_give_a_table(tmp_path):
         "templates": ["a photo of a {}."],
         "prompts": {},
     }
-    cr.attach(model.net, cr.LoRA(rank=1, targets=("q",))).save(tmp_path / "a.safetensors", task)
+    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
+    adapter.save(tmp_path / "a.safetensors", task)
     workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
     archive = zip_of(tmp_path / "some.zip", {"any": "bird"}, images=3)
     broken = tmp_path / "broken.png"

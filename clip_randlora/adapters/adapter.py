@@ -28,7 +28,12 @@ from clip_randlora.adapters.config import (
 from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.deltas import add_updates, make_deltas
 from clip_randlora.adapters.linear import short_forwards
-from clip_randlora.adapters.targets import WHOLE, TargetWeight, select_weights
+from clip_randlora.adapters.targets import (
+    WHOLE,
+    TargetWeight,
+    require_attention,
+    select_weights,
+)
 from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 from clip_randlora.forwards import replaced_forwards
@@ -158,7 +163,7 @@ class Adapter:
         name: str | None = None,
         bases: Bases | None = None,
     ):
-        if any(isinstance(module, AdaptedWeight) for module in net.modules()):
+        if _is_adapted(net):
             raise UserError("this model has an adapter already: detach() or merge() it first")
         self.net, self.config, self.bases = net, with_seed(config, 0), bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
@@ -362,9 +367,17 @@ def attach(net: nn.Module, config: MethodConfig, name: str | None = None) -> Ada
         name: what to call the model in messages; by default the name that `load_model` gave it.
 
     Raises:
-        UserError: the configuration matches no weight, or the model has an adapter already.
+        UserError: the configuration matches no weight, a tower has attention that would be left
+            out (see `clip_randlora.adapters.targets.require_attention`), or the model has an
+            adapter already.
     """
+    if not _is_adapted(net):
+        require_attention(net, config)
     return Adapter(net, config, name)
+
+
+def _is_adapted(net: nn.Module) -> bool:
+    return any(isinstance(module, AdaptedWeight) for module in net.modules())
 
 
 def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> Adapter:

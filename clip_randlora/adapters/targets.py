@@ -1,7 +1,8 @@
 """Which weights of an open_clip model a configuration adapts.
 
-Weights are found by the type of the module that holds them and by the field's usual names for
-its part in the network, so that open_clip's own towers, timm's and Hugging Face's all work.
+Weights are found by what a module holds, not by its class: by the field's usual names for its part
+in the network, and by shapes where the names differ. So open_clip's own towers of versions 3 and 4,
+timm's and Hugging Face's all work.
 """
 
 import re
@@ -27,6 +28,9 @@ _QKV_LEAVES = {
     **dict.fromkeys(("v", "v_proj", "value", "to_v", "v_lin"), ("v",)),
 }
 _OUT_LEAVES = {"proj", "out_proj", "c_proj", "to_out", "o_proj", "out_lin"}
+_ATTENTION_TARGETS = ("q", "k", "v", "out")
+_ATTENTION_CLASS = re.compile("atten|attn|transformer", re.IGNORECASE)
+_HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 WHOLE = "weight"
 """The target of full fine-tuning: a whole tensor, of whatever kind."""
 
@@ -86,7 +90,7 @@ def _find(
     found = []
     blocks: dict[str, dict[str, int]] = {"vision": {}, "text": {}}
     for name, module in net.named_modules():
-        tower = "vision" if name.split(".")[0] == "visual" else "text"
+        tower = _tower(name)
         for tensor_name, parts in tensors_of(name, module):
             block = block_name(name)
             if block:
@@ -95,6 +99,11 @@ def _find(
             full_name = f"{name}.{tensor_name}" if name else tensor_name
             found.append(TargetWeight(full_name, module, tensor_name, tower, number, parts))
     return found
+
+
+def _tower(name: str) -> str:
+    """Return the tower of a module or tensor by its dotted name."""
+    return "vision" if name.split(".")[0] == "visual" else "text"
 
 
 def block_name(weight_name: str) -> str | None:
@@ -137,6 +146,79 @@ def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]
     return selected
 
 
+def require_attention(net: nn.Module, config: MethodConfig) -> None:
+    """Refuse a new adapter that would leave attention out which it was asked to adapt.
+
+    A tower without any attention, a convolutional one say, keeps its weights if the targets are
+    the method's own; it is refused if they were chosen and it has none of them.
+
+    Raises:
+        UserError: a tower has attention of a form that is not known, or none of the chosen targets;
+            the line names the tower and what could be adapted.
+    """
+    if not isinstance(config, AdapterConfig):
+        return
+    asked = [target for target in config.targets if target in _ATTENTION_TARGETS]
+    weights = find_weights(net)
+    selected = {weight.tower for weight in select_weights(net, config)}
+    are_chosen = config.targets != type(config).model_fields["targets"].default
+    for tower in config.towers if asked else ():
+        unknown = _unknown_attention(net, tower, weights)
+        if unknown:
+            raise UserError(
+                f"the {tower} tower's {unknown} has no query, key and value projections that are "
+                f"known; leave out targets {_words(asked)}, or adapt the other tower alone with "
+                f"`towers`; this model has {_describe_choices(weights)}"
+            )
+        if are_chosen and tower not in selected and any(_modules_of(net, tower)):
+            raise UserError(
+                f"the {tower} tower has none of the targets {_words(config.targets)}; leave it out "
+                f"of `towers`, or add targets that it has: {_describe_choices(weights)}"
+            )
+
+
+def _unknown_attention(net: nn.Module, tower: str, weights: list[TargetWeight]) -> str | None:
+    """Name the first, innermost module that attends in a way that `find_weights` does not know.
+
+    A module says that it attends by its class's name or its number of heads. It does not where it
+    only scales or convolves, without a linear map.
+    """
+    unknown = None
+    for name, module in _modules_of(net, tower):
+        if unknown and not name.startswith(f"{unknown[0]}."):
+            break
+        if _says_it_attends(module) and _has_linear_map(module):
+            inside = [w for w in weights if w.name.startswith(f"{name}.")]
+            targets = {part.target for weight in inside for part in weight.parts}
+            has_blocks = any(_BLOCK.match(child) for child, _ in module.named_modules())
+            # position biases may be MLPs with one output for each head
+            if not targets & {"q", "k", "v", "conv"} and (has_blocks or not targets):
+                unknown = name, module
+    return unknown and f"{unknown[0]} ({type(unknown[1]).__name__})"
+
+
+def _modules_of(net: nn.Module, tower: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a tower, with their names, outer ones first."""
+    for name, module in net.named_modules():
+        if name and _tower(name) == tower:
+            yield name, module
+
+
+def _says_it_attends(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return False
+    has_heads = any(isinstance(getattr(module, heads, None), int) for heads in _HEADS)
+    return has_heads or _ATTENTION_CLASS.search(type(module).__name__) is not None
+
+
+def _has_linear_map(module: nn.Module) -> bool:
+    """Tell whether a module holds a linear layer, or a matrix of its own shaped like one."""
+    if any(isinstance(child, nn.Linear) for child in module.modules()):
+        return True
+    sides = [sorted(tensor.shape) for tensor in module.parameters() if tensor.ndim == 2]
+    return any(wide in (narrow, 2 * narrow, 3 * narrow, 4 * narrow) for narrow, wide in sides)
+
+
 def _all_tensors(_: str, module: nn.Module) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
     """Yield the trainable tensors that this module holds itself, whole; no scalars."""
     for tensor_name, tensor in module.named_parameters(recurse=False):
@@ -148,40 +230,62 @@ def _adaptable_tensors(
     net: nn.Module, name: str, module: nn.Module
 ) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
     """Yield the adaptable tensors that this module holds itself, with their parts."""
-    if isinstance(module, nn.MultiheadAttention):
-        if module.in_proj_weight is not None:
-            yield "in_proj_weight", _equal_parts(module.in_proj_weight, ("q", "k", "v"))
-        else:
-            for target in ("q", "k", "v"):
-                weight = getattr(module, f"{target}_proj_weight")
-                yield f"{target}_proj_weight", _equal_parts(weight, (target,))
-    elif isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear):
         targets = _linear_targets(net, name)
         if targets:
             yield "weight", _equal_parts(module.weight, targets)
-    elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
-        yield "weight", _equal_parts(module.weight, ("conv",))
+    elif isinstance(module, nn.Conv2d):
+        if module.kernel_size == (1, 1) and module.groups == 1:
+            yield "weight", _equal_parts(module.weight, ("conv",))
+    else:
+        for tensor_name, targets in _held_projections(module).items():
+            yield tensor_name, _equal_parts(getattr(module, tensor_name), targets)
+
+
+def _held_projections(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Name the query, key and value projections that a module holds as tensors of its own."""
+    found = {}
+    for tensor_name, tensor in module.named_parameters(recurse=False):
+        stem = tensor_name.removesuffix("_weight")
+        if tensor.ndim != 2:
+            continue
+        if stem != tensor_name and stem in _QKV_LEAVES:
+            found[tensor_name] = _QKV_LEAVES[stem]
+        elif _is_packed(module, tensor):
+            found[tensor_name] = ("q", "k", "v")
+    return found
+
+
+def _is_packed(module: nn.Module, weight: Tensor) -> bool:
+    """Tell a packed projection to q, k and v by its shape: (3 width, in), of an output's width."""
+    outputs = [child for leaf, child in module.named_children() if leaf in _OUT_LEAVES]
+    widths = [child.in_features for child in outputs if isinstance(child, nn.Linear)]
+    return any(weight.shape[0] == 3 * width for width in widths)
 
 
 def _linear_targets(net: nn.Module, name: str) -> tuple[str, ...]:
-    """Name the targets that a linear layer holds, from its own name and its parent's."""
+    """Name the targets that a linear layer holds, from its own name, its parent's and its shape."""
     parent_name, _, leaf = name.rpartition(".")
+    parent = net.get_submodule(parent_name)
     if leaf in _QKV_LEAVES:
         return _QKV_LEAVES[leaf]
-    if leaf in _OUT_LEAVES and _is_attention(net.get_submodule(parent_name)):
+    if leaf in _OUT_LEAVES and _is_attention(parent):
         return ("out",)
     if parent_name.endswith("attention.output"):  # BERT's names
         return ("out",)
     if _MLP_PARENTS.search(parent_name) or re.search(r"layer\.\d+\.output$", parent_name):
         return ("mlp",)
+    if _is_packed(parent, net.get_submodule(name).weight):
+        return ("q", "k", "v")
     return ()
 
 
 def _is_attention(module: nn.Module) -> bool:
     """Tell an attention by its query projection, packed or separate."""
-    if isinstance(module, nn.MultiheadAttention):
+    if _held_projections(module) or any(leaf in _QKV_LEAVES for leaf, _ in module.named_children()):
         return True
-    return any(leaf in _QKV_LEAVES for leaf, _ in module.named_children())
+    linears = [child for _, child in module.named_children() if isinstance(child, nn.Linear)]
+    return any(_is_packed(module, child.weight) for child in linears)
 
 
 def _equal_parts(weight: Tensor, targets: tuple[str, ...]) -> tuple[AdaptedPart, ...]:
