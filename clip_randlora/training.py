@@ -15,7 +15,7 @@ import torch
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
-from clip_randlora.adapters.config import with_seed
+from clip_randlora.adapters.config import AdapterConfig, with_seed
 from clip_randlora.cache import Cache
 from clip_randlora.class_names import clean_class_names
 from clip_randlora.data import Data, Decoded, Skipped, decode_shots
@@ -277,13 +277,21 @@ def _prepare(
 
 
 def _missing_towers(adapter: Adapter) -> list[str]:
-    """Note the towers that are to be adapted and have none of the targets."""
-    wanted = getattr(adapter.config, "towers", ())
-    return [
-        f"The {tower} tower has none of {', '.join(adapter.config.targets)} and stays as it is."
-        for tower in wanted
-        if tower not in adapter.towers
-    ]
+    """Note the towers that are to be adapted and have none of the targets, or not those chosen."""
+    config, notes = adapter.config, []
+    for tower in getattr(config, "towers", ()):
+        if tower not in adapter.towers:
+            notes.append(
+                f"The {tower} tower has none of {', '.join(config.targets)} and stays as it is."
+            )
+        elif isinstance(config, AdapterConfig) and config.has_chosen_targets:
+            found = [row.target for row in adapter.summary() if row.tower == tower]
+            missing = [target for target in config.targets if target not in found]
+            if missing:
+                notes.append(
+                    f"The {tower} tower has no {', '.join(missing)}; {', '.join(found)} is adapted."
+                )
+    return notes
 
 
 def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:

@@ -38,6 +38,11 @@ class AdapterConfig(MethodConfig):
     blocks: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
 
+    @property
+    def has_chosen_targets(self) -> bool:
+        """Whether the targets are others than the method's own."""
+        return self.targets != type(self).model_fields["targets"].default
+
 
 class RankedConfig(AdapterConfig):
     """Settings of a method whose update has a rank r and a factor alpha / r in front."""

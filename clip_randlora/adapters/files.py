@@ -28,10 +28,15 @@ _SAMPLES_PER_TENSOR = 256
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model that an adapter belongs to: its name for messages, its fingerprint for checks."""
+    """The model that an adapter belongs to: its name for messages, the rest for checks.
+
+    ``activation`` is ``GELU``, ``QuickGELU`` or both, which the weights do not tell; None in a
+    model without either, and in files that do not record it.
+    """
 
     name: str
     fingerprint: str
+    activation: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.fingerprint[:12]})"
@@ -56,6 +61,7 @@ def identify(net: nn.Module, name: str | None = None) -> BaseModel:
 
     The fingerprint is the SHA-256 of every tensor's name and shape and of up to 256 of its
     entries, evenly spaced, as float32: other weights give another one, and reading it is quick.
+    The activation, which is no weight, is recorded beside it.
     """
     digest = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
@@ -64,7 +70,15 @@ def identify(net: nn.Module, name: str | None = None) -> BaseModel:
         sample = flat[::stride][:_SAMPLES_PER_TENSOR].float().cpu().numpy().astype("<f4")
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(sample.tobytes())
-    return BaseModel(name or getattr(net, "model_name", type(net).__name__), digest.hexdigest())
+    name = name or getattr(net, "model_name", type(net).__name__)
+    return BaseModel(name, digest.hexdigest(), _activation(net))
+
+
+def _activation(net: nn.Module) -> str | None:
+    """Tell which GELUs a model has, open_clip's own, torch's or transformers', by their classes."""
+    gelus = {name for name in (type(m).__name__.lower() for m in net.modules()) if "gelu" in name}
+    kinds = {"QuickGELU" if "quick" in name else "GELU" for name in gelus}
+    return " and ".join(sorted(kinds)) or None
 
 
 def write(
@@ -119,6 +133,8 @@ def read(path: str | Path) -> StoredAdapter:
             base = BaseModel(**json.loads(metadata["base"]))
             if not isinstance(base.name, str) or not isinstance(base.fingerprint, str):
                 raise TypeError("base is no name and fingerprint")
+            if not isinstance(base.activation, str | None):
+                raise TypeError("the base's activation is no name")
             bases = None
             if _BASES[0] in tensors:
                 bases = Bases.deal(*(tensors.pop(key) for key in _BASES))
@@ -144,11 +160,17 @@ def check_bases(path: str | Path, bases: Bases, rank: int, rows: int, columns: i
 
 
 def refuse_other_base(path: str | Path, stored: BaseModel, present: BaseModel) -> None:
-    """Raise a UserError that names both models if the fingerprints differ."""
+    """Raise a UserError that names what differs: the models, or their activations."""
     if stored.fingerprint != present.fingerprint:
         raise UserError(
             f"{path}: this adapter was trained on {stored}, and the model here is {present}; "
             f"load the model that it was trained on"
+        )
+    if stored.activation and stored.activation != present.activation:
+        raise UserError(
+            f"{path}: this adapter was trained with the activation {stored.activation}, and the "
+            f"model here has {present.activation or 'another one'}: open_clip takes QuickGELU with "
+            f"force_quick_gelu=True or a name that ends with -quickgelu, and GELU without"
         )
 
 

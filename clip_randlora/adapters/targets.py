@@ -161,7 +161,6 @@ def require_attention(net: nn.Module, config: MethodConfig) -> None:
     asked = [target for target in config.targets if target in _ATTENTION_TARGETS]
     weights = find_weights(net)
     selected = {weight.tower for weight in select_weights(net, config)}
-    are_chosen = config.targets != type(config).model_fields["targets"].default
     for tower in config.towers if asked else ():
         unknown = _unknown_attention(net, tower, weights)
         if unknown:
@@ -170,7 +169,7 @@ def require_attention(net: nn.Module, config: MethodConfig) -> None:
                 f"known; leave out targets {_words(asked)}, or adapt the other tower alone with "
                 f"`towers`; this model has {_describe_choices(weights)}"
             )
-        if are_chosen and tower not in selected and any(_modules_of(net, tower)):
+        if config.has_chosen_targets and tower not in selected and any(_modules_of(net, tower)):
             raise UserError(
                 f"the {tower} tower has none of the targets {_words(config.targets)}; leave it out "
                 f"of `towers`, or add targets that it has: {_describe_choices(weights)}"
