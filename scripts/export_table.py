@@ -146,6 +146,8 @@ def _load(model: cr.Model, format: str, folder: str) -> float:
 
 def _as_peft_saves_it(run: Path) -> list[str]:
     """Compare the adapter file with what peft's ``save_pretrained`` writes of the same numbers."""
+    from importlib.metadata import version
+
     from peft import PeftConfig, get_peft_model
     from transformers import CLIPModel
 
@@ -171,7 +173,9 @@ def _as_peft_saves_it(run: Path) -> list[str]:
             config.save_projection = keeps  # read when the model is made, not when it is saved
             same_shapes = get_peft_model(CLIPModel.from_pretrained(base), config)
             same_shapes.save_pretrained(Path(folder) / str(keeps))
-            files[f"peft, {name}"] = Path(folder) / str(keeps) / "adapter_model.safetensors"
+            files[f"peft {version('peft')}, {name}"] = (
+                Path(folder) / str(keeps) / "adapter_model.safetensors"
+            )
         sizes = {name: file.stat().st_size for name, file in files.items()}
         smallest = sizes["clip-randlora, `adapter`"]
         for name, size in sizes.items():

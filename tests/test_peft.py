@@ -242,15 +242,84 @@ def test_round_trip_keeps_every_number_of_vit_b_32(tmp_path):
     assert (mine["images"] - untuned).abs().max() > 1e-3
 
 
+SHARED = ("randlora_A", "randlora_B")
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor], out: Path) -> Path:
+    """Store other tensors beside the settings of an adapter in ``folder``."""
+    out.mkdir()
+    shutil.copy(folder / "adapter_config.json", out)
+    save_file({k: t.clone() for k, t in tensors.items()}, out / "adapter_model.safetensors")
+    return out
+
+
+def once_for_the_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out the layers' copies of the shared projections, as peft does after 0.21.2."""
+    once = {f"base_model.{name}" for name in SHARED}
+    return {k: t for k, t in tensors.items() if k in once or not k.endswith(SHARED)}
+
+
+def once_for_each_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Repeat the shared projections in every layer, as peft does up to 0.21.2."""
+    layers = [k.rpartition(".")[0] for k in tensors if k.endswith("randlora_lambda")]
+    copies = {
+        f"{layer}.{name}": tensors[f"base_model.{name}"] for layer in layers for name in SHARED
+    }
+    return tensors | copies
+
+
+def in_one_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep one layer's copy and no names of a wrapper, as an adapter that was only injected has."""
+    every = once_for_each_layer(tensors)
+    layer = next(k for k in every if k.endswith("randlora_lambda")).rpartition(".")[0]
+    kept = {f"{layer}.{name}" for name in SHARED}
+    return {
+        k.removeprefix("base_model.model."): t
+        for k, t in every.items()
+        if k in kept or not k.endswith(SHARED)
+    }
+
+
+@pytest.mark.parametrize("layout", [once_for_the_model, once_for_each_layer, in_one_layer])
+def test_the_shared_projections_are_read_from_every_layout(tiny, theirs, tmp_path, layout):
+    trained = trained_by_peft(theirs, EVERY_TARGET, tmp_path / "peft")
+    tensors = layout(stored(tmp_path / "peft"))
+    copies = {once_for_the_model: 1, once_for_each_layer: 1 + 2 * 3 * 6, in_one_layer: 1}[layout]
+    assert sum(key.endswith("randlora_A") for key in tensors) == copies
+    cr.load_adapter(tiny.net, rewrite(tmp_path / "peft", tensors, tmp_path / "other"))
+    for ours, others in zip(our_features(tiny.net), their_features(trained), strict=True):
+        torch.testing.assert_close(ours, others, rtol=0, atol=1e-5 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("layout", [once_for_the_model, once_for_each_layer])
+def test_what_is_written_loads_in_every_layout(tiny, theirs, tmp_path, layout):
+    """Ours is the later layout; the earlier one, of the same numbers, says the same in peft."""
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=5))
+    randomize(adapter, spread=0.1)
+    cr.save_peft_adapter(adapter, tmp_path / "ours")
+    tensors = stored(tmp_path / "ours")
+    assert once_for_the_model(tensors).keys() == tensors.keys()
+    other = rewrite(tmp_path / "ours", layout(tensors), tmp_path / "other")
+    loaded = peft.PeftModel.from_pretrained(theirs, other)
+    for mine, others in zip(our_features(tiny.net), their_features(loaded), strict=True):
+        torch.testing.assert_close(mine, others, rtol=0, atol=1e-5 * float(mine.abs().max()))
+
+
 def test_only_the_numbers_that_are_needed_are_written(tiny, theirs, tmp_path):
     trained_by_peft(theirs, EVERY_TARGET, tmp_path / "theirs")
     adapter = cr.load_adapter(tiny.net, tmp_path / "theirs")
     cr.save_peft_adapter(adapter, tmp_path / "ours")
-    sizes = [
-        (tmp_path / name / "adapter_model.safetensors").stat().st_size
-        for name in ("ours", "theirs")
-    ]
-    assert sizes[0] < sizes[1] / 10
+    ours, others = stored(tmp_path / "ours"), stored(tmp_path / "theirs")
+    assert ours.keys() == once_for_the_model(others).keys()
+    # of the widest output and input, 256: 16 bases of rank 4, and their counterpart
+    assert {key: tensor.numel() for key, tensor in ours.items() if key.endswith(SHARED)} == {
+        "base_model.randlora_A": 4 * 256,
+        "base_model.randlora_B": 256 * 64 * 4,
+    }
 
 
 @pytest.mark.parametrize(

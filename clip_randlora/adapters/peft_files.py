@@ -5,8 +5,9 @@ same things: lambda is stored transposed, (r, n), and gamma as here, (n, d); ``r
 (D, n, r), flattened, is the matrix that `Bases` deals from, and ``randlora_A`` is (r, 1, d). Its
 shared pair is made for the largest output by the largest input size, so it is wider than the one
 here wherever both the first and the second layer of an MLP are adapted: what no layer uses is
-written as zeros. peft saves the pair once for every layer, and reads as well a file that has it
-once, as written here.
+written as zeros. peft saves the pair once for the model, and up to 0.21.2 again for every layer.
+All versions read a file that has it once, as written here; those up to 0.21.2 warn that each layer
+misses it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,11 @@ def _shared_projections(adapter: Adapter, config: RandLoRA) -> dict[str, Tensor]
 
 
 def _pop_bases(folder: Path, tensors: dict[str, Tensor]) -> Bases:
-    """Take the shared projections out, of which peft saves one equal copy for each layer."""
+    """Take the shared projections out.
+
+    There is one pair for the model, in files of peft up to 0.21.2 an equal one for each layer as
+    well, and one layer's alone where the adapter was injected into a model without `PeftModel`.
+    """
     a = [tensors.pop(key) for key in list(tensors) if key.endswith(".randlora_A")]
     b = [tensors.pop(key) for key in list(tensors) if key.endswith(".randlora_B")]
     if not a or not b:

@@ -44,6 +44,6 @@ def verify(source: Source, expected: Features, folder: Path, precision: str) -> 
     net = CLIPModel(config)
     net.load_state_dict(weights)
     with warnings.catch_warnings():
-        # peft looks for the shared projections in each layer, where the file has them once
+        # up to 0.21.2 peft looks for the shared projections in each layer too
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         require_equal_features(PeftModel.from_pretrained(net, folder), expected)
