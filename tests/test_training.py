@@ -70,6 +70,7 @@ def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path):
         "curves.png",
         "examples.png",
         "history.csv",
+        "images.csv",
         "metrics.json",
         "predictions.csv",
     }
