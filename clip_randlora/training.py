@@ -395,7 +395,7 @@ def _settings(
     return {
         "model": model.name,
         "pretrained": model.pretrained,
-        "data": dict(source or {"data": data.name}),
+        "data": dict(source or {"data": data.name, "class_folders": data.class_folders}),
         "classes": list(data.classes),
         **asked,
         "train": config.model_dump(mode="json"),

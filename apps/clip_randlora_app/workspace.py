@@ -19,6 +19,7 @@ from PIL import Image
 
 import clip_randlora as cr
 from clip_randlora.data import Content, Skipped, UnreadableImage, check_image
+from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.image_record import read_images, shorten
 from clip_randlora.prompts import make_prompts
 from clip_randlora.runs import ADAPTER, PREDICTIONS, read_answers
@@ -201,7 +202,7 @@ class Workspace:
         added.notes = list(
             data.notes
             if keep_split
-            else takewhile(lambda note: not note.startswith("No test split"), data.notes)
+            else takewhile(lambda note: not note.startswith(HELD_OUT_NOTE), data.notes)
         )
         with self.lock:
             for split, items in (("train", data.train), ("test", data.test)):

@@ -105,8 +105,9 @@ class Data:
     the data set's description; ``skipped`` are the files left out so far (others show only when
     they are decoded); ``notes`` are one-line things the user should know; ``held_out`` says that
     the source had no test split of its own; ``is_ready_made`` says that the images are those of a
-    published data set. ``templates`` and ``prompts`` (names by class) are the description's: a
-    training uses them unless it is told otherwise.
+    published data set; ``class_folders`` is what `load_data` was told. ``templates`` and
+    ``prompts`` (names by class) are the description's: a training uses them unless it is told
+    otherwise.
     """
 
     name: str
@@ -117,5 +118,6 @@ class Data:
     notes: tuple[str, ...] = ()
     held_out: bool = False
     is_ready_made: bool = False
+    class_folders: str | None = None
     templates: tuple[str, ...] = ()
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

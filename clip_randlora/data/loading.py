@@ -95,6 +95,7 @@ def load_data(
         tuple(notes),
         held_out=test_files is None,
         is_ready_made=layout.is_ready_made,
+        class_folders=class_folders,
         templates=layout.templates,
         prompts=layout.prompts,
     )
