@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -20,6 +19,7 @@ from clip_randlora.evaluation import (
 )
 from clip_randlora.outputs import written_whole
 from clip_randlora.plotting import Figure, FigureCanvasAgg
+from clip_randlora.quiet import without_warnings
 
 _ZERO_SHOT, _TUNED, _WRONG = "#8a94a6", "#1f6feb", "#c0392b"
 _BARS = 5
@@ -28,8 +28,8 @@ _BARS = 5
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, under a temporary name first."""
     FigureCanvasAgg(figure)
-    with written_whole(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
+    # matplotlib warns of scripts that the font has not
+    with written_whole(path) as temporary, without_warnings():
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 

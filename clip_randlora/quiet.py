@@ -23,30 +23,41 @@ def quiet(*loggers: str) -> Iterator[None]:
     silence other threads as well, and two threads that do so would put back each other's. So
     nothing of theirs is changed: what this thread says is filtered out, until the block ends.
     """
-    thread = threading.get_ident()
     targets = [logging.getLogger(), *map(logging.getLogger, loggers)]
-    discard = _Discard()
-    only_others = _OnlyOthers(thread)
+    discard, only_others = _Discard(), _OnlyOthers(threading.get_ident())
     with _changing:
-        _silent[thread] += 1
-        _show_only_others()
         # `logging.warning` gives a root logger without handlers one that stays for good
         targets[0].addHandler(discard)
         filtered = [*targets, *(handler for target in targets for handler in target.handlers)]
         for place in filtered:
             place.addFilter(only_others)
     try:
-        yield
+        with without_warnings():
+            yield
     finally:
         with _changing:
             for place in filtered:
                 place.removeFilter(only_others)
             targets[0].removeHandler(discard)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence this thread's warnings alone; cheap enough for every image."""
+    thread = threading.get_ident()
+    with _changing:
+        _silent[thread] += 1
+        if not isinstance(warnings.showwarning, _ShowOnlyOthers):
+            warnings.showwarning = _ShowOnlyOthers(warnings.showwarning)
+    try:
+        yield
+    finally:
+        with _changing:
             _silent[thread] -= 1
             if not _silent[thread]:
                 del _silent[thread]
-            if not _silent:
-                _show_all_again()
+            if not _silent and isinstance(warnings.showwarning, _ShowOnlyOthers):
+                warnings.showwarning = warnings.showwarning.show
 
 
 class _OnlyOthers(logging.Filter):
@@ -81,13 +92,3 @@ class _ShowOnlyOthers:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         if not _silent[threading.get_ident()]:
             self.show(*args, **kwargs)
-
-
-def _show_only_others() -> None:
-    if not isinstance(warnings.showwarning, _ShowOnlyOthers):
-        warnings.showwarning = _ShowOnlyOthers(warnings.showwarning)
-
-
-def _show_all_again() -> None:
-    if isinstance(warnings.showwarning, _ShowOnlyOthers):
-        warnings.showwarning = warnings.showwarning.show

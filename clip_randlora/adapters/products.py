@@ -3,7 +3,7 @@
 import torch
 
 from clip_randlora.bases import Source, number_of_bases
-from clip_randlora.quiet import quiet
+from clip_randlora.quiet import without_warnings
 
 _DENSEST_COMPRESSED = 1 / 8  # share of entries that are not zero
 
@@ -52,7 +52,7 @@ class SparseProducts(Products):
 
 
 def _compressed_rows(matrix: torch.Tensor) -> torch.Tensor:
-    with quiet():  # torch says at its first use that the layout is in beta
+    with without_warnings():  # torch says at its first use that the layout is in beta
         rows = matrix.contiguous().to_sparse_csr()
         indices = rows.crow_indices().int(), rows.col_indices().int()
         return torch.sparse_csr_tensor(*indices, rows.values(), rows.shape)

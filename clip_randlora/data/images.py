@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, features
 
 from clip_randlora.errors import OutOfMemory, UserError
+from clip_randlora.quiet import without_warnings
 
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20
@@ -27,9 +27,6 @@ EXTENSIONS = frozenset(
     + (".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".hif")
     + ((".avif",) if _AVIF else ())
 )
-
-# PIL warns on standard error from its own, looser bound; ours is an error that names the file.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1")
 _GREY_BITS = (8, 10, 12, 14, 16)
@@ -108,7 +105,8 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
     if isinstance(source, str | PurePath) and _is_pipe(source):
         raise UnreadableImage(name, "is not a regular file; give an image file")
     try:
-        image = Image.open(file, formats=FORMATS)
+        with without_warnings():  # Pillow's own, looser bound on pixels; ours names the file
+            image = Image.open(file, formats=FORMATS)
     except FileNotFoundError:
         raise UnreadableImage(name, "no such file; check the path") from None
     except IsADirectoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from peft import PeftModel
@@ -18,6 +17,7 @@ from clip_randlora.export.transformers_model import (
     require_clip_layout,
     require_equal_features,
 )
+from clip_randlora.quiet import without_warnings
 
 
 def check(source: Source) -> None:
@@ -43,7 +43,5 @@ def verify(source: Source, expected: Features, folder: Path, precision: str) -> 
     weights = to_transformers(source.base_weights())
     net = CLIPModel(config)
     net.load_state_dict(weights)
-    with warnings.catch_warnings():
-        # up to 0.21.2 peft looks for the shared projections in each layer too
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+    with without_warnings():  # up to 0.21.2 peft looks for the shared projections in each layer too
         require_equal_features(PeftModel.from_pretrained(net, folder), expected)
