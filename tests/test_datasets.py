@@ -22,6 +22,7 @@ from clip_randlora.classifier import Classifier
 from clip_randlora.data import decode_shots, described_sets, find_description, load_data
 from clip_randlora.data.described import read_description
 from clip_randlora.errors import UserError
+from clip_randlora.heldout import find_test_images
 from clip_randlora.models import load_model
 from clip_randlora.training import Interrupted, TrainConfig, fit
 
@@ -618,6 +619,18 @@ def test_a_training_uses_the_sets_templates_and_names_and_records_them(tiny, des
     assert TrainConfig.parse(recorded) == run.config
     run.adapter.detach()
     assert Classifier.load(tmp_path / "run").text.tokens.equal(run.text.tokens)
+
+
+def test_a_run_of_the_library_remembers_which_folders_were_the_classes(tiny, photos, tmp_path):
+    nested, out = tmp_path / "nested", tmp_path / "run"
+    shutil.copytree(photos / "seen/golden_retriever", nested / "dogs/golden_retriever")
+    shutil.copytree(photos / "seen/tabby_cat", nested / "cats/tabby_cat")
+    data = load_data(nested, class_folders="leaves")
+    assert data.classes == ("golden_retriever", "tabby_cat")
+    fit(tiny, data, TrainConfig(steps=1), out=out).adapter.detach()
+    assert yaml.safe_load((out / "config.yaml").read_text())["data"]["class_folders"] == "leaves"
+    counted = find_test_images(out, nested)
+    assert {item.name for item in counted.split} == {item.name for item in data.test}
 
 
 def test_what_the_user_says_wins_over_the_set(tiny, described):
