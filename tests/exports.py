@@ -52,7 +52,7 @@ def server_of_libraries() -> forks.ForkServer:
 def elsewhere(code: str, folder: Path, *, torch_too: bool = True) -> str:
     """Run code in another process, in ``folder``, where this package cannot be imported."""
     if torch_too:
-        done = server_of_libraries().run(code, folder=folder)
+        done = server_of_libraries().run("import sys, torch\n" + code, folder=folder)
     else:
         prelude = WITHOUT_PACKAGE.split("import torch")[0]
         done = subprocess.run(

@@ -37,6 +37,8 @@ def test_the_same_numbers_with_and_without_a_cache(name, tiny_folder, colors):
         {"method": "zero_shot"},
         {"method": "lora", "shots": 2, "seed": 1, "templates": ["a {} square"]},
     ]
+    if name == "lite0":  # what convolutions and their norms may change
+        trainings = [{**settings, "crop_size": 64} for settings in (trainings[0], trainings[3])]
     load = {"tiny": str(tiny_folder), "lite0": "lite0"}[name]
     shared = cr.load_model(load)
     cache = Cache(shared, data)

@@ -72,6 +72,7 @@ def recorded(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.alone
 def test_help_answers_within_a_second():
     process("--help")
     start = time.perf_counter()
@@ -142,7 +143,7 @@ def test_eval_on_unknown_classes_is_an_error(run, tmp_path):
     assert "does not know the class 'purple'; it knows blue, green, red" in done.stderr
 
 
-def test_strength_and_figure(run, colors, tmp_path):
+def test_strength_and_figure(run, colors, tmp_path, fine_figures):
     image = colors / recorded(run)[0]["image"]
     done = command("predict", run, image, "--strength", 0, "--json", "--figure", tmp_path / "f.png")
     (answer,) = json.loads(done.stdout)

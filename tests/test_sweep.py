@@ -319,7 +319,7 @@ def plant(out: Path, numbers: dict[str, tuple[float, float, int, float]], **grid
     return out
 
 
-def test_the_reports_numbers_by_hand(tmp_path):
+def test_the_reports_numbers_by_hand(tmp_path, fine_figures):
     numbers = {
         f"lite0--{data}--zero_shot": (start, start, 0, 0.0)
         for data, start in (("clipart", 0.5), ("digits", 0.1))

@@ -41,7 +41,7 @@ def trained(adapter) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in adapter.named_parameters()}
 
 
-def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path):
+def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path, fine_figures):
     before = {key: tensor.clone() for key, tensor in tiny.net.state_dict().items()}
     steps = []
     run = cr.fit(
