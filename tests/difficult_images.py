@@ -51,6 +51,7 @@ def write_difficult_images(folder: Path, drawing: Image.Image) -> dict[str, list
     wide = Image.fromarray(values)
     save("16-bit", wide, "wide.png")
     save("16-bit", wide, "wide.tif")
+    save("16-bit", Image.fromarray(np.asarray(grey).astype(np.uint16) * 16), "twelve.tif")
     save("16-bit", wide, "wide.pgm")
     big = Image.frombytes("I;16B", wide.size, values.astype(">u2").tobytes())
     save("16-bit", big, "big_endian.tif")
