@@ -247,3 +247,24 @@ def test_datasets_and_models_are_listed():
     listed = command("models").stdout
     assert "lite0" in listed
     assert "ViT-B-32" in listed
+
+
+def test_train_shows_the_prompts_before_it_trains(tiny_folder, tmp_path):
+    colors = {f"{n:02}_{name}": (20 * n, 9, 9) for n, name in enumerate("abcdef")}
+    data = write_colors(tmp_path / "data", {"train": 1, "test": 1}, colors)
+    options = ["train", data, "--model", tiny_folder, "--method", "zero_shot", "--out"]
+    done = command(*options, tmp_path / "few")
+    assert done.returncode == 0, done.stderr
+    assert "  00_a: a photo of a a.\n" in done.stderr and "05_f" not in done.stderr
+    assert "and those of 2 more classes (--prompts shows all)" in done.stderr
+    both = ["--template", "a {}.", "--template", "the {}."]
+    done = command(*options, tmp_path / "all", *both, "--prompts")
+    for number, name in enumerate("abcdef"):
+        assert f"  0{number}_{name}: a {name}. | the {name}.\n" in done.stderr
+
+
+def test_train_refuses_two_classes_with_one_prompt(tiny_folder, tmp_path):
+    data = write_colors(tmp_path / "data", {"": 2}, {"Cat": (9, 9, 9), "cat_": (200, 9, 9)})
+    done = command("train", data, "--model", tiny_folder, "--out", tmp_path / "run")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "error: the classes 'Cat' and 'cat_' have the same prompt" in done.stderr
