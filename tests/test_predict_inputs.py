@@ -335,7 +335,7 @@ def test_names_that_are_no_utf_8(tiny_run, folder, tmp_path):
     assert json.loads(done.stdout)[0]["image"] == f"{tmp_path}/caf\\xe9.png"
 
 
-def test_the_table_and_the_figure(tiny_run, folder, tmp_path):
+def test_the_table_and_the_figure(tiny_run, folder, tmp_path, fine_figures):
     done = command("predict", tiny_run, folder / "1.png", folder, "--figure", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1.png") == 2 and "more/10.png" in done.stdout

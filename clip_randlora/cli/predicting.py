@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, tee
@@ -14,19 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, results
+from clip_randlora.cli.console import loading, messages, progress, results
 from clip_randlora.cli.options import DeviceOption, JsonOption, RunArgument
 from clip_randlora.errors import UserError
+from clip_randlora.stages import counted
 
 if TYPE_CHECKING:
     from clip_randlora.data import Skipped
     from clip_randlora.inputs import Input
 
 _IN_FIGURE = 100
-_SECONDS_WITHOUT_BAR, _SECONDS_BETWEEN_LINES = 1, 10
 
 Write = Callable[[str, dict[str, Any]], None]
 
@@ -63,7 +61,7 @@ def predict(
 
         classifier = Classifier.load(run, strength=strength, device=device)
     entries = _entries(images)
-    total = len(entries) if isinstance(entries, list) else None
+    total = len(entries) if isinstance(entries, list) else 0  # of standard input, not known
     entries, asked = tee(entries)
     bad: list[str] = []
     drawn: list[tuple[Input, dict[str, Any]]] = []
@@ -72,12 +70,11 @@ def predict(
         outputs = [stack.enter_context(_csv(csv_file, classifier.classes))] if csv_file else []
         if as_json or not csv_file:
             outputs.append(stack.enter_context(_json() if as_json else _table()))
-        on_image = stack.enter_context(
-            _progress(total, is_drawn=not (as_json and sys.stdout.isatty()))
-        )
-        answers = classifier.predict_each(entries, on_error="return")
-        for entry, (name, answer) in zip(asked, answers, strict=True):
-            on_image()
+        # a bar would lie between the lines of JSON on a terminal
+        hidden = as_json and sys.stdout.isatty()
+        on_progress = None if hidden else stack.enter_context(progress())
+        answers = zip(asked, classifier.predict_each(entries, on_error="return"), strict=True)
+        for entry, (name, answer) in counted(answers, "classifying images", total, on_progress):
             if "error" in answer:
                 bad.append(answer["error"])
                 continue
@@ -204,44 +201,3 @@ def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) 
         raise UserError(notes[0])
     if count > len(answered):
         messages.print(f"- The figure shows the first {len(answered)} of {count} images.")
-
-
-def _nothing() -> None:
-    pass
-
-
-@contextmanager
-def _progress(total: int | None, is_drawn: bool) -> Iterator[Callable[[], None]]:
-    """Yield what to call after each image: draws a bar, or prints a line now and then.
-
-    ``is_drawn``: on a terminal, which answers may be printed to at the same time.
-    """
-    start = said = time.monotonic()
-    done = 0
-
-    def say() -> None:
-        nonlocal said
-        if time.monotonic() > said + _SECONDS_BETWEEN_LINES:
-            of = f"{done} of {total}" if total else f"{done}"
-            messages.print(f"- {of} images classified", markup=False)
-            said = time.monotonic()
-
-    with ExitStack() as stack:
-        show = say
-        if messages.is_terminal and not is_drawn:
-            show = _nothing
-        elif messages.is_terminal:
-            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            bar = Progress(*columns, console=messages, transient=True, redirect_stdout=False)
-            task = stack.enter_context(bar).add_task("", total=total, visible=False)
-
-            def show() -> None:
-                is_long = time.monotonic() > start + _SECONDS_WITHOUT_BAR
-                bar.update(task, completed=done, visible=is_long)
-
-        def on_image() -> None:
-            nonlocal done
-            done += 1
-            show()
-
-        yield on_image
