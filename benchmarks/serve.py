@@ -67,7 +67,10 @@ def _app(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
         yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
 
 
 def _measure(

@@ -137,7 +137,6 @@ class Loop:
             self.seconds += time.perf_counter() - start
             with self._recorded():
                 self._take_steps(on_step, should_stop)
-        self.save()  # should the evaluation be interrupted, the training need not be done again
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         name, method = self.model.name, self.config.method.method
@@ -178,6 +177,7 @@ class Loop:
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
+            self.save()  # should the evaluation be interrupted, this need not be done again
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -471,9 +471,11 @@ class _CtrlCBetweenSteps:
             self.before = signal.signal(signal.SIGINT, self._press)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.is_main:
             signal.signal(signal.SIGINT, self.before)
+        if kind is None:
+            self.check()  # pressed after the last step
 
     def _press(self, *_: object) -> None:
         if self.pressed:

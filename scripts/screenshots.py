@@ -81,7 +81,10 @@ def serve() -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             app.terminate()
-            app.wait()
+            try:
+                app.wait(10)
+            finally:
+                app.kill()
 
 
 def train_once(browser: Browser, url: str, sample: str, out: Path) -> dict:

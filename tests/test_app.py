@@ -71,7 +71,11 @@ class App:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(4)  # whatever connections are open
+        try:
+            self.process.wait(4)  # whatever connections are open
+        finally:
+            self.process.kill()  # one that does not end fails the test, and is not left behind
+            self.process.wait()
 
 
 @pytest.fixture(scope="module")

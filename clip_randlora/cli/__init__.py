@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 
 import typer
 
@@ -14,6 +12,7 @@ from clip_randlora.cli.browser import browser_app
 from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
 from clip_randlora.cli.exports import export
+from clip_randlora.cli.interrupts import heeded
 from clip_randlora.cli.predicting import predict
 from clip_randlora.cli.sweeps import report, sweep
 from clip_randlora.cli.training import demo, train
@@ -43,22 +42,18 @@ for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 
-def _interrupt(*_: object) -> None:
-    """Do what Ctrl-C does, also in the background of a shell's script, which ignores Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.raise_signal(signal.SIGINT)
-
-
 def main() -> None:
     """Run the command; exit status 0 done, 2 wrong input, 130 interrupted.
 
     1: cells of a sweep failed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if threading.current_thread() is threading.main_thread():
-        # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
-        signal.signal(signal.SIGTERM, _interrupt)
+    # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
+    with heeded():
+        _run()
+
+
+def _run() -> None:
     if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
         results.quiet = messages.quiet = True
     try:

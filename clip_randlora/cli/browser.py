@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ import typer
 from clip_randlora.cli.console import loading
 from clip_randlora.cli.options import DeviceOption
 from clip_randlora.errors import UserError
+
+_SECONDS_TO_FLUSH = 2  # nobody may read what is printed
 
 
 def browser_app(
@@ -51,6 +54,9 @@ def browser_app(
         )
     launch(settings, host, port, _parse_auth(auth), open_browser)
     # a training may be under way in its thread; Python would abort if it ended beside that
+    at_the_latest = threading.Timer(_SECONDS_TO_FLUSH, os._exit, [0])
+    at_the_latest.daemon = True
+    at_the_latest.start()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clip_randlora.cli.interrupts import check
 from clip_randlora.stages import show_seconds
 
 results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
@@ -28,6 +29,7 @@ def loading() -> Iterator[None]:
     """Say that something is going on while the heavy libraries are imported."""
     with messages.status("loading"):
         yield
+    check()
 
 
 @dataclass
