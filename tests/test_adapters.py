@@ -248,6 +248,29 @@ def test_a_second_adapter_is_refused(tiny):
         cr.attach(tiny.net, cr.LoRA(rank=4))
 
 
+def test_a_file_is_refused_by_a_model_with_an_adapter_and_the_line_says_so(tiny, tmp_path):
+    """Not that it is another model, though the names of its weights have changed."""
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
+    adapter.save(tmp_path / "a.safetensors")
+    for load in (
+        lambda: cr.load_adapter(tiny.net, tmp_path / "a.safetensors"),
+        lambda: cr.add_adapters(tiny.net, [tmp_path / "a.safetensors"]),
+    ):
+        with pytest.raises(cr.UserError, match=r"has an adapter already: detach\(\) or merge\(\)"):
+            load()
+    adapter.detach()
+    cr.load_adapter(tiny.net, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", True])
+def test_weights_of_a_sum_are_finite_numbers(tiny, tmp_path, weight):
+    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
+    adapter.save(tmp_path / "a.safetensors")
+    adapter.detach()
+    with pytest.raises(cr.UserError, match=r"weights: .*; give finite numbers"):
+        cr.add_adapters(tiny.net, [tmp_path / "a.safetensors"] * 2, (1.0, weight))
+
+
 def test_only_the_adapter_is_trained(tiny):
     adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
     randomize(adapter)

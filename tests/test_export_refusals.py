@@ -29,7 +29,12 @@ def test_bad_input_is_one_line_and_status_2(tiny_run, lite0_run, tmp_path, monke
         (lite0_run, ["--format", "transformers", "--out", out], "has no place for visual.trunk"),
         (lite0_run, ["--format", "peft", "--out", out], "use open_clip or onnx for lite0"),
         (tiny_run, ["--format", "gguf", "--out", out], "--format gguf: there is adapter, open_cl"),
-        (tiny_run, ["--format", "head", "--out", out, "--strength", "2"], "--strength 2"),
+        (tiny_run, ["--format", "head", "--out", out, "--strength", "2"], "strength: 2.0"),
+        (
+            tiny_run,
+            ["--format", "head", "--out", out, "--strength", "nan"],
+            "strength: nan; give a number between 0 and 1",
+        ),
         (tiny_run, ["--format", "head", "--out", out, "--precision", "fp16"], "--precision fp16"),
         (tiny_run, ["--format", "head", "--out", out, "--weights", "1,2"], "one run only"),
         (tiny_run, ["--format", "head", "--out", out, "--weights", "a"], "--weights a"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,7 @@ class Adapter:
         name: str | None = None,
         bases: Bases | None = None,
     ):
-        if _is_adapted(net):
-            raise UserError("this model has an adapter already: detach() or merge() it first")
+        _check_has_none(net)
         self.net, self.config, self.bases = net, with_seed(config, 0), bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
         self.head: nn.Linear | None = None
@@ -357,6 +356,12 @@ class Adapter:
                 parameter.copy_(tensors[key])
 
 
+def _check_has_none(net: nn.Module) -> None:
+    """Refuse a model with an adapter, whose weights would also look like another model's."""
+    if any(isinstance(module, AdaptedWeight) for module in net.modules()):
+        raise UserError("this model has an adapter already: detach() or merge() it first")
+
+
 def attach(net: nn.Module, config: MethodConfig, name: str | None = None) -> Adapter:
     """Attach a fresh adapter, which changes no output, and freeze every weight of the model.
 
@@ -371,13 +376,9 @@ def attach(net: nn.Module, config: MethodConfig, name: str | None = None) -> Ada
             out (see `clip_randlora.adapters.targets.require_attention`), or the model has an
             adapter already.
     """
-    if not _is_adapted(net):
-        require_attention(net, config)
+    _check_has_none(net)
+    require_attention(net, config)
     return Adapter(net, config, name)
-
-
-def _is_adapted(net: nn.Module) -> bool:
-    return any(isinstance(module, AdaptedWeight) for module in net.modules())
 
 
 def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> Adapter:
@@ -394,6 +395,7 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     Raises:
         UserError: the file cannot be read, or was trained on another base model; both are named.
     """
+    _check_has_none(net)
     if peft_files.is_peft(path):
         imported = peft_files.read(path, net)
         _check_bases(path, net, imported.config, imported.bases)
@@ -466,6 +468,10 @@ def add_adapters(
     weights = tuple(weights) if weights is not None else (1 / len(paths),) * len(paths)
     if len(weights) != len(paths):
         raise UserError(f"weights: {len(weights)} for {len(paths)} adapters; give one for each")
+    for weight in weights:
+        if isinstance(weight, str | bool) or not isfinite(weight):
+            raise UserError(f"weights: {weight!r}; give finite numbers")
+    _check_has_none(net)
     stored = [files.read(path) for path in paths]
     present = files.identify(net, name)
     for path, one in zip(paths, stored, strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clip_randlora import runs
 from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, load_adapter
+from clip_randlora.adapters.adapter import check_strength
 from clip_randlora.errors import UserError
 from clip_randlora.models import Model, load_model
 from clip_randlora.recipe import TrainConfig
@@ -105,8 +106,7 @@ class Source:
         Raises:
             UserError: a run is incomplete, its base cannot be had, or the runs do not fit together.
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"--strength {strength}: must lie between 0 and 1")
+        strength = check_strength(strength)
         described = [cls.describe(folder) for folder in (run, *add)]
         weights = tuple(weights) if weights is not None else (1 / len(described),) * len(described)
         for one in described:
