@@ -90,7 +90,12 @@ class ImageRecord:
         return replace(data, test=Split(tuple(found), data.classes), notes=notes)
 
 
-def record_images(data: Data, shots: Decoded, known: dict[int, str] | None = None) -> ImageRecord:
+def record_images(
+    data: Data,
+    shots: Decoded,
+    known: dict[int, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> ImageRecord:
     """Read the content of the images that were drawn, and of the test images.
 
     The test images of a published data set are not read: its training split has none of them.
@@ -99,6 +104,7 @@ def record_images(data: Data, shots: Decoded, known: dict[int, str] | None = Non
         data: what the shots were drawn from.
         shots: the training images.
         known: ``id(item)`` -> digest of images that were read before; added to.
+        on_progress: told how many are read, see `clip_randlora.stages.OnProgress`.
     """
     broken = {entry.name for entry in shots.skipped}
     unreadable = [item for item in data.train if item.name in broken] if broken else []
@@ -112,7 +118,7 @@ def record_images(data: Data, shots: Decoded, known: dict[int, str] | None = Non
     images = []
     for use, group in groups:
         items = list(group)
-        for item, digest in zip(items, digests_of(items, known), strict=True):
+        for item, digest in zip(items, digests_of(items, known, on_progress), strict=True):
             if use == "trained" and not digest:
                 raise UserError(f"{item.name}: could be read once only; check the disk")
             images.append(RecordedImage(use, data.classes[item.label], item.name, digest))

@@ -143,7 +143,9 @@ def fit(
                     training.restore()
             if writes:
                 known = cache.digests if cache else None
-                runs.begin(folder, settings, record or record_images(data, shots, known))
+                runs.begin(
+                    folder, settings, record or record_images(data, shots, known, on_progress)
+                )
             try:
                 training.run(_told(on_step, on_progress), should_stop or (lambda: False))
             except Diverged:

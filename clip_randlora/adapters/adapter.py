@@ -395,14 +395,15 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     Raises:
         UserError: the file cannot be read, or was trained on another base model; both are named.
     """
-    _check_has_none(net)
     if peft_files.is_peft(path):
+        _check_has_none(net)
         imported = peft_files.read(path, net)
         _check_bases(path, net, imported.config, imported.bases)
         adapter = Adapter(net, imported.config, name, imported.bases)
         adapter._fill(imported.tensors, path)
         return adapter
     stored = files.read(path)
+    _check_has_none(net)
     files.refuse_other_base(path, stored.base, files.identify(net, name))
     config = _parse_config(path, stored.config)
     _check_bases(path, net, config, stored.bases)
