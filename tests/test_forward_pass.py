@@ -1,6 +1,8 @@
 """What the forward pass leaves out or forgets: the features and gradients must not notice."""
 
+import re
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -10,6 +12,7 @@ from torch.nn.functional import normalize
 
 import clip_randlora as cr
 from clip_randlora.activations import recomputed_in_backward
+from clip_randlora.adapters import adapter as adapters
 from clip_randlora.adapters.adapter import AdaptedWeight
 from clip_randlora.attention import direct_self_attention, pooled_token_only
 from clip_randlora.loop import training_forward
@@ -265,3 +268,32 @@ def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch,
     exact = dtype == torch.float32
     torch.testing.assert_close(at_once, logits, atol=1e-6 if exact else 1e-2, rtol=0)
     assert_close(together, one_by_one, 1e-5 if exact else 0.1)
+
+
+def test_the_readmes_own_training_step_learns_and_forms_each_weight_once(
+    tiny, tmp_path, monkeypatch
+):
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (
+        c for c in re.findall(r"```python\n(.*?)```", readme, re.S) if "own" in c and "merge" in c
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("open_clip.create_model", lambda *_, **__: tiny.net)
+    formed, losses = [], []
+    add_updates = adapters.add_updates
+    monkeypatch.setattr(adapters, "add_updates", lambda *a: formed.append(1) or add_updates(*a))
+    cross_entropy = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        "torch.nn.functional.cross_entropy",
+        lambda *a: losses.append(float(cross_entropy(*a).detach())) or cross_entropy(*a),
+    )
+    pixels = tiny.normalize(images(2))
+    tokens = tiny.tokenizer(["a photo of a cat.", "a photo of a dog."])
+    names = {"batches": [(pixels, tokens, torch.arange(2))] * 12}
+    exec(code.replace("lr=1e-3", "lr=2e-2"), names)
+    weights = len(names["adapter"].weights)
+    assert len(formed) == 12 * weights + weights  # and once each to merge
+    assert losses[-1] < losses[0] - 0.1
+    monkeypatch.undo()
+    cr.load_adapter(cr.load_model(tiny.name).net, tmp_path / "adapter.safetensors")
+    assert not any("forward" in vars(module) for module in tiny.net.modules())
