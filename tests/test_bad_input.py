@@ -218,6 +218,11 @@ def test_names_train_and_print(tiny_folder, tmp_path):
     root = write_classes(tmp_path / "[bold]", names, 3)
     options = ["--model", tiny_folder, "--shots", 1, "--steps", 2, "--rank", 4]
     done = command("train", root, *options, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "the classes 'Cat' and 'cat' have the same prompt" in done.stderr
+    (tmp_path / "words.yaml").write_text("prompts: {cat: [kitten]}\n")
+    options += ["--config", tmp_path / "words.yaml"]
+    done = command("train", root, *options, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "differ in capitals only: Cat and cat" in done.stderr
     assert "..a (hidden)" in done.stderr

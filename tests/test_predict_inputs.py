@@ -22,6 +22,7 @@ from torchvision.transforms.functional import to_tensor
 
 import clip_randlora as cr
 from clip_randlora import inputs
+from clip_randlora.cli import console
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +344,7 @@ def test_the_table_and_the_figure(tiny_run, folder, tmp_path, fine_figures):
 
 
 def test_progress_in_lines_where_there_is_no_terminal(tiny_run, folder, monkeypatch):
-    monkeypatch.setattr("clip_randlora.cli.predicting._SECONDS_BETWEEN_LINES", 0)
+    for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES", "_SECONDS_BETWEEN_LOOKS"):
+        monkeypatch.setattr(console, name, 0.001)
     done = command("predict", tiny_run, folder)
-    assert "- 3 of 3 images classified" in done.stderr
+    assert "classifying images: " in done.stderr and " of 3" in done.stderr
