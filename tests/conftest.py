@@ -101,6 +101,11 @@ def tiny(tiny_folder) -> Model:
     return load_model(str(tiny_folder))
 
 
+def slow_cases(cases, *slow):
+    """Mark some cases of a parametrised test as slow: one of the others stays in `make test`."""
+    return [pytest.param(c, marks=pytest.mark.slow) if c in slow else c for c in cases]
+
+
 def randomize(adapter, seed: int = 0, spread: float = 0.02) -> None:
     """Give an adapter random coefficients, so that it changes something."""
     generator = torch.Generator().manual_seed(seed)

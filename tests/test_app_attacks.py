@@ -120,6 +120,7 @@ def routes(tmp_path_factory) -> list[tuple[str, str]]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_every_route_asks_for_the_password(locked_app, routes):
     assert len(routes) > 80 and ("POST", "/gradio_api/cancel") in routes
     assert {path for _, path in routes} >= BEFORE_LOGIN
@@ -139,6 +140,7 @@ def test_every_route_asks_for_the_password(locked_app, routes):
     assert '"auth_required":true' in page and '"components":[]' in page
 
 
+@pytest.mark.slow
 def test_the_password_opens_it(locked_app):
     with pytest.raises(Exception, match=r"(?i)auth|login|401"):
         Client(locked_app.url, verbose=False)

@@ -37,6 +37,7 @@ def check_no_html(page) -> None:
     assert page.locator("body").inner_html().count("<img src=x") == 0
 
 
+@pytest.mark.slow
 def test_names_of_an_uploaded_archive_are_text(app, browser, tmp_path):  # noqa: F811
     archive = tmp_path / f"{HOSTILE}.zip"
     with zipfile.ZipFile(archive, "w") as zipped:
@@ -60,6 +61,7 @@ def test_names_of_an_uploaded_archive_are_text(app, browser, tmp_path):  # noqa:
     check_no_html(page)
 
 
+@pytest.mark.slow
 def test_names_of_an_uploaded_run_are_text(app, browser, tmp_path):  # noqa: F811
     archive = hostile_run(tmp_path)
     page = open_page(browser, app)
@@ -129,6 +131,7 @@ def test_a_closed_page_stops_its_training_and_a_reloaded_one_does_not(
     assert sum(bool(re.search(r"Stopped at step \d+ of 400", card)) for card in cards) == 1
 
 
+@pytest.mark.slow
 def test_the_password_is_asked_for_in_the_page(locked_app, browser):  # noqa: F811
     page = browser.new_context().new_page()
     page.goto(locked_app.url)

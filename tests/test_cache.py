@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import write_colors
+from conftest import slow_cases, write_colors
 
 import clip_randlora as cr
 from clip_randlora.cache import Cache
@@ -25,7 +25,7 @@ def run(model, data, settings, cache=None):
     return trained
 
 
-@pytest.mark.parametrize("name", ["tiny", "lite0"])
+@pytest.mark.parametrize("name", slow_cases(["tiny", "lite0"], "lite0"))
 def test_the_same_numbers_with_and_without_a_cache(name, tiny_folder, colors):
     data = cr.load_data(colors)
     trainings = [

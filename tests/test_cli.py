@@ -183,6 +183,7 @@ def test_an_unreadable_image_is_named(run, tmp_path):
     assert "broken.jpg" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_choice_of_class_folders_stays_with_the_run(colors, tiny_folder, tmp_path):
     nested, out = tmp_path / "nested", tmp_path / "run"
     for name, group in {"red": "warm", "blue": "cold", "green": "cold"}.items():

@@ -707,6 +707,7 @@ def test_wrong_use_of_the_command_is_one_line(command, arguments, says):
     assert line.startswith("error: ") and says in line
 
 
+@pytest.mark.slow
 def test_the_readmes_six_lines_work_as_they_stand(command, tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"```yaml\n# my_set\.yaml\n(.*?)```", readme, re.DOTALL)[1]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import slow_cases
 from exports import refused, snippet
 
 import clip_randlora as cr
@@ -14,7 +15,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("format", list(cr.export_formats()))
+@pytest.mark.parametrize("format", slow_cases(cr.export_formats(), "onnx"))
 def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
     options = {"strength": 0.5} if format == "onnx" else {}  # shared with the other tests
     card = (exported(tiny_run, format, tmp_path, **options) / "README.md").read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import slow_cases
 from exports import refused, train
 from safetensors.torch import load_file, save_file
 
@@ -112,7 +113,7 @@ def test_a_model_that_does_not_fit_is_one_line(
         assert cr.export_run(padding_run, format, tmp_path / "out").is_dir()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", slow_cases(FORMATS, "onnx"))
 def test_no_format_leaves_what_does_not_load_back(
     format, tiny_run, exported, tmp_path, tmp_path_factory, monkeypatch
 ):

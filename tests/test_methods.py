@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize, straight_and_resumed
+from conftest import randomize, slow_cases, straight_and_resumed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -257,7 +257,11 @@ RUNS = (
 )
 
 
-@pytest.mark.parametrize("method", RUNS, ids=lambda m: m if isinstance(m, str) else m["method"])
+@pytest.mark.parametrize(
+    "method",
+    slow_cases(RUNS, "clip_lora", "full"),
+    ids=lambda m: m if isinstance(m, str) else m["method"],
+)
 def test_a_run_answers_the_same_when_loaded(method, tiny, tmp_path):
     data, model = small_clipart(), tiny
     settings = {"method": method, **STEPS, "crop_size": 32}
@@ -294,7 +298,7 @@ def test_a_run_answers_the_same_when_loaded(method, tiny, tmp_path):
     assert all(answer["tuned"] == answer["zero_shot"] for answer in off.predict(images))
 
 
-@pytest.mark.parametrize("method", ["vera", "full"])
+@pytest.mark.parametrize("method", slow_cases(["vera", "full"], "full"))
 def test_resumed_it_ends_at_the_same_numbers(tiny_folder, method, tmp_path):
     data = small_clipart()
     config = cr.TrainConfig(method=method, shots=1, steps=6, batch_size=4)
@@ -304,6 +308,7 @@ def test_resumed_it_ends_at_the_same_numbers(tiny_folder, method, tmp_path):
     assert any(parameter.abs().sum() > 0 for parameter in resumed.adapter.parameters())
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_stay_under_full_fine_tuning():
     model = cr.load_model("lite0")
     before = {k: v.clone() for k, v in model.net.state_dict().items() if "running" in k}
@@ -317,7 +322,7 @@ def test_batch_norm_statistics_stay_under_full_fine_tuning():
 # ---------------------------------------------------------------- the linear probe
 
 
-@pytest.mark.parametrize("classes", [2, 11])
+@pytest.mark.parametrize("classes", slow_cases([2, 11], 11))
 def test_the_probe_agrees_with_scikit_learn(classes):
     data, model = small_clipart(), cr.load_model("lite0")
     names = data.classes[:classes]

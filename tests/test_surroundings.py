@@ -50,6 +50,7 @@ print(os.environ["MPLBACKEND"])
 """
 
 
+@pytest.mark.slow
 def test_a_notebooks_matplotlib_backend_costs_no_figure_and_stays(tmp_path):
     done = in_a_process("-c", DRAW, tmp_path / "curves.png", MPLBACKEND=INLINE)
     assert done.stdout.split() == [INLINE], done.stderr

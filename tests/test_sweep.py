@@ -190,6 +190,7 @@ def test_other_settings_under_the_name_of_a_finished_cell_are_refused(
     )
 
 
+@pytest.mark.slow
 def test_seeds_reach_the_methods_own_randomness_and_the_report_says_so(
     tiny_folder, colors, tmp_path
 ):
@@ -250,6 +251,7 @@ def test_a_sweep_of_before_seeds_reached_the_methods_is_not_mixed(tiny_folder, c
     assert newer.returncode == 2 and "use a newer clip-randlora" in newer.stderr
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(tiny_sweep, tmp_path):
     out = tmp_path / "out"
     with SweepFolder(out).locked():

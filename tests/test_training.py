@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_colors
+from conftest import slow_cases, write_colors
 from sklearn.metrics import accuracy_score
 from torch.nn.functional import cross_entropy
 
@@ -89,7 +89,7 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stop_at", [1, 23])
+@pytest.mark.parametrize("stop_at", slow_cases([1, 23], 1))
 def test_resume_ends_at_the_weights_of_an_uninterrupted_run(tiny_folder, colors, tmp_path, stop_at):
     data, config = cr.load_data(colors), cr.TrainConfig(**FAST)
     straight = cr.fit(cr.load_model(str(tiny_folder)), data, config)
