@@ -455,6 +455,7 @@ def test_onnx_in_half_precision_by_client(app, tmp_path):
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_export_shows_the_choices_that_a_format_has(app, browser):
     page = open_page(browser, app)
     open_tab(page, "5 Take away")
@@ -614,6 +615,7 @@ def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
     assert list((tmp_path / "mine" / "runs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_many_images_at_once_give_a_table(tmp_path):
     from clip_randlora_app.service import Service
     from clip_randlora_app.settings import Settings

@@ -171,6 +171,7 @@ def test_names_are_never_html():
     assert "<" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_archives_are_judged_before_they_are_unpacked(app, tmp_path):
     client = app.client()
     bomb = tmp_path / "bomb.zip"

@@ -36,6 +36,7 @@ def test_first_entry_by_hand():
     assert random_bases(6, 96, 64, seed=7).b[6, 0, 0].item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_same_bits_in_a_new_process():
     code = (
         "from clip_randlora.bases import random_bases; import sys;"

@@ -71,8 +71,14 @@ def features_of(format: str, folder, model, base) -> list[torch.Tensor]:
     ]
 
 
+# In `make test`, one method of each kind of update: other libraries are slow to load and to write.
+QUICK = ("randlora", "lora", "zero_shot")
 FITS = [
-    pytest.param(method, format, marks=[pytest.mark.slow] if format == "onnx" else [])
+    pytest.param(
+        method,
+        format,
+        marks=[pytest.mark.slow] if format == "onnx" or method not in QUICK else [],
+    )
     for method in METHODS[:-1]
     for format in cr.export_formats()
     if format != "peft" or method == "randlora"

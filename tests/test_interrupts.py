@@ -5,7 +5,7 @@ import signal
 
 import forks
 import pytest
-from conftest import slow_cases, write_colors
+from conftest import write_colors
 
 import clip_randlora as cr
 from clip_randlora import loop
@@ -81,7 +81,8 @@ print("ended")
 """
 
 
-@pytest.mark.parametrize("program", slow_cases([COMMAND, IMPORT], IMPORT))
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [COMMAND, IMPORT])
 def test_a_command_ends_though_python_lost_the_interrupt(program):
     done = forks.of_the_package().run(LOST + program, timeout=30)
     assert done.returncode == 130, done.stderr

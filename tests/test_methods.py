@@ -259,7 +259,7 @@ RUNS = (
 
 @pytest.mark.parametrize(
     "method",
-    slow_cases(RUNS, "clip_lora", "full"),
+    slow_cases(RUNS, "clip_lora", "full", *RUNS[3:5]),
     ids=lambda m: m if isinstance(m, str) else m["method"],
 )
 def test_a_run_answers_the_same_when_loaded(method, tiny, tmp_path):

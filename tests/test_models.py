@@ -67,6 +67,7 @@ def test_random_weights_come_back_from_their_seed(tiny_folder):
     assert cr.load_model(str(tiny_folder), pretrained=None).pretrained == first.pretrained
 
 
+@pytest.mark.slow
 def test_weights_from_a_local_file(tmp_path):
     torch.manual_seed(0)
     weights = open_clip.create_model("RN50").state_dict()

@@ -281,6 +281,7 @@ def test_a_folder_of_something_else_is_refused(tiny_sweep, tmp_path):
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_broken_model_fails_its_cells_and_no_others(tiny_folder, colors, tmp_path):
     empty = tmp_path / "empty_model"
     empty.mkdir()

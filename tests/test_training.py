@@ -174,6 +174,7 @@ def test_watched_test_images_give_a_curve(tiny, colors, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_watching_changes_no_weight(tiny_folder, colors):
     runs = [
         cr.fit(
@@ -238,6 +239,7 @@ def test_lora_learns_in_the_same_form(tiny, colors):
     assert run.metrics["trainable_parameters"] == vision + text
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_stay_frozen(colors):
     model = cr.load_model("lite0")
     before = {k: v.clone() for k, v in model.net.state_dict().items() if "running" in k}
