@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import sklearn.metrics  # noqa: F401 - scipy adds a filter of warnings at its first import
 import torch
-from conftest import randomize, write_colors
+from conftest import LARGE, randomize, write_colors
 from torch import nn
 
 import clip_randlora as cr
@@ -60,8 +60,10 @@ def all_at_once(*jobs: Callable[[], object]) -> list[object]:
         return [future.result() for future in [pool.submit(begin, job) for job in jobs]]
 
 
-def check_threads(classifier: cr.Classifier, images: list[Path], beside: Callable[[], object]):
-    """Ask a classifier from 8 threads, 50 times each, beside other work; and again afterwards."""
+def check_threads(
+    classifier: cr.Classifier, images: list[Path], beside: Callable[[], object], count: int = 50
+) -> None:
+    """Ask a classifier from 8 threads, ``count`` times each, beside other work; and again then."""
     expected = [classifier.predict([image])[0] for image in images]
     assert difference(expected[0], expected[-1]) > 1e-3  # a mix-up would show
     assert max(difference({"a": e["zero_shot"]}, {"a": e["tuned"]}) for e in expected) > 1e-3
@@ -69,7 +71,7 @@ def check_threads(classifier: cr.Classifier, images: list[Path], beside: Callabl
 
     def ask(start: int) -> float:
         worst = 0.0
-        for number in range(start, start + 50):
+        for number in range(start, start + count):
             place = number % len(images)
             (answer,) = classifier.predict([images[place]])
             worst = max(worst, difference(answer, expected[place]))
@@ -109,7 +111,8 @@ def test_whole_models_in_threads(request, name, colors, drawings, tiny_folder):
     images = sorted((drawings / "test").rglob("*.*"))
     other, data = cr.load_model("lite0", device="cpu"), cr.load_data(drawings)
     config = cr.TrainConfig(shots=2, steps=20)
-    check_threads(cr.Classifier.load(run), images, lambda: cr.fit(other, data, config))
+    count = 50 if LARGE else 8
+    check_threads(cr.Classifier.load(run), images, lambda: cr.fit(other, data, config), count)
 
 
 def test_strengths_are_set_while_others_are_asked(run_folder, colors):
