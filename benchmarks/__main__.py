@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from benchmarks.ablation import ablation
+from benchmarks.ask import ask
 from benchmarks.blocks import blocks
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (step, scale, fewshot, blocks, infer, start, serve):
+for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve):
     app.command()(command)
 
 

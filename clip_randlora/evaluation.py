@@ -60,7 +60,7 @@ class SideBySide:
     the adapter's numbers and strength at that time, or of the ``strength`` that is set here later.
 
     Raises:
-        UserError: the adapter is no longer attached to the model.
+        UserError: the adapter is not attached to the model; later, if it was merged into it.
     """
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
@@ -109,9 +109,15 @@ class SideBySide:
                 classes = self.text.features(net=answering_model(self.model, text).net)
         return _Answering(ready, classes, strength, head)
 
+    def _refuse_if_merged(self) -> None:
+        """Refuse to answer once the update is in the weights that both networks share."""
+        if self.adapter.is_merged:
+            raise UserError("the adapter was merged into its model; load the run again")
+
     @torch.inference_mode()
     def zero_shot_features(self, images: Tensor) -> Tensor:
         """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
+        self._refuse_if_merged()
         return encode_images(self._zero_shot.model, images)
 
     @torch.inference_mode()
@@ -122,6 +128,7 @@ class SideBySide:
 
         ``zero_shot`` is what `zero_shot_features` returned for them, if it is known already.
         """
+        self._refuse_if_merged()
         before, after = self._zero_shot, self._tuned  # another thread may set a strength
         if zero_shot is None:
             zero_shot = encode_images(before.model, images)
@@ -131,6 +138,7 @@ class SideBySide:
     @torch.inference_mode()
     def tuned_probabilities(self, images: Tensor) -> Tensor:
         """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
+        self._refuse_if_merged()
         tuned = self._tuned
         return tuned.probabilities(encode_images(tuned.model, images))
 

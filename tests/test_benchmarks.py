@@ -285,6 +285,7 @@ def test_wrong_options_are_one_line_and_status_2(arguments, message, monkeypatch
         ("infer", "--images 70 --repeats 1 --loop eval --loop bare-both-workers", 2),
         ("fewshot", "--data clipart --method randlora --method nothing --shots 1 --seeds 1 "
          "--steps 2", 2),
+        ("ask", "--images 8 --repeats 1", 4),
     ],
 )  # fmt: skip
 def test_command_writes_table_json_and_figure(name, arguments, rows, tiny_folder, tmp_path):

@@ -164,6 +164,22 @@ def test_a_classifier_without_its_adapter_answers_no_more(run_folder, colors):
             classifier.predict([image])
 
 
+def test_what_was_ready_answers_after_a_detachment_and_refuses_after_a_merge(run_folder):
+    """Merging writes to the weights that both networks share; detaching writes to none."""
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    classifier = cr.Classifier.load(run_folder)
+    both = classifier.side_by_side()
+    before = both.probabilities(images)
+    classifier.close()
+    assert all(map(torch.equal, both.probabilities(images), before))
+    classifier = cr.Classifier.load(run_folder)
+    both = classifier.side_by_side()
+    classifier.adapter.merge()
+    for ask in (both.probabilities, both.tuned_probabilities, both.zero_shot_features):
+        with pytest.raises(cr.UserError, match="was merged into its model"):
+            ask(images)
+
+
 def test_a_refused_strength_changes_nothing(run_folder, colors):
     both = cr.Classifier.load(run_folder).side_by_side()
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)

@@ -171,7 +171,7 @@ class Adapter:
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
         self._adapted: dict[str, AdaptedWeight] = {}
         self._strength = 1.0
-        self._is_attached = True
+        self._is_attached, self._is_merged = True, False
         self._register()
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
@@ -244,6 +244,11 @@ class Adapter:
     def is_attached(self) -> bool:
         """Whether the model still has the adapter: it was neither detached nor merged."""
         return self._is_attached
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the update is baked into the model's weights."""
+        return self._is_merged
 
     @contextmanager
     def short_gradients(self) -> Iterator[None]:
@@ -321,7 +326,7 @@ class Adapter:
     def _remove(self, bake: bool) -> None:
         if not self._is_attached:
             raise UserError("this adapter is no longer attached to its model")
-        self._is_attached = False
+        self._is_attached, self._is_merged = False, bake
         for weight in self.weights.values():
             parametrize.remove_parametrizations(
                 weight.module, weight.tensor_name, leave_parametrized=bake
