@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --durations=10
 # Two workers share the tests out. Those marked alone, which measure time, run after the others.
 WORKERS ?= 2
 TOGETHER := --numprocesses $(WORKERS) --dist worksteal
-ALONE := $$(grep -l mark.alone tests/test_*.py)
+ALONE := $$(grep -l mark.alone -r tests --include="test_*.py")
 
 .PHONY: demo test test-slow test-cuda clean
 

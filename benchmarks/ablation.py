@@ -73,7 +73,7 @@ class _PlainStrided:
 
     @staticmethod
     def apply(*arguments):
-        from clip_randlora import depthwise
+        from clip_randlora.forward import depthwise
 
         return depthwise._convolve(*arguments)
 
@@ -117,7 +117,7 @@ PARTS = {
     ),
     "compressed": Part(
         "compressed rows, very sparse bases",
-        _patched("clip_randlora.adapters.products._DENSEST_COMPRESSED", 0.0),
+        _patched("clip_randlora.adapters.fast.basis_matmul._DENSEST_COMPRESSED", 0.0),
         bases="very_sparse",
     ),
     "formed-again": Part(
@@ -128,28 +128,29 @@ PARTS = {
     ),
     "recompute": Part(
         "GELUs and layer norms computed again in backward",
-        _patched("clip_randlora.activations._CHEAP", ()),
+        _patched("clip_randlora.forward.recompute._CHEAP", ()),
     ),
     "attention": Part(
-        "batch-first attention", _patched("clip_randlora.loop.direct_self_attention", _no_context)
+        "batch-first attention",
+        _patched("clip_randlora.training.trainer.direct_self_attention", _no_context),
     ),
     "attention-fp32": Part(
         "attention in float32 under bf16",
-        _patched("clip_randlora.attention._attend", _plain_attend),
+        _patched("clip_randlora.forward.attention._attend", _plain_attend),
         precisions=("bf16",),
     ),
     "pooled-token": Part(
         "class token alone in the last block",
-        _patched("clip_randlora.loop.pooled_token_only", _no_context),
+        _patched("clip_randlora.training.trainer.pooled_token_only", _no_context),
         models=("ViT-B-32",),
     ),
     "trimmed-text": Part(
         "prompts trimmed to the longest",
-        _patched("clip_randlora.text.trim", lambda _, tokens: tokens),
+        _patched("clip_randlora.clip.text.trim", lambda _, tokens: tokens),
     ),
     "shared-prefix": Part(
         "common prefix of the prompts encoded once",
-        _patched("clip_randlora.text.shared_prefix", lambda _: 0),
+        _patched("clip_randlora.clip.text.shared_prefix", lambda _: 0),
     ),
     "allocator": Part(
         "freed memory kept for the next step",
@@ -166,13 +167,13 @@ PARTS = {
     ),
     "strided": Part(
         "strided depthwise convolutions' own backward pass",
-        _patched("clip_randlora.depthwise._StridedDepthwise", _PlainStrided),
+        _patched("clip_randlora.forward.depthwise._StridedDepthwise", _PlainStrided),
         models=("lite0",),
         precisions=("bf16",),
     ),
     "depthwise": Part(
         "the same, and zero taps in place of padded copies",
-        _patched("clip_randlora.folding.depthwise_conv", _plain_depthwise),
+        _patched("clip_randlora.forward.batch_norm.depthwise_conv", _plain_depthwise),
         models=("lite0",),
     ),
 }
@@ -287,7 +288,7 @@ def _adapted(workload: Any, config: Mapping[str, Any]) -> Any:
 
     import clip_randlora as cr
     from benchmarks.common.training_steps import Setup
-    from clip_randlora.loop import training_forward
+    from clip_randlora.training.trainer import training_forward
 
     model = workload.load()
     model.net.eval()
@@ -309,7 +310,7 @@ def _adapted(workload: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _folded(model: Any) -> AbstractContextManager:
-    from clip_randlora.folding import find_pairs, folded
+    from clip_randlora.forward.batch_norm import find_pairs, folded
 
     return folded(_pairs_of(model, find_pairs))
 

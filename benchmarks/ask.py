@@ -25,8 +25,8 @@ from benchmarks.common.options import (
 )
 from benchmarks.common.processes import ROOT, Row, measure_rounds
 from benchmarks.common.results import Results, spread
-from clip_randlora.prompts import make_prompts
-from clip_randlora.text import TextClassifier
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier
 
 _IMAGES = ROOT / "clip_randlora" / "bundled" / "clipart" / "test"
 _ASKERS = (1, 2, 4, 8)

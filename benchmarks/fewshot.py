@@ -110,7 +110,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Do one whole job in this process; return its times and accuracies."""
     import clip_randlora as cr
-    from clip_randlora.models import DEFAULT_TAG
+    from clip_randlora.clip.models import DEFAULT_TAG
 
     weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
     with tempfile.TemporaryDirectory() as folder:

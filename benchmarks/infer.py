@@ -135,8 +135,8 @@ def classify_files(
 ) -> dict[str, Any]:
     """Classify image files one way, in this process; return images a second."""
     import clip_randlora as cr
+    from clip_randlora.clip.models import DEFAULT_TAG
     from clip_randlora.data import Split
-    from clip_randlora.models import DEFAULT_TAG
 
     weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
     test = cr.load_data(data).test
@@ -175,7 +175,7 @@ def _tune(model: Any, classes: Sequence[str]) -> tuple[Any, Any]:
     import torch
 
     import clip_randlora as cr
-    from clip_randlora.text import TextClassifier, make_prompts
+    from clip_randlora.clip.text import TextClassifier, make_prompts
 
     adapter = cr.attach(model.net, cr.RandLoRA(rank=6))
     generator = torch.Generator().manual_seed(0)
@@ -189,7 +189,7 @@ def _tune(model: Any, classes: Sequence[str]) -> tuple[Any, Any]:
 def _class_features(model: Any, text: Any) -> Any:
     import torch
 
-    from clip_randlora.text import encode_tokens
+    from clip_randlora.clip.text import encode_tokens
 
     with torch.inference_mode():
         return encode_tokens(model.net, text.tokens)

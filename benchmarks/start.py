@@ -71,7 +71,7 @@ def start_commands(run: Path) -> dict[str, tuple[str, ...]]:
         "clip-randlora --help": (*_COMMAND, "--help"),
         "clip-randlora predict RUN IMAGE": (*_COMMAND, "predict", str(run), image),
         "import clip_randlora": python("import clip_randlora"),
-        "import clip_randlora_app": python("import clip_randlora_app"),
+        "import clip_randlora.app": python("import clip_randlora.app"),
         "import torch, open_clip": python("import torch, open_clip"),
         "python itself": python("pass"),
     }

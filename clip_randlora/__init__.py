@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         select_weights,
     )
     from clip_randlora.classifier import Classifier, Task, read_task
+    from clip_randlora.clip.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
     from clip_randlora.evaluation import SideBySide, as_mapping
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
         export_run,
         loading_snippet,
     )
-    from clip_randlora.heldout import CountedImages, find_test_images
-    from clip_randlora.loop import training_forward
-    from clip_randlora.models import SUGGESTIONS, Model, Suggestion, load_model
-    from clip_randlora.presets import PRESETS, read_preset
-    from clip_randlora.training import Interrupted, Run, Step, TrainConfig, fit
+    from clip_randlora.few_shot import Interrupted, Run, Step, TrainConfig, fit
+    from clip_randlora.runs.held_out import CountedImages, find_test_images
+    from clip_randlora.training.presets import PRESETS, read_preset
+    from clip_randlora.training.trainer import training_forward
 
 __version__ = "0.1.0"
 
@@ -79,19 +79,19 @@ _HOMES = {
         "as_mapping",
     ),
     "export": ("export_formats", "export_precisions", "export_run", "loading_snippet"),
-    "heldout": ("CountedImages", "find_test_images"),
-    "models": (
+    "runs.held_out": ("CountedImages", "find_test_images"),
+    "clip.models": (
         "SUGGESTIONS",
         "Model",
         "Suggestion",
         "load_model",
     ),
-    "presets": (
+    "training.presets": (
         "PRESETS",
         "read_preset",
     ),
-    "loop": ("training_forward",),
-    "training": (
+    "training.trainer": ("training_forward",),
+    "few_shot": (
         "Interrupted",
         "Run",
         "Step",

@@ -16,17 +16,18 @@ from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from clip_randlora import runs
-from clip_randlora.adapters import Adapter, files, load_adapter
+from clip_randlora.adapters import Adapter, load_adapter
 from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.io import adapter_files
+from clip_randlora.clip.models import Model, load_model
+from clip_randlora.clip.prompts import AS_IT_IS, recorded_prompts
+from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, UnreadableImage, summarize_skipped
-from clip_randlora.data.parallel import parallel_map
+from clip_randlora.data.inputs import Input, each_input
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import SideBySide, as_mapping
-from clip_randlora.inputs import Input, each_input
-from clip_randlora.models import Model, load_model
-from clip_randlora.prompts import AS_IT_IS, recorded_prompts
-from clip_randlora.text import TextClassifier
+from clip_randlora.runs import run_folder
+from clip_randlora.utils.parallel import parallel_map
 
 _IMAGES_AT_ONCE = 256
 
@@ -56,13 +57,13 @@ def read_task(path: str | Path) -> Task:
     if not path.exists():
         raise UserError(f"{path}: not a run folder, nor the adapter file of one: no such path")
     if not path.is_dir():
-        return _parse_task(path, files.read(path).task)
-    config = runs.read_config(path)
-    adapter = path / runs.ADAPTER
+        return _parse_task(path, adapter_files.read(path).task)
+    config = run_folder.read_config(path)
+    adapter = path / run_folder.ADAPTER
     if not adapter.exists():
         raise UserError(f"{path}: the run is not finished; go on with it by --resume")
     classes = tuple(config["classes"])
-    prompts = {name: tuple(own) for name, own in runs.read_prompts(path, config).items()}
+    prompts = {name: tuple(own) for name, own in run_folder.read_prompts(path, config).items()}
     return Task(config["model"], config["pretrained"], classes, AS_IT_IS, prompts, adapter)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter
 from clip_randlora.adapters.adapter import check_strength
-from clip_randlora.answering import answering_model
-from clip_randlora.cache import Cache
+from clip_randlora.clip.models import Model
+from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
-from clip_randlora.models import Model
-from clip_randlora.stages import OnProgress, counted
-from clip_randlora.text import TextClassifier
+from clip_randlora.forward.inference import answering_model
+from clip_randlora.training.cache import Cache
+from clip_randlora.utils.progress import OnProgress, counted
 
 _CHUNK = 256  # images that are decoded together; the updated weights are formed once for each
 _FORWARD_BATCH = 64
@@ -31,7 +31,7 @@ class _Answering:
     """What gives one kind of answers; it never changes, so any thread may use it.
 
     Attributes:
-        model: encodes images; ready, see `clip_randlora.answering`.
+        model: encodes images; ready, see `clip_randlora.forward.inference`.
         classes: unit class features (C, E).
         strength: of the update that is in both.
         head: a linear probe's, blended in by the strength; None without one.
@@ -175,7 +175,7 @@ def predict_split(
     Args:
         both: the model and its adapter.
         split: at least one image.
-        on_progress: told how many are classified, see `clip_randlora.stages.OnProgress`.
+        on_progress: told how many are classified, see `clip_randlora.utils.progress.OnProgress`.
         cache: of this model and the data set whose test split this is.
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []

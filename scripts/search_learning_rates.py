@@ -18,7 +18,7 @@ import typer
 import clip_randlora as cr
 from clip_randlora.data import Split
 from clip_randlora.data.sampling import draw_shots
-from clip_randlora.recipe import default_learning_rate
+from clip_randlora.training.config import default_learning_rate
 
 _METHODS = [name for name in cr.METHODS if name not in ("linear_probe", "zero_shot")]
 _MOST_VALIDATED = 20  # images of each class

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize, write_colors
+from helpers.images import write_colors
+from helpers.models import randomize
 from PIL import Image
 
 import clip_randlora as cr

@@ -13,18 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import forks
 import numpy as np
 import pytest
 import sklearn.metrics  # noqa: F401 - scipy adds a filter of warnings at its first import
 import torch
-from conftest import LARGE, randomize, write_colors
+from helpers import forks
+from helpers.cases import LARGE
+from helpers.images import write_colors
+from helpers.models import randomize
 from torch import nn
 
 import clip_randlora as cr
-from clip_randlora.forwards import replaced_forwards
-from clip_randlora.quiet import quiet
-from clip_randlora.shared_settings import SharedSetting
+from clip_randlora.forward.replace import replaced_forwards
+from clip_randlora.utils.quiet import quiet
+from clip_randlora.utils.shared_settings import SharedSetting
 
 FAST = {"steps": 6, "batch_size": 8, "shots": 3, "learning_rate": 0.02}
 

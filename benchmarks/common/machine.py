@@ -85,7 +85,7 @@ def _cpu_model() -> str:
 def _cpu_has_bf16() -> bool:
     import torch
 
-    from clip_randlora.recipe import choose_precision
+    from clip_randlora.training.config import choose_precision
 
     return choose_precision("auto", torch.device("cpu")) == "bf16"
 

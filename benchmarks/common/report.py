@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.common.machine import describe_machine, describe_versions, one_line
 from benchmarks.common.ratios import Ratio
 from benchmarks.common.results import Results
-from clip_randlora import figures
+from clip_randlora.runs import figures
 
 OURS, PEER, BOUND = "#1f6feb", "#8a94a6", "#2e8b57"
 

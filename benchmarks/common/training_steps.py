@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import clip_randlora as cr
 from benchmarks.common.images import write_images
-from clip_randlora.devices import RecordedStep
-from clip_randlora.loop import adamw, freed_memory_kept, training_forward
-from clip_randlora.models import find_device
-from clip_randlora.text import TextClassifier, encode_tokens, make_prompts, trim
+from clip_randlora.clip.models import find_device
+from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, trim
+from clip_randlora.training.trainer import adamw, freed_memory_kept, training_forward
+from clip_randlora.utils.devices import RecordedStep
 
 _COLOURS = (  # noqa: SIM905
     "amber black blue bronze brown copper coral crimson cyan gold gray green indigo ivory lime "

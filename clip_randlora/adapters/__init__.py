@@ -21,7 +21,7 @@ from clip_randlora.adapters.config import (
     ZeroShot,
     parse_method,
 )
-from clip_randlora.adapters.peft_files import save_peft_adapter
+from clip_randlora.adapters.io.peft_files import save_peft_adapter
 from clip_randlora.adapters.randlora import randlora_delta
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from clip_randlora.adapters import files, peft_files
+from clip_randlora.adapters.bases import Bases
 from clip_randlora.adapters.config import (
     LinearProbe,
     MethodConfig,
@@ -27,16 +27,16 @@ from clip_randlora.adapters.config import (
 )
 from clip_randlora.adapters.delta import Delta, largest_sides
 from clip_randlora.adapters.deltas import add_updates, make_deltas
-from clip_randlora.adapters.linear import short_forwards
+from clip_randlora.adapters.fast.linear import short_forwards
+from clip_randlora.adapters.io import adapter_files, peft_files
 from clip_randlora.adapters.targets import (
     WHOLE,
     TargetWeight,
     require_attention,
     select_weights,
 )
-from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
-from clip_randlora.forwards import replaced_forwards
+from clip_randlora.forward.replace import replaced_forwards
 
 
 class AdaptedWeight(nn.Module):
@@ -167,7 +167,7 @@ class Adapter:
         self.net, self.config, self.bases = net, with_seed(config, 0), bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
         self.head: nn.Linear | None = None
-        self.base = files.identify(net, name)
+        self.base = adapter_files.identify(net, name)
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
         self._adapted: dict[str, AdaptedWeight] = {}
         self._strength = 1.0
@@ -254,7 +254,7 @@ class Adapter:
     def short_gradients(self) -> Iterator[None]:
         """Spare linear layers the gradient of their whole weight inside, where that is shorter.
 
-        For one forward pass; see `clip_randlora.adapters.linear`.
+        For one forward pass; see `clip_randlora.adapters.fast.linear`.
         """
         layers = [
             (self.weights[name].module, list(adapted.deltas.values()))
@@ -345,14 +345,14 @@ class Adapter:
             path: the file to write.
             task: what else a classifier needs, as `Classifier.load` reads it.
         """
-        tensors = dict(self.named_parameters()) | files.bases_to_tensors(self.bases)
-        files.write(path, self.config, self.base, tensors, task)
+        tensors = dict(self.named_parameters()) | adapter_files.bases_to_tensors(self.bases)
+        adapter_files.write(path, self.config, self.base, tensors, task)
 
     def _fill(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
         """Copy trained numbers from a file; if they do not fit, detach and raise a UserError."""
         parameters = dict(self.named_parameters())
         try:
-            files.check_tensors(source, tensors, parameters)
+            adapter_files.check_tensors(source, tensors, parameters)
         except UserError:
             self.detach()
             raise
@@ -407,9 +407,9 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
         adapter = Adapter(net, imported.config, name, imported.bases)
         adapter._fill(imported.tensors, path)
         return adapter
-    stored = files.read(path)
+    stored = adapter_files.read(path)
     _check_has_none(net)
-    files.refuse_other_base(path, stored.base, files.identify(net, name))
+    adapter_files.refuse_other_base(path, stored.base, adapter_files.identify(net, name))
     config = _parse_config(path, stored.config)
     _check_bases(path, net, config, stored.bases)
     adapter = Adapter(net, config, name, stored.bases)
@@ -447,7 +447,7 @@ def _check_bases(
     if not isinstance(config, RandLoRA):
         raise UserError(f"{path}: damaged adapter file, bases of no RandLoRA; use another copy")
     shapes = [w.part_shape(part) for w in select_weights(net, config) for part in w.parts]
-    files.check_bases(path, bases, config.rank, *largest_sides(shapes))
+    adapter_files.check_bases(path, bases, config.rank, *largest_sides(shapes))
 
 
 def add_adapters(
@@ -478,10 +478,10 @@ def add_adapters(
         if isinstance(weight, str | bool) or not isfinite(weight):
             raise UserError(f"weights: {weight!r}; give finite numbers")
     _check_has_none(net)
-    stored = [files.read(path) for path in paths]
-    present = files.identify(net, name)
+    stored = [adapter_files.read(path) for path in paths]
+    present = adapter_files.identify(net, name)
     for path, one in zip(paths, stored, strict=True):
-        files.refuse_other_base(path, one.base, present)
+        adapter_files.refuse_other_base(path, one.base, present)
         if one.bases or one.config.get("method") == "sum":
             raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
         if one.config.get("method") == "linear_probe":

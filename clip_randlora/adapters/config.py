@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from clip_randlora.bases import Distribution
+from clip_randlora.adapters.bases import Distribution
 from clip_randlora.errors import UserError, unknown_setting
 
 Tower = Literal["vision", "text"]
@@ -62,7 +62,7 @@ class RandLoRA(RankedConfig):
     Attributes:
         rank: r, the rank of each base; fewer trained numbers at a higher rank.
         alpha: the update is scaled by alpha / r.
-        bases: distribution of the frozen bases, as `clip_randlora.bases.random_bases` has it.
+        bases: distribution of the frozen bases, see `adapters.bases.random_bases`.
     """
 
     method: Literal["randlora"] = "randlora"
@@ -163,7 +163,7 @@ class LinearProbe(MethodConfig):
     """Logistic regression on the frozen image features (Radford et al., arXiv 2103.00020, 3.2).
 
     Attributes:
-        C: inverse strength of the L2 penalty; None: `clip_randlora.probe.choose_c`'s.
+        C: inverse strength of the L2 penalty; None: chosen by cross-validation.
     """
 
     method: Literal["linear_probe"] = "linear_probe"

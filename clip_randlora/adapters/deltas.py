@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from clip_randlora.adapters.bases import Bases
 from clip_randlora.adapters.config import Full, LoRA, MethodConfig, NoLA, RandLoRA, Sum, VeRA
 from clip_randlora.adapters.delta import Delta, FullDelta, WeightedSum
 from clip_randlora.adapters.low_rank import LoRADelta, NoLADelta, VeRADelta
 from clip_randlora.adapters.randlora import RandLoRADelta, make_randlora_deltas
-from clip_randlora.bases import Bases
 from clip_randlora.errors import UserError
 
 _MOST_FROZEN = 2**30

@@ -7,9 +7,9 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from clip_randlora.adapters.bases import random_matrices
 from clip_randlora.adapters.config import LoRA, NoLA, VeRA
 from clip_randlora.adapters.delta import Delta
-from clip_randlora.bases import random_matrices
 
 
 class LowRankDelta(Delta):

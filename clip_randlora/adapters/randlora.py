@@ -7,10 +7,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from clip_randlora.adapters.bases import Bases, SeededBases, Source, StoredBases, number_of_bases
 from clip_randlora.adapters.config import RandLoRA
 from clip_randlora.adapters.delta import Delta, largest_sides
-from clip_randlora.adapters.products import Products, SparseProducts, products_with
-from clip_randlora.bases import Bases, SeededBases, Source, StoredBases, number_of_bases
+from clip_randlora.adapters.fast.basis_matmul import Products, SparseProducts, products_with
 
 _STEPWISE_ON = ("cpu",)  # there, what fits the cache is faster; elsewhere, few launches
 _ROWS_IN_CACHE = 256  # of a weight; three runs of rows fit a core's cache

@@ -7,15 +7,15 @@ import sys
 
 import typer
 
-from clip_randlora.cli.answers import evaluate
-from clip_randlora.cli.browser import browser_app
+from clip_randlora.cli.app_command import browser_app
 from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
-from clip_randlora.cli.exports import export
+from clip_randlora.cli.evaluate_command import evaluate
+from clip_randlora.cli.export_command import export
 from clip_randlora.cli.interrupts import heeded
-from clip_randlora.cli.predicting import predict
-from clip_randlora.cli.sweeps import report, sweep
-from clip_randlora.cli.training import demo, train
+from clip_randlora.cli.predict_command import predict
+from clip_randlora.cli.sweep_command import report, sweep
+from clip_randlora.cli.train_command import demo, train
 from clip_randlora.errors import UserError, is_out_of_memory
 
 app = typer.Typer(

@@ -20,7 +20,7 @@ def models() -> None:
     with loading():
         import open_clip
 
-        from clip_randlora.models import BUNDLED, default_pretrained
+        from clip_randlora.clip.models import BUNDLED, default_pretrained
     table = Table("model", "default weights", "other weights")
     for name in BUNDLED:
         table.add_row(name, "bundled, offline", "")
@@ -60,7 +60,7 @@ def _list_datasets() -> None:
     with loading():
         from clip_randlora.data import DATASETS, described_sets, find_description
         from clip_randlora.data.download import is_on_disk, show_size
-        from clip_randlora.paths import data_root
+        from clip_randlora.utils.paths import data_root
 
         table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
         for name, entry in DATASETS.items():

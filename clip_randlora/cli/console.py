@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clip_randlora.cli.interrupts import check
-from clip_randlora.stages import show_seconds
+from clip_randlora.utils.progress import show_seconds
 
 results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
 INTERRUPTED, CELLS_FAILED = 130, 1
@@ -84,7 +84,7 @@ class Progress:
 
     On a terminal each stage has a bar. Elsewhere, in a log say, there is a line after two seconds
     and then one every ten. Called as ``on_progress(stage, done, total)``, which the library's
-    functions take (`clip_randlora.stages.OnProgress`); ``details`` stand beside the numbers.
+    functions take (`utils.progress.OnProgress`); ``details`` stand beside the numbers.
     """
 
     def __init__(self, console: Console):

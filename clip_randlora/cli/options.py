@@ -35,7 +35,7 @@ def preset_settings(preset: str | None) -> dict[str, Any]:
     """Return the training settings of a preset; of None, none."""
     if preset is None:
         return {}
-    from clip_randlora.presets import read_preset
+    from clip_randlora.training.presets import read_preset
 
     return dict(read_preset(preset))
 
@@ -44,13 +44,13 @@ def settings_of_file(config: Path | None) -> dict[str, Any]:
     """Read a YAML of training settings, or the ``config.yaml`` of a run."""
     if config is None:
         return {}
-    from clip_randlora.yaml_files import read_mapping
+    from clip_randlora.utils.yaml_files import read_mapping
 
     settings = read_mapping(config, "settings as `name: value` lines", f"--config {config}")
     if not isinstance(settings.get("train"), dict):
         return settings
     if "classes" in settings:  # as a run has it
-        from clip_randlora.runs import check_config
+        from clip_randlora.runs.run_folder import check_config
 
         settings = check_config(config, settings)
     return dict(settings["train"])

@@ -2,8 +2,8 @@
 
 from clip_randlora.data.augmentation import Views, augment
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
+from clip_randlora.data.dataset_spec import Description, described_sets, find_description
 from clip_randlora.data.decoding import Decoded, KeptImages, decode_batches, decode_shots
-from clip_randlora.data.described import Description, described_sets, find_description
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.data.loading import list_images, load_data
 from clip_randlora.data.registry import DATASETS, Dataset

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from clip_randlora.devices import send
+from clip_randlora.utils.devices import send
 
 
 def augment(

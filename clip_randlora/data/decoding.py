@@ -12,10 +12,10 @@ from PIL import Image
 
 from clip_randlora.data.dataset import Item, Skipped, Split
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import draw_shots
 from clip_randlora.errors import UserError
-from clip_randlora.stages import OnProgress, counted
+from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.utils.progress import OnProgress, counted
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """PIL RGB image -> uint8 (3, S, S), the same S for every image; called from several threads."""
@@ -87,7 +87,7 @@ def decode_shots(
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         kept: of this split and transform; read, and added to.
-        on_progress: told how many are decoded, see `clip_randlora.stages.OnProgress`.
+        on_progress: told how many are decoded, see `clip_randlora.utils.progress.OnProgress`.
         is_drawn: whether the split's images are in the order of a draw already.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clip_randlora.data.described import Description
+from clip_randlora.data.dataset_spec import Description
 from clip_randlora.errors import UserError
 
 
@@ -11,9 +11,9 @@ def is_on_disk(description: Description) -> bool:
     if description.folder:
         return description.path_of(description.folder).is_dir()
     if description.hub:
-        from clip_randlora.data import hub  # imported only where it is needed, as below
+        from clip_randlora.data import hub_datasets  # imported only where it is needed, as below
 
-        return hub.is_on_disk(description)
+        return hub_datasets.is_on_disk(description)
     from clip_randlora.data import torchvision_sets
 
     return torchvision_sets.is_on_disk(description)
@@ -30,9 +30,9 @@ def download(description: Description) -> None:
     if description.folder:
         return
     if description.hub:
-        from clip_randlora.data import hub
+        from clip_randlora.data import hub_datasets
 
-        hub.download(description)
+        hub_datasets.download(description)
     else:
         from clip_randlora.data import torchvision_sets
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, features
 
 from clip_randlora.errors import OutOfMemory, UserError
-from clip_randlora.quiet import without_warnings
+from clip_randlora.utils.quiet import without_warnings
 
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clip_randlora.data.dataset import Skipped
-from clip_randlora.data.described import (
+from clip_randlora.data.dataset_spec import (
     SUFFIXES,
     Description,
     described_sets,
@@ -103,7 +103,9 @@ def _split_by_name(files: ClassFiles, pattern: str) -> tuple[ClassFiles, ClassFi
 def _ready_made(description: Description) -> Layout:
     """Read the splits of a data set of the Hugging Face hub or of torchvision."""
     if description.hub:
-        from clip_randlora.data.hub import read_split  # imported only where they are needed
+        from clip_randlora.data.hub_datasets import (
+            read_split,  # imported only where they are needed
+        )
     else:
         from clip_randlora.data.torchvision_sets import read_split
     train = read_split(description, description.train)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
-from clip_randlora.data.described import SUFFIXES, read_description
+from clip_randlora.data.dataset_spec import SUFFIXES, read_description
 from clip_randlora.data.folders import EXPECTED, ClassFolders, name_some
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.layouts import list_source, read_layout
-from clip_randlora.data.parallel import parallel_map
 from clip_randlora.data.sampling import hold_out
 from clip_randlora.data.sources import ClassFiles, Layout, natural_key
 from clip_randlora.errors import UserError
-from clip_randlora.stages import OnProgress, counted
+from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.utils.progress import OnProgress, counted
 
 HELD_OUT_NOTE = "No test split: held out"  # how the note of a hold-out begins
 
@@ -45,7 +45,7 @@ def load_data(
             matters where they are nested (genus/species); ``top`` takes the topmost folders,
             whatever their names, even ``train`` and ``test``. By default the topmost ones below
             the splits.
-        on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
+        on_progress: told how far the reading is, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: the source is missing, not downloaded or not in this form, has fewer than two
@@ -146,7 +146,7 @@ def load_labelled(
             single class folder.
         classes: the run's.
         class_folders: as for `load_data`.
-        on_progress: told how far the reading is, see `clip_randlora.stages.OnProgress`.
+        on_progress: told how far the reading is, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: the source is missing or in none of these forms, has a class that the run does

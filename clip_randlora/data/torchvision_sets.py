@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 from PIL import Image
 from torchvision import datasets
 
-from clip_randlora.data.described import Arguments, Description
+from clip_randlora.data.dataset_spec import Arguments, Description
 from clip_randlora.data.images import decode_image
 from clip_randlora.data.sources import DiskFile, File, LabelledFiles, natural_key
 from clip_randlora.errors import UserError
-from clip_randlora.paths import data_root
+from clip_randlora.utils.paths import data_root
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from types import ModuleType
 
 from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
 from clip_randlora.export import card
-from clip_randlora.export.hub import push, require_token
-from clip_randlora.export.source import Source
-from clip_randlora.outputs import LOCK, give_usual_modes, locked, made_for
+from clip_randlora.export.export_source import Source
+from clip_randlora.export.upload import push, require_token
+from clip_randlora.utils.outputs import LOCK, give_usual_modes, locked, made_for
 
 __all__ = [
     "export_formats",

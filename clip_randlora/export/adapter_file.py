@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from clip_randlora.adapters import load_adapter
-from clip_randlora.adapters.files import FILE_NAME
-from clip_randlora.export.source import Features, Source, require_equal
-from clip_randlora.models import load_model
+from clip_randlora.adapters.io.adapter_files import FILE_NAME
+from clip_randlora.clip.models import load_model
+from clip_randlora.export.export_source import Features, Source, require_equal
 
 
 def check(source: Source) -> None:

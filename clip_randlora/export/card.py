@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import open_clip
 
-from clip_randlora.models import BUNDLED, DEFAULT_TAG, RANDOM
+from clip_randlora.clip.models import BUNDLED, DEFAULT_TAG, RANDOM
 
 if TYPE_CHECKING:
-    from clip_randlora.export.source import Description, Source
+    from clip_randlora.export.export_source import Description, Source
 
 # ``classes``, of a CLIPModel ``model`` and its ``processor``, and the answer for an image
 _ANSWER_OF_TRANSFORMERS = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip_randlora.export.source import Features, Source, require_equal
+from clip_randlora.export.export_source import Features, Source, require_equal
 
 FILE_NAME = "class_embeddings.safetensors"
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from clip_randlora.errors import UserError
 from clip_randlora.export.card import base_name
-from clip_randlora.export.source import Features, Source, require_equal, resampling
-from clip_randlora.quiet import quiet
+from clip_randlora.export.export_source import Features, Source, require_equal, resampling
+from clip_randlora.utils.quiet import quiet
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
 _SCRIPT = "classify.py"

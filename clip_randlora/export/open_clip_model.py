@@ -11,7 +11,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 
-from clip_randlora.export.source import Features, Source, require_equal
+from clip_randlora.export.export_source import Features, Source, require_equal
 
 
 def check(source: Source) -> None:

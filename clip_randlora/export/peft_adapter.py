@@ -8,16 +8,16 @@ from peft import PeftModel
 from transformers import CLIPModel
 
 from clip_randlora.adapters import save_peft_adapter
-from clip_randlora.adapters.transformers_names import to_transformers
+from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
 from clip_randlora.export.card import transformers_base
-from clip_randlora.export.source import Features, Source
+from clip_randlora.export.export_source import Features, Source
 from clip_randlora.export.transformers_model import (
     clip_config,
     require_clip_layout,
     require_equal_features,
 )
-from clip_randlora.quiet import without_warnings
+from clip_randlora.utils.quiet import without_warnings
 
 
 def check(source: Source) -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PilBackend
 
-from clip_randlora.adapters.transformers_names import to_transformers
+from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
-from clip_randlora.export.source import Features, Source, require_equal, resampling
+from clip_randlora.export.export_source import Features, Source, require_equal, resampling
 
 _SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from clip_randlora.errors import UserError
-from clip_randlora.outputs import drawing, written_whole
+from clip_randlora.report.markdown import TITLE, as_csv, as_markdown
 from clip_randlora.report.results import Results, gather
-from clip_randlora.report.text import TITLE, as_csv, as_markdown
-from clip_randlora.sweep.folder import SweepFolder
+from clip_randlora.sweep.sweep_folder import SweepFolder
+from clip_randlora.utils.outputs import drawing, written_whole
 
 __all__ = ["Results", "gather", "write_report"]
 
@@ -37,8 +37,8 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     drawn, notes = [], []
     with drawing("The figures", notes):
-        from clip_randlora import figures  # an error of matplotlib's must not cost the tables
         from clip_randlora.report.plots import draw
+        from clip_randlora.runs import figures  # an error of matplotlib's must not cost the tables
 
         for name, figure in draw(results).items():
             figures.save(figure, out / name)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from clip_randlora.plotting import Figure
 from clip_randlora.report.results import Entry, ModelResults, Results
+from clip_randlora.utils.plotting import Figure
 
 _COLORS = (
     "#1f6feb", "#d9730d", "#2e9e5b", "#8e44ad", "#c0392b", "#16a2b8", "#b8860b", "#d63384",

@@ -10,7 +10,7 @@ from typing import Any
 
 from clip_randlora.errors import UserError
 from clip_randlora.sweep.config import ZERO_SHOT, Cell
-from clip_randlora.sweep.folder import SweepFolder
+from clip_randlora.sweep.sweep_folder import SweepFolder
 
 Shots = int | str
 

@@ -18,13 +18,13 @@ from pydantic import (
 )
 
 from clip_randlora.adapters.config import Method, one_line, parse_method
-from clip_randlora.data.described import SUFFIXES, described_sets, read_description
+from clip_randlora.clip.models import DEFAULT_TAG
+from clip_randlora.data.dataset_spec import SUFFIXES, described_sets, read_description
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.errors import UserError
-from clip_randlora.models import DEFAULT_TAG
-from clip_randlora.paths import configs_folder
-from clip_randlora.recipe import TrainConfig
-from clip_randlora.yaml_files import read_mapping
+from clip_randlora.training.config import TrainConfig
+from clip_randlora.utils.paths import configs_folder
+from clip_randlora.utils.yaml_files import read_mapping
 
 ZERO_SHOT = "zero_shot"
 _OF_THE_GRID = ("method", "shots", "seed")

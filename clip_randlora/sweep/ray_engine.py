@@ -19,9 +19,9 @@ import torch
 
 from clip_randlora.errors import UserError
 from clip_randlora.sweep.config import Cell, Resources
-from clip_randlora.sweep.folder import SweepFolder
-from clip_randlora.sweep.progress import Progress
+from clip_randlora.sweep.display import Progress
 from clip_randlora.sweep.runner import Runner, describe
+from clip_randlora.sweep.sweep_folder import SweepFolder
 
 _RETRIES = 3  # of a cell whose worker was lost; one that fails by itself is not tried again
 _ANSWER_SECONDS = 10  # to wait for a cluster's first sign

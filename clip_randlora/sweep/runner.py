@@ -7,15 +7,15 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from clip_randlora import runs
-from clip_randlora.cache import Cache
+from clip_randlora.clip.models import Model, load_model
 from clip_randlora.data import Data, load_data
 from clip_randlora.errors import OutOfMemory, UserError
-from clip_randlora.models import Model, load_model
-from clip_randlora.progress import Step
-from clip_randlora.stages import OnProgress
+from clip_randlora.few_shot import fit
+from clip_randlora.runs import run_folder
 from clip_randlora.sweep.config import Cell
-from clip_randlora.training import fit
+from clip_randlora.training.cache import Cache
+from clip_randlora.training.logger import Step
+from clip_randlora.utils.progress import OnProgress
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Runner:
             run.adapter.detach()
 
         try:
-            if runs.has_checkpoint(folder):
+            if run_folder.has_checkpoint(folder):
                 try:
                     train(resume=True)
                     return

@@ -1,0 +1,1 @@
+"""Fast ways to compute what `clip_randlora.adapters.randlora` defines."""

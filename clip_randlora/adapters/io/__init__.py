@@ -1,0 +1,1 @@
+"""Adapter files: this project's own and peft's."""

@@ -1,0 +1,91 @@
+"""The browser app: gather images, train, compare zero-shot with tuned, take the result away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clip_randlora.app.app_settings import Settings
+
+__all__ = ["Settings", "launch"]
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+
+
+def launch(
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: tuple[str, str] | None = None,
+    open_browser: bool = False,
+) -> None:
+    """Serve the app until Ctrl-C or SIGTERM; what is still open then ends with the process.
+
+    Args:
+        settings: the limits.
+        host: address to listen on; other than 127.0.0.1, others can reach the app.
+        port: TCP port.
+        auth: user name and password to ask for.
+        open_browser: also open it in a browser.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # uploads and workspaces share one folder, so that what is served need not be copied
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.folder)
+    with _interrupts() as asked:
+        from starlette.middleware import Middleware
+
+        from clip_randlora.app.access import Gate
+        from clip_randlora.app.page import CSS, Page, theme
+        from clip_randlora.app.service import Service
+
+        service = Service(settings)
+        page = Page(service)
+        page.blocks.queue(default_concurrency_limit=8).launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            max_file_size=settings.max_upload_mb * 2**20,
+            inbrowser=open_browser,
+            theme=theme(),
+            css_paths=[CSS],
+            footer_links=["api"],
+            share=False,
+            show_error=True,
+            prevent_thread_lock=True,  # Gradio's own waiting ends only seconds after an interrupt
+            app_kwargs={"middleware": [Middleware(Gate, service.visitors)]},
+        )
+        while not asked:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yield a list to which Ctrl-C and SIGTERM add themselves; a second one raises at once.
+
+    The first one raises nothing, as that is lost where it comes in a destructor or a callback. And
+    whoever waits looks at the list now and then: the system may hand a signal to another thread,
+    which wakes nobody.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield asked
+        return
+    heeded = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # in the background of a script
+        heeded.append(signal.SIGINT)
+    before = {number: signal.signal(number, ask) for number in heeded}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,148 @@
+"""The gate before every route: the password, and nobody else's files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from http.cookies import SimpleCookie
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clip_randlora.app.visitors import COOKIE, Visitors, new_visitor, visitor_in
+
+_API = "/gradio_api/"
+_FILE = re.compile(_API + "file[=/](.*)", re.DOTALL)
+_LARGEST_BODY = 16 * 2**20  # bytes, of what is no upload
+OPEN = re.compile(
+    "/|/login/?|/(static|assets|svelte|pwa_icon)/.*|/(favicon.ico|robots.txt|manifest.json)"
+    "|/pwa_icon|(/gradio_api)?/theme.css|/gradio_api/(login_check/?|startup-events)"
+)
+"""What is answered without the password: the login page, how it looks, and a call that Gradio makes
+to itself, which starts the queue if it is not running."""
+
+
+class Gate:
+    """Middleware that gives each visitor a secret cookie and refuses what is not theirs.
+
+    - With a password set, every route but those of `OPEN` answers 401 without it; Gradio itself
+      asks on some of its routes only.
+    - Files below the app's folder are served, and taken as input, for their owners only.
+    """
+
+    def __init__(self, app: ASGIApp, visitors: Visitors):
+        self.app, self.visitors = app, visitors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":  # there are no other routes than those of HTTP
+                await self.app(scope, receive, send)
+            return
+        cookies, path = Request(scope).cookies, scope["path"]
+        visitor = visitor_in(cookies)
+        if visitor is None:
+            visitor = new_visitor()
+            scope, send = _with_cookie(scope, visitor), _setting_cookie(scope, visitor, send)
+        if not _is_let_in(scope["app"], cookies) and not OPEN.fullmatch(path):
+            await _refuse(401, "Not authenticated")(scope, receive, send)
+            return
+        file = _FILE.fullmatch(path)
+        if file and not self.visitors.owns(visitor, file[1]):
+            await _refuse(403, "Not a file of yours")(scope, receive, send)
+        elif path.rstrip("/") == _API + "upload":
+            await self.app(scope, receive, self._owning_uploads(visitor, send))
+        elif scope["method"] == "POST" and path.startswith(_API):
+            await self._judge_body(visitor, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _judge_body(self, visitor: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on, unless it names somebody else's file."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            body += message.get("body", b"")
+            if len(body) > _LARGEST_BODY:
+                await _refuse(413, "Too large")(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+        try:
+            named = list(_paths(json.loads(bytes(body)))) if body else []
+        except (ValueError, RecursionError):  # the route takes JSON only, and says so
+            named = []
+        if any(self.visitors.is_below(p) and not self.visitors.owns(visitor, p) for p in named):
+            await _refuse(403, "Not a file of yours")(scope, receive, send)
+            return
+        whole = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+
+        async def replay() -> Message:
+            return next(whole, None) or await receive()
+
+        await self.app(scope, replay, send)
+
+    def _owning_uploads(self, visitor: str, send: Send) -> Send:
+        """Note whose the uploaded files are that the answer names, before it is sent."""
+        held: list[Message] = []
+
+        async def hold(message: Message) -> None:
+            held.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                body = b"".join(part.get("body", b"") for part in held)
+                if held[0]["status"] == 200:
+                    self.visitors.give(visitor, json.loads(body))
+                for part in held:
+                    await send(part)
+
+        return hold
+
+
+def _is_let_in(app: Any, cookies: dict[str, str]) -> bool:
+    """Tell whether there is no password, or whoever asks has given it, as Gradio notes it."""
+    if app.auth is None:
+        return True
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(cookies.get(name) in app.tokens for name in names)
+
+
+def _refuse(status: int, reason: str) -> JSONResponse:
+    return JSONResponse({"detail": {"error": reason}}, status)
+
+
+def _with_cookie(scope: Scope, visitor: str) -> Scope:
+    """Return the request as if it had brought the cookie that its answer sets."""
+    before = [value for name, value in scope["headers"] if name == b"cookie"]
+    headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+    cookie = b"; ".join([*before, f"{COOKIE}={visitor}".encode()])
+    return {**scope, "headers": [*headers, (b"cookie", cookie)]}
+
+
+def _setting_cookie(scope: Scope, visitor: str, send: Send) -> Send:
+    cookie = SimpleCookie({COOKIE: visitor})
+    cookie[COOKIE].update({"httponly": True, "samesite": "Lax", "path": "/"})
+    cookie[COOKIE]["secure"] = scope["scheme"] == "https"
+    header = (b"set-cookie", cookie.output(header="").strip().encode())
+
+    async def send_with_cookie(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        await send(message)
+
+    return send_with_cookie
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Find the paths of all files that a call's JSON names."""
+    if isinstance(value, dict):
+        if isinstance(value.get("path"), str):
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _paths(part)

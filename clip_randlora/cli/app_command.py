@@ -1,0 +1,70 @@
+"""The command app."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clip_randlora.cli.console import loading
+from clip_randlora.cli.options import DeviceOption
+from clip_randlora.errors import UserError
+
+_SECONDS_TO_FLUSH = 2  # nobody may read what is printed
+
+
+def browser_app(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.")] = 7860,
+    auth: Annotated[
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for these.")
+    ] = None,
+    max_upload_mb: Annotated[int, typer.Option(help="Size of one upload, megabytes.")] = 200,
+    max_images: Annotated[int, typer.Option(help="Images that one person may gather.")] = 5000,
+    max_train_minutes: Annotated[
+        float, typer.Option(help="A longer training is stopped; what it learned is kept.")
+    ] = 30,
+    keep_hours: Annotated[
+        float, typer.Option(help="Delete images and runs so long after their last use.")
+    ] = 24,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where images and runs are kept. Default: a cache folder.")
+    ] = None,
+    device: DeviceOption = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser, too.")] = False,
+) -> None:
+    """Open the app for the browser: gather, train, compare, take away."""
+    with loading():
+        from clip_randlora.app import Settings, launch
+        from clip_randlora.app.app_settings import default_folder
+        from clip_randlora.clip.models import find_device
+
+        settings = Settings(
+            folder=(folder or default_folder()).resolve(),
+            max_upload_mb=max_upload_mb,
+            max_images=max_images,
+            max_train_minutes=max_train_minutes,
+            keep_hours=keep_hours,
+            device=str(find_device(device)),
+        )
+    launch(settings, host, port, _parse_auth(auth), open_browser)
+    # a training may be under way in its thread; Python would abort if it ended beside that
+    at_the_latest = threading.Timer(_SECONDS_TO_FLUSH, os._exit, [0])
+    at_the_latest.daemon = True
+    at_the_latest.start()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _parse_auth(auth: str | None) -> tuple[str, str] | None:
+    if auth is None:
+        return None
+    user, separator, password = auth.partition(":")
+    if not (user and separator and password):
+        raise UserError("--auth: give it as user:password")
+    return user, password

@@ -1,0 +1,75 @@
+"""The command that asks a run about labelled images: eval."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from clip_randlora.cli.console import loading, messages, print_metrics, progress
+from clip_randlora.cli.options import (
+    ClassFoldersOption,
+    DataArgument,
+    DeviceOption,
+    JsonOption,
+    RunArgument,
+)
+
+
+def evaluate(
+    run: RunArgument,
+    data: DataArgument,
+    count: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="held-out: those that the run held out, where DATA has them, else as unseen. "
+            "unseen: all that it was not trained on. all: those too.",
+        ),
+    ] = "held-out",
+    class_folders: ClassFoldersOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare zero-shot and tuned on labelled images that the run was not trained on."""
+    with loading():
+        from clip_randlora.classifier import Classifier
+        from clip_randlora.data import summarize_skipped
+        from clip_randlora.evaluation import as_mapping, predict_split, score
+        from clip_randlora.runs.held_out import find_test_images
+
+        classifier = Classifier.load(run, device=device)
+    with progress() as on_progress:
+        images = find_test_images(run, data, count, class_folders, on_progress=on_progress)
+        predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
+    for note in images.notes:
+        messages.print(f"- {note}", markup=False)
+    skipped = [*images.skipped, *predictions.skipped]
+    metrics = score(predictions) | {
+        "images": len(predictions.names),
+        "left_out": images.left_out,
+        "others_left_out": images.others_left_out,
+        "skipped": len(skipped),
+    }
+    if skipped:
+        messages.print(summarize_skipped(skipped), markup=False)
+    if not as_json:
+        print_metrics(metrics)
+        return
+    metrics["predictions"] = [
+        {
+            "image": name,
+            "label": classifier.classes[label],
+            "zero_shot": as_mapping(classifier.classes, zero_shot),
+            "tuned": as_mapping(classifier.classes, tuned),
+        }
+        for name, label, zero_shot, tuned in zip(
+            predictions.names,
+            predictions.labels.tolist(),
+            predictions.zero_shot,
+            predictions.tuned,
+            strict=True,
+        )
+    ]
+    print(json.dumps(metrics, ensure_ascii=False))

@@ -1,0 +1,203 @@
+"""The command that asks a run about images: predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from clip_randlora.cli.console import loading, messages, progress, results
+from clip_randlora.cli.options import DeviceOption, JsonOption, RunArgument
+from clip_randlora.errors import UserError
+from clip_randlora.utils.progress import counted
+
+if TYPE_CHECKING:
+    from clip_randlora.data import Skipped
+    from clip_randlora.data.inputs import Input
+
+_IN_FIGURE = 100
+
+Write = Callable[[str, dict[str, Any]], None]
+
+
+def predict(
+    run: RunArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Files, folders, .zip, globs or URLs; - for standard input: an image, or paths, "
+            "one a line.",
+        ),
+    ],
+    strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw the answers side by side to this PNG.")
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write every probability to this new file.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images, zero-shot and tuned side by side.
+
+    Images that cannot be read are named on standard error, and the others are answered; the exit
+    status is 2 if none can be read.
+    """
+    if csv_file and csv_file.exists():
+        raise UserError(f"--csv {csv_file}: exists; choose another file")
+    with loading():
+        from clip_randlora.classifier import Classifier
+
+        classifier = Classifier.load(run, strength=strength, device=device)
+    entries = _entries(images)
+    total = len(entries) if isinstance(entries, list) else 0  # of standard input, not known
+    entries, asked = tee(entries)
+    bad: list[str] = []
+    drawn: list[tuple[Input, dict[str, Any]]] = []
+    answered = 0
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(_csv(csv_file, classifier.classes))] if csv_file else []
+        if as_json or not csv_file:
+            outputs.append(stack.enter_context(_json() if as_json else _table()))
+        # a bar would lie between the lines of JSON on a terminal
+        hidden = as_json and sys.stdout.isatty()
+        on_progress = None if hidden else stack.enter_context(progress())
+        answers = zip(asked, classifier.predict_each(entries, on_error="return"), strict=True)
+        for entry, (name, answer) in counted(answers, "classifying images", total, on_progress):
+            if "error" in answer:
+                bad.append(answer["error"])
+                continue
+            answered += 1
+            for write in outputs:
+                write(name, answer)
+            if figure and len(drawn) < _IN_FIGURE:
+                drawn.append((entry, answer))
+        if not answered:
+            raise _nothing_answered(bad)
+    _name(bad, answered)
+    if csv_file:
+        messages.print(f"{answered} images answered: saved to {csv_file}", markup=False)
+    if figure:
+        _draw(drawn, answered, figure)
+
+
+def _entries(images: list[str]) -> list[Input] | Iterator[Input]:
+    """Return what to classify: a list, but for paths that come through standard input."""
+    from clip_randlora.data.inputs import each_input, read_standard_input
+
+    sources = chain.from_iterable(
+        read_standard_input(sys.stdin.buffer) if image == "-" else [image] for image in images
+    )
+    entries = each_input(sources, _say_left_out)
+    return entries if "-" in images else list(entries)
+
+
+def _say_left_out(left_out: list[Skipped]) -> None:
+    from clip_randlora.data import summarize_skipped
+
+    messages.print(f"- {summarize_skipped(left_out)}", markup=False)
+
+
+def _name(bad: list[str], answered: int) -> None:
+    """Name every image that could not be read, and count them."""
+    for error in bad:
+        messages.print(f"- {error}", markup=False)
+    if bad:
+        of = len(bad) + answered
+        messages.print(f"- {len(bad)} of {of} images could not be read.", markup=False)
+
+
+def _nothing_answered(bad: list[str]) -> UserError:
+    if not bad:
+        return UserError("IMAGE: no images given; give files, folders or URLs")
+    if len(bad) == 1:
+        return UserError(bad[0])
+    _name(bad, 0)
+    return UserError(f"none of {len(bad)} images can be read, e.g. {bad[0]}")
+
+
+# --- where answers go -----------------------------------------------------------------------
+
+
+@contextmanager
+def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
+    """Write a row for each answer to a file that is there when it is whole."""
+    from clip_randlora.runs import run_folder
+    from clip_randlora.utils.outputs import written_whole
+
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "zero_shot", "tuned", *run_folder.probability_columns(classes)])
+
+        def write(name: str, answer: dict[str, Any]) -> None:
+            both = answer["zero_shot"], answer["tuned"]
+            in_order = ([probabilities[name] for name in classes] for probabilities in both)
+            tops = [next(iter(probabilities)) for probabilities in both]
+            writer.writerow([name, *tops, *run_folder.probability_cells(*in_order)])
+
+        yield write
+
+
+@contextmanager
+def _json() -> Iterator[Write]:
+    """Print one JSON list, answer by answer; nothing if there is none."""
+    before = "["
+
+    def write(name: str, answer: dict[str, Any]) -> None:
+        nonlocal before
+        print(before, json.dumps({"image": name, **answer}, ensure_ascii=False), sep="", end="")
+        before = ", "
+
+    yield write
+    if before != "[":
+        print("]")
+
+
+@contextmanager
+def _table() -> Iterator[Write]:
+    table = Table("image", "zero-shot", "tuned")
+
+    def write(name: str, answer: dict[str, Any]) -> None:
+        table.add_row(*map(escape, [name, _top(answer["zero_shot"]), _top(answer["tuned"])]))
+
+    yield write
+    results.print(table)
+
+
+def _top(answer: dict[str, float], most: int = 3) -> str:
+    return "\n".join(f"{p:6.1%}  {name}" for name, p in list(answer.items())[:most])
+
+
+def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) -> None:
+    """Draw the first answers side by side.
+
+    Raises:
+        UserError: it cannot be drawn or written.
+    """
+    from clip_randlora.utils.outputs import drawing
+
+    notes: list[str] = []
+    with drawing(f"--figure {path}", notes):
+        from clip_randlora.runs import figures
+
+        images = [entry.open() for entry, _ in answered]
+        figure = figures.side_by_side(images, [a for _, a in answered], [None] * len(images))
+        figures.save(figure, path)
+    if notes:
+        raise UserError(notes[0])
+    if count > len(answered):
+        messages.print(f"- The figure shows the first {len(answered)} of {count} images.")

@@ -1,0 +1,247 @@
+"""The commands that make a run: demo, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from clip_randlora.cli.console import (
+    INTERRUPTED,
+    fail,
+    loading,
+    messages,
+    print_metrics,
+    progress,
+    results,
+)
+from clip_randlora.cli.options import (
+    ClassFoldersOption,
+    DataArgument,
+    DeviceOption,
+    ModelOption,
+    PretrainedOption,
+    absolute,
+    merge_method,
+    parse_shots,
+    preset_settings,
+    settings_of_file,
+)
+
+_PROMPTS_SHOWN = 4  # classes
+
+if TYPE_CHECKING:
+    from clip_randlora.adapters import Adapter
+    from clip_randlora.cli.console import Progress
+    from clip_randlora.data import Data
+    from clip_randlora.few_shot import Run, Step, TrainConfig
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of shots and the training.")] = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Teach the bundled model the bundled drawings, offline, and compare."""
+    out = out or _free_folder(Path("runs") / "demo")
+    _train("clipart", None, "lite0", None, {"seed": seed}, out, device, resume=False)
+
+
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write the run to.")],
+    test: Annotated[
+        str | None, typer.Option(help="Test images, in the same forms as DATA.")
+    ] = None,
+    class_folders: ClassFoldersOption = None,
+    model: ModelOption = "lite0",
+    pretrained: PretrainedOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="randlora (default), lora, clip_lora, vera, nola, full, linear_probe, zero_shot."
+        ),
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draw of shots and the training. Default: 1.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="fast, balanced or thorough. Default: balanced.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of settings; options on this line win.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of each base (RandLoRA), or of the update.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="The update is scaled by alpha / rank.")
+    ] = None,
+    towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
+    targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak. Default: by method.")] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Show every prompt before training, not a few.")
+    ] = False,
+) -> None:
+    """Teach a model your classes, compare it with zero-shot, save the run."""
+    settings = preset_settings(preset) | settings_of_file(config)
+    adapter = {
+        "method": method,
+        "rank": rank,
+        "alpha": alpha,
+        "towers": towers and towers.split(","),
+        "targets": targets and targets.split(","),
+        "blocks": blocks,
+    }
+    chosen = {
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "templates": template,
+        "precision": precision,
+    }
+    settings |= {key: value for key, value in chosen.items() if value is not None}
+    if shots is not None:
+        settings["shots"] = parse_shots(shots)
+    adapter = {key: value for key, value in adapter.items() if value is not None}
+    if adapter:
+        settings["method"] = merge_method(settings.get("method"), adapter)
+    _train(data, test, model, pretrained, settings, out, device, resume, class_folders, prompts)
+
+
+def _train(
+    data: str,
+    test: str | None,
+    model: str,
+    pretrained: str | None,
+    settings: dict[str, Any],
+    out: Path,
+    device: str | None,
+    resume: bool,
+    class_folders: str | None = None,
+    all_prompts: bool = False,
+) -> None:
+    with loading():
+        from clip_randlora.clip.models import DEFAULT_TAG, load_model
+        from clip_randlora.data import load_data
+        from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
+        from clip_randlora.runs import run_folder
+
+        config = TrainConfig.parse(settings)
+        if resume:
+            class_folders = class_folders or run_folder.class_folders_of(out)
+    with progress() as on_progress:
+        labelled = load_data(data, test, class_folders=class_folders, on_progress=on_progress)
+    with loading():
+        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+        loaded = load_model(model, weights, device)
+    messages.print(
+        f"[bold]{escape(loaded.net.model_name)}[/bold], on {loaded.device}; "
+        f"{escape(labelled.name)}: {len(labelled.classes)} classes"
+    )
+    _print_prompts(class_prompts(labelled, config, out if resume else None), all_prompts)
+    source = {"data": absolute(data), "test": test and absolute(test)}
+    if class_folders:
+        source["class_folders"] = class_folders
+    said: list[str] = []
+
+    def start(adapter: Adapter, notes: list[str]) -> None:
+        said.extend(notes)
+        _print_start(adapter, notes, labelled)
+
+    try:
+        with progress() as on_progress:
+            run = fit(
+                loaded,
+                labelled,
+                config,
+                out,
+                resume=resume,
+                source=source,
+                on_step=lambda step: _show_step(step, on_progress),
+                on_progress=on_progress,
+                on_start=start,
+            )
+    except Interrupted as stop:  # caught here: the command line library knows no way to go on
+        if stop.folder is None:
+            fail(INTERRUPTED, "interrupted before the first step: nothing is saved; start again")
+        fail(
+            INTERRUPTED,
+            f"interrupted after step {stop.step}: saved to {out}; run the same command with "
+            f"--resume to go on",
+        )
+    for note in run.notes:
+        if note not in said:
+            messages.print(f"- {note}", markup=False)
+    _print_run(run, config)
+
+
+def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:
+    """List the prompts of the first classes, or all prompts of all."""
+    from clip_randlora.clip.prompts import list_prompts
+
+    lines = list_prompts(prompts, most=None if all_of_them else 1)
+    shown = lines if all_of_them else lines[:_PROMPTS_SHOWN]
+    more = len(lines) - len(shown)
+    messages.print("prompts:")
+    for line in shown:
+        messages.print(f"  {line}", markup=False)
+    if more:
+        messages.print(f"  and those of {more} more classes (--prompts shows all)")
+
+
+def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
+    """List what will be adapted, and what the user should know of the data."""
+    from clip_randlora.data import summarize_skipped
+
+    table = Table("tower", "target", "weights", "trained numbers")
+    for row in adapter.summary():
+        table.add_row(row.tower, row.target, str(row.weights), f"{row.parameters:,}")
+    table.add_section()
+    table.add_row("", "in all", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
+    messages.print(table)
+    for note in [*notes, summarize_skipped(data.skipped)]:
+        if note:
+            messages.print(f"- {note}", markup=False)
+
+
+def _show_step(step: Step, on_progress: Progress) -> None:
+    details = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
+    on_progress("training", step.step, step.steps, details)
+
+
+def _print_run(run: Run, config: TrainConfig) -> None:
+    from clip_randlora.data import summarize_skipped
+
+    print_metrics(run.metrics)
+    if run.skipped:
+        messages.print(summarize_skipped(run.skipped), markup=False)
+    images = run.metrics["images"]
+    shots = f"{config.shots} shots" if config.shots else "all images"
+    results.print(
+        f"{images['train']} training and {images['test']} test images ({shots}, seed "
+        f"{config.seed}); trained {run.metrics['steps']} steps in "
+        f"{run.metrics['train_seconds']:.1f} s"
+    )
+    results.print(f"Saved to {run.folder}", markup=False)
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return the folder, or its first numbered sibling that is not there yet."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
+    return next(candidate for candidate in candidates if not candidate.exists())

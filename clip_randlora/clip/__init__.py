@@ -1,0 +1,1 @@
+"""CLIP: open_clip models, their prompts and their text features."""

@@ -1,0 +1,198 @@
+"""The tokens of prompts, exact trimming, and the classifier that text features make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clip_randlora.clip.models import Model
+from clip_randlora.clip.prompts import make_prompts as make_prompts  # looked for here
+
+_PACKED_LENGTH = 160  # tokens; attention grows with the square, what the prefix saves does not
+
+
+class TextClassifier:
+    """The prompts of a set of classes as tokens, and the class features they give.
+
+    Attributes:
+        classes: class names, C of them.
+        tokens: int64 (P, L), every prompt of every class, on the model's device, trimmed where
+            that is exact.
+        shared: how many leading tokens all prompts have in common.
+        owners: int64 (P,), the class of each prompt.
+    """
+
+    def __init__(self, model: Model, classes: Sequence[str], prompts: Sequence[Sequence[str]]):
+        self.model = model
+        self.classes = tuple(classes)
+        flat = [prompt for of_class in prompts for prompt in of_class]
+        self._tower = _causal_tower(model.net)
+        self.tokens = trim(model.net, model.tokenizer(flat).to(model.device))
+        self.shared = shared_prefix(self.tokens)
+        self.owners = torch.tensor(
+            [label for label, of_class in enumerate(prompts) for _ in of_class],
+            device=model.device,
+        )
+
+    def features(self, rows: Tensor | None = None, net: nn.Module | None = None) -> Tensor:
+        """Encode the classes: unit features (C, E), the normalised mean over a class's prompts.
+
+        Args:
+            rows: int64 (R,), encode only these prompts, whose classes must be all different;
+                the result is then (R, E), in the order of the rows.
+            net: what encodes them in place of the model's network: a copy with other weights.
+        """
+        tokens = self.tokens if rows is None else self.tokens[rows]
+        tower = self._tower if net is None else _causal_tower(net)
+        features = _encode(net or self.model.net, tower, tokens, self.shared)
+        if rows is not None or len(features) == len(self.classes):
+            return features
+        sums = features.new_zeros(len(self.classes), features.shape[1])
+        sums = sums.index_add(0, self.owners, features)
+        return nn.functional.normalize(sums, dim=-1)
+
+
+def encode_tokens(net: nn.Module, tokens: Tensor, shared: int = 0) -> Tensor:
+    """Encode int64 tokens (P, L) to unit features (P, E); L may be trimmed (see `trim`).
+
+    Args:
+        net: an open_clip model.
+        tokens: of P prompts.
+        shared: how many leading tokens all prompts have in common (see `shared_prefix`). Where
+            attention is causal they pass through the tower once for many prompts, not once for
+            each.
+    """
+    return _encode(net, _causal_tower(net), tokens, shared)
+
+
+def _encode(net: nn.Module, tower: nn.Module | None, tokens: Tensor, shared: int) -> Tensor:
+    """Encode tokens; ``tower`` is the causal one of ``net``, if it is one."""
+    if tower is None:
+        return net.encode_text(tokens, normalize=True)
+    packing = _Packing.of(tokens, shared)
+    if packing is None and tokens.shape[1] == len(tower.positional_embedding):
+        return net.encode_text(tokens, normalize=True)
+    packing = packing or _Packing.plain(tokens)
+    return nn.functional.normalize(_encode_packed(tower, tokens, packing), dim=-1)
+
+
+def shared_prefix(tokens: Tensor) -> int:
+    """Count the leading tokens that all prompts (P, L) have in common: "a photo of a", say.
+
+    The last token is never counted, so that every prompt keeps one of its own.
+    """
+    same = (tokens == tokens[:1]).all(dim=0)[:-1]
+    return int(same.int().cumprod(dim=0).sum())
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How prompts with a common prefix lie one after the other in a few long sequences.
+
+    A sequence is the prefix and then what ``prompts`` prompts have of their own, each at its own
+    positions. In a causal tower a prompt sees the prefix and itself, so one mask makes it exact.
+    """
+
+    shared: int
+    own: int
+    prompts: int
+    sequences: int
+
+    @classmethod
+    def of(cls, tokens: Tensor, shared: int) -> _Packing | None:
+        """Choose sequences of about `_PACKED_LENGTH` tokens; None where that saves nothing."""
+        count, length = tokens.shape
+        own = length - shared
+        most = max((_PACKED_LENGTH - shared) // own, 1)
+        sequences = -(-count // most)
+        packing = cls(shared, own, -(-count // sequences), sequences)
+        saves = sequences * (shared + packing.prompts * own) < count * length
+        return packing if saves else None
+
+    @classmethod
+    def plain(cls, tokens: Tensor) -> _Packing:
+        """Give every prompt a sequence of its own."""
+        count, length = tokens.shape
+        return cls(0, length, 1, count)
+
+    def pack(self, tokens: Tensor) -> Tensor:
+        """Lay tokens (P, L) out as (sequences, shared + prompts * own); the last one repeats."""
+        missing = self.sequences * self.prompts - len(tokens)
+        own = torch.cat([tokens, tokens[-1:].expand(missing, -1)])[:, self.shared :]
+        prefix = tokens[:1, : self.shared].expand(self.sequences, -1)
+        return torch.cat([prefix, own.reshape(self.sequences, -1)], dim=1)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return the position of each packed token in its prompt, int64."""
+        own = torch.arange(self.shared, self.shared + self.own, device=device)
+        return torch.cat([torch.arange(self.shared, device=device), own.repeat(self.prompts)])
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Return what attention adds to its scores: 0 for the prefix and the prompt's own past."""
+        prompt = torch.arange(self.prompts, device=like.device).repeat_interleave(self.own)
+        prefix = torch.full((self.shared,), -1, device=like.device)
+        owner = torch.cat([prefix, prompt])
+        sees = ((owner == -1) | (owner == owner[:, None])).tril()
+        return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(
+            ~sees, float("-inf")
+        )
+
+    def places(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn positions in the prompts (P,) into sequence and place of each."""
+        prompt = torch.arange(len(ends), device=ends.device)
+        sequence = prompt.div(self.prompts, rounding_mode="floor")
+        return sequence, prompt.remainder(self.prompts) * self.own + ends
+
+
+def _encode_packed(tower: nn.Module, tokens: Tensor, packing: _Packing) -> Tensor:
+    """Encode tokens (P, L) to features (P, E) in a causal tower, in few long sequences."""
+    positions = tower.positional_embedding[packing.positions(tokens.device)]
+    x = tower.token_embedding(packing.pack(tokens)) + positions
+    x = tower.transformer(x, attn_mask=packing.mask(tower.attn_mask))
+    x = tower.ln_final(x[packing.places(_ends(tower, tokens))])
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def trim(net: nn.Module, tokens: Tensor) -> Tensor:
+    """Cut tokens (P, L) after the longest prompt's end-of-text token, where that is exact.
+
+    It is exact where attention is causal and the feature is read at the end-of-text token: later
+    positions cannot change it. Other text towers keep their whole context.
+    """
+    tower = _causal_tower(net)
+    if tower is None:
+        return tokens
+    return tokens[:, : int(_ends(tower, tokens).max()) + 1]
+
+
+def _ends(tower: nn.Module, tokens: Tensor) -> Tensor:
+    """Return where each prompt's end-of-text token is, int64 (P,): there the feature is read."""
+    if _pool_type(tower) == "argmax":
+        return tokens.argmax(dim=-1)
+    end_of_text = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
+    return (tokens == end_of_text).int().argmax(dim=-1)
+
+
+def _pool_type(tower: nn.Module) -> str | None:
+    return getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+
+
+def _causal_tower(net: nn.Module) -> nn.Module | None:
+    """Return the module that holds the text tower if it can be trimmed, else None.
+
+    A GPU has to be waited for: its mask is read.
+    """
+    tower = getattr(net, "text", net)
+    mask = getattr(tower, "attn_mask", None)
+    if mask is None or _pool_type(tower) not in ("argmax", "eos"):
+        return None
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        return None
+    is_causal = torch.equal(mask.isinf(), torch.ones_like(mask, dtype=torch.bool).triu(1))
+    return tower if is_causal else None

@@ -1,0 +1,290 @@
+"""Data sets described in YAML: where the images are, and how the classes are called and prompted.
+
+The package's own descriptions are in ``configs/datasets``; a user's is any YAML file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clip_randlora.clip.templates import check_templates
+from clip_randlora.errors import UserError, unknown_setting
+from clip_randlora.utils.paths import configs_folder, data_root
+from clip_randlora.utils.yaml_files import read_mapping
+
+SUFFIXES = (".yaml", ".yml")
+# open_clip's list has "missile" and "sunglasses" twice; WordNet's other names for one of the two
+_TWICE_IN_IMAGENET = {744: "projectile", 836: "sunglass"}
+Arguments = dict[str, str | bool | int]
+
+
+class Columns(BaseModel):
+    """Names of the columns of a Hugging Face data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str = "image"
+    label: str = "label"
+
+
+class Description(BaseModel):
+    """One data set, as its YAML file describes it.
+
+    Attributes:
+        name: what the data set is called.
+        description: one line about it.
+        hub: id of a Hugging Face data set, or a folder of parquet files in the hub's form.
+        config: configuration of the hub's data set.
+        revision: commit of the hub's data set.
+        torchvision: name of a class of ``torchvision.datasets``.
+        folder: folder of class folders.
+        train: split of the hub's data set; arguments of the torchvision class (a text alone is
+            its ``split``); or a folder in ``folder``.
+        test: likewise; without it, a fixed share of the training images is held out.
+        test_files: with ``folder``: pattern of the file names that are the test split.
+        class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
+        columns: of the hub's data set.
+        classes: names in the order of the source's labels, or ``{name in the source: name}`` of
+            those to be renamed, or open_clip's list for ImageNet; by default the source's own.
+        templates: prompt templates with one ``{}`` each, the default of a training.
+        number_of_classes: checked against ``classes`` and the source.
+        images: number of images by split.
+        download_megabytes: size of the download.
+        on_disk: with ``torchvision``: path below the data folder that is there after the download.
+        how_to_get: what to do where nothing can be downloaded.
+        licence: of the images.
+        homepage: where the data set is described.
+        citation: the paper to cite.
+        notes: what a training on it should tell.
+        file: where the description was read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    torchvision: str | None = None
+    folder: str | None = None
+    train: str | Arguments | None = None
+    test: str | Arguments | None = None
+    test_files: str | None = None
+    class_folders: Literal["top", "leaves"] | None = None
+    columns: Columns = Columns()
+    classes: Literal["open_clip:imagenet"] | tuple[str, ...] | dict[str, str] | None = None
+    templates: tuple[str, ...] = ()
+    number_of_classes: int | None = Field(None, ge=2)
+    images: dict[Literal["train", "test"], int] = Field(default_factory=dict)
+    download_megabytes: int | None = Field(None, ge=1)
+    on_disk: str | None = None
+    how_to_get: str | None = None
+    licence: str = "not stated"
+    homepage: str | None = None
+    citation: str | None = None
+    notes: tuple[str, ...] = ()
+    file: Path
+
+    @field_validator("templates")
+    @classmethod
+    def _check_templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(value) if value else value
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _check_classes(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, list | Mapping):
+            raise ValueError("give a list of names, or {name in the source: name}")
+        names = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for name in names:  # YAML reads 1, no and 2020-01-01 as something else
+            if not isinstance(name, str):
+                raise ValueError(f"{name!r} is not a text; put it into quotation marks")
+        counts = Counter(value.values() if isinstance(value, Mapping) else value)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there twice; give every class a name of its own")
+        return value
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Description:
+        sources = [key for key in ("hub", "torchvision", "folder") if getattr(self, key)]
+        if len(sources) != 1:
+            given = " and ".join(sources) or "none of them"
+            raise ValueError(f"give one of hub, torchvision and folder, not {given}")
+        only = {
+            "config": "hub", "revision": "hub", "on_disk": "torchvision", "test_files": "folder",
+            "class_folders": "folder",
+        }  # fmt: skip
+        for key, source in only.items():
+            if getattr(self, key) and sources != [source]:
+                raise ValueError(f"{key}: only for a {source}")
+        for key in ("train", "test"):
+            if isinstance(getattr(self, key), Mapping) and sources != ["torchvision"]:
+                raise ValueError(f"{key}: give one name; arguments are only for torchvision")
+        if self.torchvision and not self.on_disk:
+            raise ValueError("on_disk: needed with torchvision, what is there after the download")
+        if self.test and self.test_files:
+            raise ValueError("test_files: not together with test")
+        stated = self.number_of_classes
+        if stated and isinstance(self.classes, tuple) and len(self.classes) != stated:
+            raise ValueError(f"classes: {len(self.classes)} names, number_of_classes is {stated}")
+        return self
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether this is one of the package's own descriptions."""
+        return self.file.parent == datasets_folder()
+
+    def path_of(self, text: str) -> Path:
+        """A path in the description: from the file's folder, or, packaged, from the data folder."""
+        return (data_root() if self.is_packaged else self.file.parent) / Path(text).expanduser()
+
+
+def datasets_folder() -> Path:
+    """Where the package's own descriptions are."""
+    return configs_folder() / "datasets"
+
+
+def described_sets() -> dict[str, Path]:
+    """The package's own descriptions by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(datasets_folder().glob("*.yaml"))}
+
+
+def read_description(path: str | Path) -> Description:
+    """Read the YAML file that describes a data set.
+
+    Raises:
+        UserError: it cannot be read or a field is wrong; the line names the file and the field.
+    """
+    path = Path(path).expanduser()
+    fields = read_mapping(path, "`field: value` lines, as in the README")
+    try:
+        return Description(**fields, file=path)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_complaint(error)}") from None
+    except TypeError:
+        raise UserError(f"{path}: file: no such field; remove it") from None
+
+
+def find_description(name: str | Path) -> Description:
+    """Read the description that has a name, or that is in a YAML file.
+
+    Raises:
+        UserError: there is none, or a field is wrong.
+    """
+    if Path(name).suffix in SUFFIXES:
+        return read_description(name)
+    known = described_sets()
+    if str(name) not in known:
+        raise UserError(f"{name}: no such data set; there are {', '.join(known)}")
+    return read_description(known[str(name)])
+
+
+def _complaint(error: ValidationError) -> str:
+    """Pydantic's first complaint as ``field: what is wrong``."""
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = Columns if first["loc"][0] == "columns" else Description
+        message = unknown_setting(str(first["loc"][-1]), known.model_fields)
+    return f"{field}: {message}" if field else message
+
+
+def name_classes(
+    description: Description, source: Sequence[str] | None, labels: int
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Give the source's classes the names of the description.
+
+    Args:
+        description: whose ``classes`` are meant.
+        source: the source's own names in the order of its labels, where it has any.
+        labels: how many labels there are at least.
+
+    Returns:
+        Class names in the order of the labels, all different, and for those that the description
+        names the word in their prompts.
+
+    Raises:
+        UserError: the description and the source do not agree, or neither names the classes.
+    """
+    where = f"{description.file}: classes"
+    classes, stated = description.classes, description.number_of_classes
+    if source is not None and stated not in (None, len(source)):
+        raise UserError(
+            f"{description.file}: number_of_classes: {stated}, the source has {len(source)} "
+            f"({', '.join(source)})"
+        )
+    if isinstance(classes, Mapping):
+        return _by_mapping(where, classes, source)
+    if classes is None:
+        if source is None:
+            raise UserError(f"{where}: the source has only numbers; list the names in their order")
+        return tuple(source), {}
+    words = _by_position(_listed(classes), source, where)
+    count = len(source) if source is not None else labels
+    if len(words) != count and (source is not None or len(words) < count):
+        raise UserError(f"{where}: {len(words)} names, the source has {count} classes")
+    many = Counter(words)
+    names = [word if many[word] == 1 else f"{word} ({n})" for n, word in enumerate(words)]
+    if classes == "open_clip:imagenet":
+        words = [_TWICE_IN_IMAGENET.get(n, word) for n, word in enumerate(words)]
+    return tuple(names), {name: _words(word) for name, word in zip(names, words, strict=True)}
+
+
+def _by_mapping(
+    where: str, classes: Mapping[str, str], source: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Rename the classes that are in the mapping; the others keep the source's name."""
+    if source is None:
+        raise UserError(f"{where}: the source has only numbers; give a list in their order")
+    for name in classes:
+        if name not in source:
+            raise UserError(f"{where}: the source has no {name!r}, only {', '.join(source)}")
+    names = tuple(classes.get(name, name) for name in source)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{where}: {name!r} would be there twice; give it another name")
+    return names, {name: _words(name) for name in classes.values()}
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """Return what prompts call a class: a full stop would make it a whole prompt."""
+    return (name.rstrip(". ") or name,)
+
+
+def _listed(classes: str | Sequence[str]) -> Sequence[str]:
+    if not isinstance(classes, str):
+        return classes
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
+
+    return IMAGENET_CLASSNAMES
+
+
+def _by_position(classes: Sequence[str], source: Sequence[str] | None, where: str) -> list[str]:
+    """Take names by number, or by name where the source spells all of them alike."""
+    if source is None or len(classes) != len(source):
+        return list(classes)
+    alike = {_letters(name): name for name in classes}
+    if sorted(map(_letters, source)) == sorted(alike):
+        return [alike[_letters(name)] for name in source]
+    for number, name in enumerate(source):
+        if _letters(name) in alike and _letters(classes[number]) != _letters(name):
+            raise UserError(
+                f"{where}: number {number} is {classes[number]!r}, in the source it is {name!r}; "
+                f"list the names in the source's order"
+            )
+    return list(classes)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()

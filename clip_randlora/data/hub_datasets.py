@@ -1,0 +1,188 @@
+"""Images of Hugging Face data sets: rows of Arrow tables on disk, decoded one at a time.
+
+The ``datasets`` library takes a second to import: it waits until a data set needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from clip_randlora.data.dataset_spec import Description
+from clip_randlora.data.images import UnreadableImage
+from clip_randlora.data.sources import File, LabelledFiles
+from clip_randlora.errors import UserError
+from clip_randlora.utils.shared_settings import SharedSetting
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True, slots=True)
+class HubImage:
+    """The encoded image of one row."""
+
+    rows: datasets.Dataset  # with one column, its images not decoded
+    index: int
+    name: str  # for errors
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.read())
+
+    def read(self) -> bytes:
+        """The bytes of the image's file; raises ``UnreadableImage``."""
+        (image,) = self.rows[self.index].values()
+        if not image:
+            raise UnreadableImage(self.name, "the row has no image; replace it")
+        if image["bytes"] is None:  # a path in strangers' data is not followed
+            raise UnreadableImage(
+                self.name, "the row holds a path, not an image; use parquet files"
+            )
+        return image["bytes"]
+
+    def digest(self) -> str:
+        """SHA-256 of the bytes."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+def is_on_disk(description: Description) -> bool:
+    """Whether the data set is in the cache of ``datasets``, or the folder is there."""
+    if _is_folder(description):
+        return description.path_of(description.hub).is_dir()
+    return _cached(description) is not None
+
+
+def download(description: Description) -> None:
+    """Fetch the data set into the cache of ``datasets``.
+
+    Raises:
+        UserError: there is no network, no such data set, or no access to it.
+    """
+    if _is_folder(description):
+        raise UserError(f"{description.hub}: a folder, there is nothing to download")
+    import datasets
+    import huggingface_hub
+
+    try:
+        # asked first, since `datasets` tries again and again, at length, where there is no network
+        huggingface_hub.HfApi().dataset_info(description.hub, revision=description.revision)
+        datasets.load_dataset_builder(
+            description.hub, description.config, revision=description.revision
+        ).download_and_prepare()
+    except Exception as error:  # the libraries and the network raise many kinds
+        raise UserError(
+            f"{description.name}: {description.hub} cannot be had from the Hugging Face hub "
+            f"({_reason(error)}); check the network, and your access to it"
+        ) from error
+    if not is_on_disk(description):
+        raise UserError(
+            f"{description.name}: the cache of `datasets` holds another revision of "
+            f"{description.hub}; delete {datasets.config.HF_DATASETS_CACHE} and download it again"
+        )
+
+
+def read_split(description: Description, split: str | None) -> LabelledFiles:
+    """List the images of a split, by default "train"; nothing is decoded.
+
+    Raises:
+        UserError: the split or a column is not there, or is of another type.
+    """
+    import datasets
+
+    split = split or "train"
+    rows = _load(description, split)
+    image, label = description.columns.image, description.columns.label
+    for column in (image, label):
+        if column not in rows.features:
+            raise UserError(
+                f"{description.file}: columns: the data set has no {column!r}, only "
+                f"{', '.join(rows.features)}"
+            )
+    if not isinstance(rows.features[image], datasets.Image):
+        raise UserError(f"{description.file}: columns: {image!r} does not hold images")
+    images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    labels, names = _labels(description, rows)
+    digits = len(str(len(rows)))
+    paths = [(split, f"{index:0{digits}d}") for index in range(len(rows))]
+    files = [File(path, HubImage(images, n, "/".join(path))) for n, path in enumerate(paths)]
+    return LabelledFiles(files, labels, names)
+
+
+def _labels(
+    description: Description, rows: datasets.Dataset
+) -> tuple[list[int], tuple[str, ...] | None]:
+    import datasets
+
+    column = description.columns.label
+    kind, values = rows.features[column], rows[column][:]
+    if isinstance(kind, datasets.ClassLabel):
+        return [-1 if value is None else value for value in values], tuple(kind.names)
+    if all(isinstance(value, str) for value in values):
+        names = tuple(sorted(set(values)))
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers[value] for value in values], names
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return values, None
+    raise UserError(
+        f"{description.file}: columns: {column!r} holds neither numbers nor names of classes"
+    )
+
+
+def _is_folder(description: Description) -> bool:
+    return description.hub.startswith((".", "/", "~"))
+
+
+def _load(description: Description, split: str) -> datasets.Dataset:
+    import datasets
+
+    if _is_folder(description):
+        folder = str(description.path_of(description.hub).resolve())
+        prepare = partial(datasets.load_dataset, folder, description.config)
+    else:
+        prepare = _cached(description).as_dataset
+    try:
+        return prepare(split=split)
+    except Exception as error:  # the library raises many kinds
+        raise UserError(
+            f"{description.file}: split {split!r} of {description.hub} cannot be read "
+            f"({_reason(error)})"
+        ) from error
+
+
+def _cached(description: Description) -> datasets.DatasetBuilder | None:
+    """What the cache of ``datasets`` holds; the hub is not asked."""
+    import datasets
+
+    with _offline.made():
+        try:
+            builder = datasets.load_dataset_builder(description.hub, description.config)
+        except Exception:  # not cached, which the library says in many ways
+            return None
+    return builder if description.revision in (None, builder.hash) else None
+
+
+def _go_offline() -> Callable[[], None]:
+    """Let ``datasets`` look into its cache only, and not warn that it does."""
+    import datasets
+
+    before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.logging.set_verbosity_error()
+
+    def go_back() -> None:
+        datasets.config.HF_HUB_OFFLINE = before
+        datasets.logging.set_verbosity(verbosity)
+
+    return go_back
+
+
+_offline = SharedSetting(_go_offline)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,221 @@
+"""Which images a run was trained and tested on, recorded by their content, not by name alone."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from clip_randlora.data import Data, Decoded, Item, Split, UnreadableImage
+from clip_randlora.data.loading import HELD_OUT_NOTE
+from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.errors import UserError
+from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.progress import OnProgress, counted
+
+FILE_NAME = "images.csv"
+Use = Literal["trained", "unreadable", "held out", "tested"]
+_COLUMNS = ("use", "class", "image", "digest")
+_DIGEST_LENGTH = 32  # hexadecimal digits: 128 of SHA-256's 256 bits
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedImage:
+    """One image of a run.
+
+    ``use``: "trained" is an image that was drawn for training; "unreadable" is one that was drawn
+    and could not be decoded; "held out" is a test image that was set apart from the training
+    images; "tested" is one of a test split that was given. ``digest`` is the start of the
+    content's SHA-256, or "" where it could not be read.
+    """
+
+    use: Use
+    class_name: str
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """The images of a run: those that were drawn in the order of the draw, then the tested ones."""
+
+    images: tuple[RecordedImage, ...]
+
+    def of(self, *uses: Use) -> list[RecordedImage]:
+        """Return the images of some uses, in order."""
+        return [image for image in self.images if image.use in uses]
+
+    def restore(self, data: Data) -> Data:
+        """Return the data with the split that the run began with, whatever was added since.
+
+        The training split of the result holds the drawn images alone, in the order of the draw and
+        under the names of that time. Its test split holds the held-out images that are still there.
+
+        Raises:
+            UserError: a training image is missing, or all held-out images are.
+        """
+        pool = [*data.train, *data.test] if data.held_out else [*data.train]
+        drawn = self.of("trained", "unreadable")
+        train = []
+        for image, item in zip(drawn, _find(drawn, pool, data.classes), strict=True):
+            if item is not None:
+                train.append(replace(item, name=image.name))
+            elif image.use == "trained":
+                raise UserError(
+                    f"cannot resume, the training images are not those that the run began with: "
+                    f"{image.name} is missing or changed; restore it or start again with another "
+                    f"--out"
+                )
+        data = replace(data, train=Split(tuple(train), data.classes))
+        return self._with_held_out(data, pool) if data.held_out else data
+
+    def _with_held_out(self, data: Data, pool: Sequence[Item]) -> Data:
+        recorded = self.of("held out", "tested")
+        found = [item for item in _find(recorded, pool, data.classes) if item is not None]
+        if not found:
+            raise UserError(
+                "cannot resume, the held-out images that the run began with are missing; restore "
+                "them or start again with another --out"
+            )
+        if found == list(data.test):
+            return data
+        note = (
+            f"The held-out images are those that the run began with ({len(found)} of "
+            f"{len(recorded)} are there)."
+        )
+        notes = (note, *(line for line in data.notes if not line.startswith(HELD_OUT_NOTE)))
+        return replace(data, test=Split(tuple(found), data.classes), notes=notes)
+
+
+def record_images(
+    data: Data,
+    shots: Decoded,
+    known: dict[int, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> ImageRecord:
+    """Read the content of the images that were drawn, and of the test images.
+
+    The test images of a published data set are not read: its training split has none of them.
+
+    Args:
+        data: what the shots were drawn from.
+        shots: the training images.
+        known: ``id(item)`` -> digest of images that were read before; added to.
+        on_progress: told how many are read, see `clip_randlora.utils.progress.OnProgress`.
+    """
+    broken = {entry.name for entry in shots.skipped}
+    unreadable = [item for item in data.train if item.name in broken] if broken else []
+    groups: list[tuple[Use, Iterable[Item]]] = [
+        ("unreadable", unreadable),
+        ("trained", shots.items),
+    ]
+    if data.held_out or not data.is_ready_made:
+        groups.append(("held out" if data.held_out else "tested", data.test))
+    known = {} if known is None else known
+    images = []
+    for use, group in groups:
+        items = list(group)
+        for item, digest in zip(items, digests_of(items, known, on_progress), strict=True):
+            if use == "trained" and not digest:
+                raise UserError(f"{item.name}: could be read once only; check the disk")
+            images.append(RecordedImage(use, data.classes[item.label], item.name, digest))
+    return ImageRecord(tuple(images))
+
+
+def digests_of(
+    items: Sequence[Item],
+    known: dict[int, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Return the digest of every image as records have it, "" for those that cannot be read."""
+    known = {} if known is None else known
+    new = [item for item in items if id(item) not in known]
+    digests = counted(parallel_map(_digest, new), "comparing contents", len(new), on_progress)
+    known.update(zip(map(id, new), digests, strict=True))
+    return [known[id(item)] for item in items]
+
+
+def shorten(digest: str) -> str:
+    """Return the part of a SHA-256, hexadecimal, that records keep."""
+    return digest[:_DIGEST_LENGTH]
+
+
+def write_images(folder: Path, record: ImageRecord) -> None:
+    """Write ``images.csv``."""
+    with (
+        written_whole(folder / FILE_NAME) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows((i.use, i.class_name, i.name, i.digest) for i in record.images)
+
+
+def read_images(folder: str | Path) -> ImageRecord | None:
+    """Read a run's ``images.csv``; None if it has none, as those of earlier versions.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+    except FileNotFoundError:
+        return None
+    except (ValueError, csv.Error) as error:  # also not UTF-8
+        raise _damaged(path) from error
+    if tuple(header) != _COLUMNS:
+        raise _damaged(path)
+    uses = get_args(Use)
+    for row in rows:
+        if (
+            len(row) != len(_COLUMNS)
+            or row[0] not in uses
+            or len(row[3]) not in (0, _DIGEST_LENGTH)
+        ):
+            raise _damaged(path)
+    return ImageRecord(tuple(RecordedImage(*row) for row in rows))
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: damaged, not the images of a run; copy the run again")
+
+
+def _digest(item: Item) -> str:
+    try:
+        return shorten(item.content.digest())
+    except (OSError, UnreadableImage):  # named when it is decoded
+        return ""
+
+
+def _find(
+    recorded: Sequence[RecordedImage], pool: Sequence[Item], classes: Sequence[str]
+) -> list[Item | None]:
+    """Find each recorded image in its class: by its name if the content is the same, else by that.
+
+    No item is found twice. All of the pool is read only if some image is not under its name.
+    """
+    by_name = {(classes[item.label], item.name): item for item in pool}
+    found = [by_name.get((image.class_name, image.name)) for image in recorded]
+    there = [item for item in found if item is not None]
+    known: dict[int, str] = {}
+    digests_of(there, known)
+    for place, (image, item) in enumerate(zip(recorded, found, strict=True)):
+        if item is not None and known[id(item)] != image.digest:
+            found[place] = None
+    if all(item is not None for item in found):
+        return found
+    taken = {id(item) for item in found if item is not None}
+    free = [item for item in pool if id(item) not in taken]
+    others: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item, digest in zip(free, digests_of(free, known), strict=True):
+        others[classes[item.label], digest].append(item)
+    for place, image in enumerate(recorded):
+        same = others[image.class_name, image.digest] if image.digest else []
+        if found[place] is None and same:
+            found[place] = same.pop(0)
+    return found

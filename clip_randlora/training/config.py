@@ -1,0 +1,208 @@
+"""The recipe: every setting of a training, and the defaults that nobody needs to tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from clip_randlora.adapters.config import Method, RandLoRA, one_line, parse_method
+from clip_randlora.clip.models import Model
+from clip_randlora.clip.templates import check_templates
+from clip_randlora.errors import UserError
+
+# RandLoRA's, VeRA's and NoLA's from the scripts of RandLoRA's authors for CLIP, that of full
+# fine-tuning from their paper (arXiv 2502.00987), LoRA's from CLIP-LoRA (arXiv 2405.18541)
+_LEARNING_RATES = {
+    "randlora": 1e-3,
+    "lora": 2e-4,
+    "clip_lora": 2e-4,
+    "vera": 1e-2,
+    "nola": 1e-3,
+    "full": 1e-5,
+}
+# lite0's batch-normalised convolutions are far less easily upset; found by
+# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's is the
+# second best, since the best was found with 8 images a class and fails with 16
+_LITE0_LEARNING_RATES = {
+    "randlora": 2.5e-2,
+    "lora": 3e-3,
+    "clip_lora": 3e-2,
+    "vera": 1e-1,
+    "nola": 1.8e-4,
+    "full": 3e-4,
+}
+_LITE0_BETA2 = {"nola": 0.98}  # no gain that lasts for the others (docs/results.md)
+
+_NUMBERS = (
+    "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
+    "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "prompts_per_step",
+)  # fmt: skip
+
+
+class TrainConfig(BaseModel):
+    """How to train.
+
+    Attributes:
+        method: a configuration of one of the `METHODS`, its name, or a mapping with ``method``
+            and settings. What is about steps is without effect on a linear probe or zero-shot.
+        shots: training images per class; None for all.
+        seed: of the draw of shots, the order of the images and the augmentation; and of the
+            method's random start and bases, unless ``method`` has a seed of its own.
+        steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
+        epochs: passes over the training images, where ``steps`` is None.
+        min_steps: fewest steps, where ``steps`` is None.
+        batch_size: images a step; all of them if there are fewer.
+        learning_rate: peak; None: `default_learning_rate`.
+        weight_decay: AdamW's.
+        beta2: AdamW's decay of the squared gradients' running mean; None: `default_beta2`.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: 0 to 1.
+        clip_norm: bound on the gradient's norm.
+        precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` takes bf16 where the
+            hardware is fast in it.
+        templates: prompt templates with one ``{}`` each; None: the data set's, if it has any,
+            else "a photo of a {}."
+        prompts: ``{class: [name or whole prompt, ...]}`` in place of the class's name in the data
+            set.
+        crop_scale: range of the share of an image's area that a random crop keeps.
+        crop_size: side of the crops, pixels; None: `default_crop_size`.
+        flip: mirror half of the images.
+        views: augmented views of each image that frozen blocks encode once and training then
+            cycles through, epoch by epoch; fewer where they would take more than 2 GiB. None: 3
+            if blocks of the vision tower are frozen, else fresh views at every step.
+        prompts_per_step: with more prompts than these, a step's text batch holds one prompt of
+            each of the batch's classes and of random others up to this many.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: Method = RandLoRA()
+    shots: int | None = Field(16, ge=1)
+    seed: int = Field(1, ge=0, lt=2**31)
+    steps: int | None = Field(None, ge=1)
+    epochs: float = Field(16, gt=0)
+    min_steps: int = Field(60, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    beta2: float | None = Field(None, ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    templates: tuple[str, ...] | None = None
+    prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_size: int | None = Field(None, ge=32, le=1024)
+    flip: bool = True
+    views: int | None = Field(None, ge=1)
+    prompts_per_step: int = Field(256, ge=2)
+
+    @field_validator(*_NUMBERS, mode="before")
+    @classmethod
+    def _refuse_yes_and_no(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML's yes and no, which would count as 1 and 0
+            raise ValueError("give a number")
+        return value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _parse_method(cls, value: Any) -> Any:
+        return parse_method(value)
+
+    @field_validator("templates")
+    @classmethod
+    def _check_templates(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value if value is None else check_templates(value)
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _check_crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("two numbers 0 < smallest <= largest <= 1")
+        return value
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Read settings, from a YAML file, say.
+
+        Raises:
+            UserError: one is unknown or wrong; the line names it.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            raise UserError(one_line(error, cls.model_fields)) from error
+
+
+def default_steps(images: int, batch_size: int, epochs: float = 16, min_steps: int = 60) -> int:
+    """Return how many steps to train on a number of images: the epochs' steps, 2,000 at most.
+
+    ``min_steps``, not epochs, decides at very low shots, where an epoch is one batch or less.
+    """
+    return max(min(math.ceil(epochs * math.ceil(images / batch_size)), 2000), min_steps)
+
+
+def default_crop_size(model: Model) -> int:
+    """Return the side of the training crops: 5/6 of the model's, where it takes any size.
+
+    Random crops show things larger than the test images do; smaller crops even that out, and
+    cost less (Touvron et al., arXiv 1906.06423). Rounded to a multiple of 32.
+    """
+    return round(model.image_size * 5 / 6 / 32) * 32 if model.takes_any_size else model.image_size
+
+
+def choose_crop_size(model: Model, asked: int | None) -> int:
+    """Return the side of the training crops that was asked for, or the default.
+
+    Raises:
+        UserError: the model takes images of one size only, and another was asked for.
+    """
+    if asked is None:
+        return default_crop_size(model)
+    if asked != model.image_size and not model.takes_any_size:
+        raise UserError(
+            f"crop_size: {asked}, but {model.name} takes images of {model.image_size} pixels only; "
+            f"leave it out"
+        )
+    return asked
+
+
+def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
+    """Return the peak learning rate that a method of optimiser steps gets on a model.
+
+    Below 16 images a class it falls with them: the fewer images, the more alike the steps'
+    gradients are, and the further the same number of steps would go from zero-shot.
+    """
+    rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
+    return rates[method] * min(1.0, images_per_class / 16)
+
+
+def default_beta2(model_name: str, method: str) -> float:
+    """Return AdamW's beta2 for a method on a model.
+
+    0.999 is PyTorch's, and that of all papers whose learning rates are the defaults here.
+    """
+    return _LITE0_BETA2.get(method, 0.999) if model_name == "lite0" else 0.999
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return ``fp32``, ``bf16`` or ``fp16``: what was asked for, or what the hardware is fast in.
+
+    Raises:
+        UserError: fp16 was asked for on a device that has no use for it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16: not for CPUs; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+        return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "fp32"
+    return "fp32"

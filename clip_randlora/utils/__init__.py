@@ -1,0 +1,1 @@
+"""What every part uses: files, settings of the process, progress."""

@@ -1,0 +1,551 @@
+"""The real app, started as a user starts it, driven by a real browser and by its client library."""
+
+import io
+import json
+import re
+import signal
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gradio_client import handle_file
+from gradio_client.exceptions import AppError
+from helpers.app import (
+    CLIPART,
+    MINUTE,
+    UPLOAD_LIMIT_MB,
+    App,
+    drawing,
+    fill_opened,
+    needs_chromium,
+    open_page,
+    open_tab,
+    train,
+    upload_archive,
+    zip_of,
+)
+from helpers.cases import LARGE
+from PIL import Image
+from safetensors.torch import load
+
+CLIENTS = 8 if LARGE else 3
+
+
+def answers(page) -> dict[str, dict[str, str]]:
+    """Read both bar lists as ``{"zero-shot": {class: percent}, "tuned": {...}}``."""
+    return {
+        which: {
+            row.locator(".bar-name").inner_text().split("\n")[0]: row.locator(
+                ".bar-value"
+            ).inner_text()
+            for row in page.locator(f"#{which} li").all()
+        }
+        for which in ("zero-shot", "tuned")
+    }
+
+
+def wait_for_new_answers(page, before: dict) -> dict:
+    """Wait until both lists are there, differ from before, and have come to rest."""
+    deadline, last = time.monotonic() + 30, None
+    while time.monotonic() < deadline:
+        now = answers(page)
+        if now == last and now != before and all(now.values()):
+            return now
+        last = now
+        page.wait_for_timeout(150)
+    raise AssertionError("the answers did not change")
+
+
+@needs_chromium
+def test_the_whole_way_in_the_browser(app, browser, tmp_path):
+    classes = {"bird": "bird", "cake_or_sweet": "dessert", "vehicle": "vehicle"}
+    archive = zip_of(tmp_path / "mine.zip", classes, images=12)
+    new_image = drawing("vehicle", 3)
+    started = time.monotonic()
+    page = open_page(browser, app)
+
+    upload_archive(page, archive)
+    page.get_by_text("Added 36 images.").wait_for()
+    assert page.locator(".class-name").all_inner_texts() == list(classes)
+
+    open_tab(page, "2 Train")
+    page.get_by_label("Fast").check()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text(re.compile(r"step (\d|1\d) of 25")).wait_for()  # looked at once a second
+    early = page.locator("#loss-curve path.mark-line, #loss-curve .mark-line path").first
+    early.wait_for(state="attached")
+    shape = early.get_attribute("d")
+    page.get_by_text("Done:").wait_for(timeout=3 * MINUTE)
+    assert early.get_attribute("d") != shape, "the loss curve did not move"
+
+    open_tab(page, "3 Try")
+    page.locator("#try-image input[type=file]").set_input_files(new_image)
+    tuned = wait_for_new_answers(page, {"zero-shot": {}, "tuned": {}})
+    assert set(tuned["tuned"]) == set(tuned["zero-shot"]) == set(classes)
+    slider = page.get_by_role("slider", name="Strength").first
+    slider.focus()
+    page.keyboard.press("Home")  # strength 0, by keyboard
+    at_zero = wait_for_new_answers(page, tuned)
+    assert at_zero["tuned"] == at_zero["zero-shot"] == tuned["zero-shot"]
+
+    open_tab(page, "5 Take away")
+    page.get_by_role("button", name="Prepare").click()
+    with page.expect_download() as download:
+        page.locator("#download a").first.click()
+    adapter = tmp_path / "adapter.safetensors"
+    download.value.save_as(adapter)
+    assert 0 < adapter.stat().st_size < 5e6
+
+    page.reload()
+    page.locator(".class-name").first.wait_for()
+    open_tab(page, "2 Train")
+    page.get_by_text("Done:").wait_for()
+
+    other = open_page(browser, app)
+    open_tab(other, "5 Take away")
+    other.locator("#load-run input[type=file]").set_input_files(adapter)
+    other.get_by_text("Loaded adapter.safetensors: bird, cake_or_sweet, vehicle").wait_for()
+    open_tab(other, "3 Try")
+    other.locator("#try-image input[type=file]").set_input_files(new_image)
+    again = wait_for_new_answers(other, {"zero-shot": {}, "tuned": {}})
+    assert again == tuned
+    elapsed = time.monotonic() - started
+    print(f"the whole way: {elapsed:.0f} s")
+    assert elapsed < 180
+
+
+@pytest.mark.alone
+@needs_chromium
+def test_stop_leaves_a_usable_model_within_five_seconds(app, browser):
+    page = open_page(browser, app)
+    page.get_by_role("button", name="Load it").click()
+    page.get_by_text("Added 452 images.").wait_for()
+    open_tab(page, "2 Train")
+    page.get_by_label("Thorough").check()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_text("step 2 of").wait_for()
+    stopped = time.monotonic()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Start", exact=True).wait_for()
+    open_tab(page, "3 Try")
+    page.locator("#try-image input[type=file]").set_input_files(drawing("fruit", 3))
+    wait_for_new_answers(page, {"zero-shot": {}, "tuned": {}})
+    elapsed = time.monotonic() - stopped
+    print(f"stopped, and an answer, after {elapsed:.1f} s")
+    assert elapsed < 5
+
+
+@needs_chromium
+def test_bad_uploads_give_a_sentence_and_the_session_goes_on(app, browser, tmp_path):
+    page = open_page(browser, app)
+
+    no_zip = tmp_path / "no.zip"
+    no_zip.write_bytes(b"this is no archive")
+    upload_archive(page, no_zip)
+    page.get_by_text("no.zip: not a zip archive that can be read").wait_for()
+
+    climbing = tmp_path / "climbing.zip"
+    with zipfile.ZipFile(climbing, "w") as zipped:
+        image = (drawing("fruit", 3)).read_bytes()
+        zipped.writestr("../../outside/1.webp", image)
+        zipped.writestr("fruit/1.webp", image)
+        zipped.writestr("fruit/2.webp", image + b" ")
+        zipped.writestr("bird/1.webp", (drawing("bird", 1)).read_bytes())
+        zipped.writestr("bird/2.webp", (drawing("bird", 2)).read_bytes())
+        zipped.writestr("bird/text.jpg", b"no image at all")
+        zipped.writestr("empty/", b"")
+    upload_archive(page, climbing)
+    page.get_by_text("../../outside/1.webp (unsafe path)").wait_for()
+    page.get_by_text("bird/text.jpg (not an image that can be read").wait_for()
+    assert page.locator(".class-name").all_inner_texts() == ["bird", "fruit"]
+    assert not (app.folder.parent / "outside").exists()
+
+    one = zip_of(tmp_path / "one.zip", {"only": "tool"}, images=3)
+    upload_archive(page, one)
+    page.get_by_text('one.zip: only one class ("only")').wait_for()
+
+    too_large = tmp_path / "large.zip"
+    with open(too_large, "wb") as file:
+        file.truncate((UPLOAD_LIMIT_MB + 50) * 2**20)
+    upload_archive(page, too_large)
+    page.get_by_text("exceed the maximum allowed size of 20.0 Mb").wait_for()
+
+    page.get_by_label("Class name").fill("nothing in it")
+    page.get_by_role("button", name="Add class").click()
+    page.get_by_text("nothing in it has no images yet.").wait_for()
+
+    page.locator("#class-files input[type=file]").set_input_files(
+        {"name": "fake.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+    )
+    page.get_by_text("fake.jpg (not an image that can be read").wait_for()
+
+    page.locator("#class-files input[type=file]").set_input_files(drawing("tool", 1))
+    page.get_by_text("Added 1 image.").wait_for()
+
+
+@needs_chromium
+def test_classes_are_edited_and_names_are_shown_as_text(app, browser):
+    page = open_page(browser, app)
+    name = "b onmouseover=1 {{7+7}} ${7+7} &lt;"
+    page.get_by_label("Class name").fill("a/b")
+    page.get_by_role("button", name="Add class").click()
+    page.get_by_text("leave out / \\").wait_for()
+    page.get_by_label("Class name").fill(name)
+    page.get_by_role("button", name="Add class").click()
+    page.locator(".class-name", has_text=name).wait_for()
+
+    drawings = sorted((CLIPART / "test/tool").iterdir())[:3]
+    page.locator("#class-files input[type=file]").set_input_files(drawings)
+    page.get_by_text("Added 3 images.").wait_for()
+    page.locator("#class-gallery .thumbnail-item").nth(1).click()
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Remove the selected image").click()
+    page.get_by_text("2 images", exact=True).wait_for()
+    page.get_by_text("Prompts and held-out images").click()
+    typed = "a drawing of a {}.\nno place for the name"
+    fill_opened(page, "Prompt templates", typed)
+    page.get_by_label("Name", exact=True).fill("hammer")
+    page.get_by_role("button", name="Rename the class").click()
+    page.get_by_text("a photo of a hammer.").wait_for()
+    assert page.get_by_label("Prompt templates").input_value() == typed
+    page.get_by_role("button", name="Use these templates").click()
+    page.get_by_text("write {} once, where the class name goes").wait_for()
+    page.get_by_label("Prompt templates").fill("a drawing of a {}.")
+    page.get_by_role("button", name="Use these templates").click()
+    page.get_by_text("a drawing of a hammer.").wait_for()
+    page.get_by_role("button", name="Remove the class").click()
+    page.get_by_text("Nothing here yet").wait_for()
+
+
+@pytest.mark.slow
+def test_a_server_in_the_background_of_a_script_ends_when_told(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what has a "&"
+    try:
+        app = App(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    app.close()
+
+
+@pytest.mark.slow
+def test_the_whole_way_by_client(app, tmp_path):
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=10)
+    summary = client.predict(handle_file(str(archive)), api_name="/load_archive")
+    assert summary["classes"] == ["bird", "car"]
+    assert summary["counts"]["bird"] == {"train": 10, "test": 0}
+    assert summary["skipped"] == []
+    with pytest.raises(AppError, match="/etc: no bundled set; there are clipart, digits"):
+        client.predict("/etc", api_name="/load_sample")
+    image = handle_file(str(drawing("vehicle", 2)))
+    with pytest.raises(AppError, match="There is no tuned model yet"):
+        client.predict(image, 1.0, api_name="/predict")
+    with pytest.raises(AppError, match="method"):
+        train(client, method="magic")
+
+    *progress, metrics = train(client)
+    assert {"waiting", "preparing", "training"} & {row["state"] for row in progress}
+    steps = [row["step"] for row in progress if "step" in row]
+    assert steps == sorted(steps) and steps[-1] <= 25
+    assert metrics["method"] == "randlora"
+    assert metrics["images"] == {"train": 14, "test": 6}
+    assert client.predict(api_name="/evaluate") == metrics
+
+    answer = client.predict(image, 1.0, api_name="/predict")
+    assert set(answer) == {"zero_shot", "tuned"}
+    assert sum(answer["tuned"].values()) == pytest.approx(1, abs=1e-5)
+    assert client.predict(image, 0.0, api_name="/predict")["tuned"] == answer["zero_shot"]
+    with pytest.raises(AppError, match="between 0 and 1"):
+        client.predict(image, 1.5, api_name="/predict")
+
+    adapter = client.predict("adapter", api_name="/export")
+    run = client.predict("run", api_name="/export")
+    assert Path(adapter).suffix == ".safetensors"
+    with zipfile.ZipFile(run) as zipped:
+        assert json.load(io.TextIOWrapper(zipped.open("run/metrics.json"))) == metrics
+    with pytest.raises(AppError, match="Format magic: choose adapter, run, open_clip"):
+        client.predict("magic", api_name="/export")
+
+    merged = client.predict("open_clip", api_name="/export")
+    with zipfile.ZipFile(merged) as zipped:
+        assert "open_clip/open_clip_model.safetensors" in zipped.namelist()
+    with pytest.raises(AppError, match="Precision fp16: open_clip is written in fp32"):
+        client.predict("open_clip", 1.0, "fp16", api_name="/export")
+    with pytest.raises(AppError, match="its strength chosen where it is loaded"):
+        client.predict("adapter", 0.5, api_name="/export")
+
+    import clip_randlora as cr
+
+    base = cr.load_model("lite0", device="cpu").net.state_dict()
+    at_zero = client.predict("open_clip", 0.0, api_name="/export")
+    assert Path(at_zero).name.startswith("open_clip-strength0-fp32-")
+    with zipfile.ZipFile(at_zero) as zipped:
+        weights = load(zipped.read("open_clip/open_clip_model.safetensors"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in base.items())
+
+    (same,) = cr.Classifier.load(adapter).predict([drawing("vehicle", 2)])
+    for which in ("zero_shot", "tuned"):
+        assert same[which] == pytest.approx(answer[which], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_runs_are_averaged_by_client(app, tmp_path):
+    """The export's update is the weighted sum of those of the two runs' own adapter files."""
+    import clip_randlora as cr
+
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    client.predict(handle_file(str(archive)), api_name="/load_archive")
+
+    def deltas(adapter: Path) -> dict[str, torch.Tensor]:
+        return cr.load_adapter(cr.load_model("lite0", device="cpu").net, adapter).deltas()
+
+    def export(format: str, share: float) -> str:
+        return client.predict(format, 1.0, "fp32", share, api_name="/export")
+
+    train(client, shots=2)
+    first = deltas(client.predict("adapter", api_name="/export"))
+    with pytest.raises(AppError, match="there is no run before this one to average it with"):
+        export("adapter", 0.25)
+    train(client, shots=2, seed=2, method="lora")
+    second = deltas(client.predict("adapter", api_name="/export"))
+    with pytest.raises(AppError, match="peft is of one run alone"):
+        export("peft", 0.5)
+    with pytest.raises(AppError, match="must lie between 0 and 1"):
+        export("adapter", 1.5)
+    with zipfile.ZipFile(export("adapter", 0.25)) as zipped:
+        zipped.extractall(tmp_path)
+    average = deltas(tmp_path / "adapter")
+    for name, delta in average.items():
+        torch.testing.assert_close(delta, 0.25 * first[name] + 0.75 * second[name])
+    assert any((delta - second[name]).abs().max() > 1e-4 for name, delta in average.items())
+    classifier = cr.Classifier.load(tmp_path / "adapter" / "adapter.safetensors")
+    assert classifier.classes == ("bird", "car")
+
+
+@pytest.mark.slow
+def test_onnx_in_half_precision_by_client(app, tmp_path):
+    """A whole ONNX download at a chosen strength and precision, which answers as /predict does."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    client = app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    client.predict(handle_file(str(archive)), api_name="/load_archive")
+    train(client, shots=2)
+    image = drawing("vehicle", 2)
+    answer = client.predict(handle_file(str(image)), 0.5, api_name="/predict")["tuned"]
+    with zipfile.ZipFile(client.predict("onnx", 0.5, "fp16", api_name="/export")) as zipped:
+        zipped.extractall(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "classifier.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["precision"], facts["strength"]) == ('"fp16"', "0.5")
+
+    import clip_randlora as cr
+
+    pixels = cr.load_model("lite0").preprocess(Image.open(image).convert("RGB"))[None]
+    (probabilities,) = session.run(None, {"pixels": pixels.numpy()})[0]
+    named = dict(zip(json.loads(facts["classes"]), map(float, probabilities), strict=True))
+    assert named == pytest.approx(answer, abs=2e-2)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_export_shows_the_choices_that_a_format_has(app, browser):
+    page = open_page(browser, app)
+    open_tab(page, "5 Take away")
+    strength, precision = page.locator("#export-strength"), page.locator("#export-precision")
+    as_trained = page.get_by_text("its strength is chosen where it is loaded")
+    as_trained.wait_for()
+    assert not strength.is_visible() and not precision.is_visible()
+    share = page.locator("#export-share")
+    assert share.is_visible()
+    page.get_by_label("onnx: ").check()
+    precision.wait_for()
+    assert strength.is_visible() and share.is_visible() and not as_trained.is_visible()
+    precision.get_by_label("fp16").check()
+    page.get_by_label("open_clip: ").check()
+    precision.wait_for(state="hidden")
+    assert strength.is_visible()
+    page.get_by_label("run: ").check()
+    strength.wait_for(state="hidden")
+    share.wait_for(state="hidden")
+    as_trained.wait_for()
+
+
+@pytest.mark.slow
+def test_clients_at_once_get_only_their_own_classes(app, tmp_path):
+    names = sorted(folder.name for folder in (CLIPART / "train").iterdir())
+    archives = [
+        zip_of(tmp_path / f"{n}.zip", {f"{n}-a": names[n], f"{n}-b": names[n + 1]}, images=4)
+        for n in range(CLIENTS)
+    ]
+
+    def whole_way(number: int) -> set[str]:
+        client = app.client()
+        client.predict(handle_file(str(archives[number])), api_name="/load_archive")
+        rows = train(client, shots=2)
+        places = [row["place"] for row in rows if "place" in row]
+        assert places == sorted(places, reverse=True)
+        assert set(rows[-1]["per_class"]) == {f"{number}-a", f"{number}-b"}
+        image = handle_file(str(drawing("vehicle", 2)))
+        return set(client.predict(image, 1.0, api_name="/predict")["tuned"])
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answered = list(pool.map(whole_way, range(CLIENTS)))
+    assert answered == [{f"{n}-a", f"{n}-b"} for n in range(CLIENTS)]
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_predictions_do_not_wait_for_a_training(app, tmp_path):
+    ready, busy = app.client(), app.client()
+    archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=4)
+    ready.predict(handle_file(str(archive)), api_name="/load_archive")
+    train(ready, shots=2)
+    names = ("bird", "dessert", "fruit", "house", "vehicle")
+    archive = zip_of(tmp_path / "more.zip", {name: name for name in names}, images=9)
+    busy.predict(handle_file(str(archive)), api_name="/load_archive")
+    job = busy.submit("lite0", "randlora", 16, 1, "fast", api_name="/train")
+    while not any("step" in row for row in job.outputs()):
+        time.sleep(0.2)
+    image = handle_file(str(drawing("vehicle", 2)))
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        ready.predict(image, 0.5, api_name="/predict")
+        seconds.append(time.monotonic() - started)
+    assert not job.done(), "the training ended too early to show anything"
+    print("answers while another trains:", ", ".join(f"{s:.2f} s" for s in seconds))
+    assert max(seconds) < 3
+    job.result()
+
+
+@pytest.mark.slow
+def test_the_app_ends_quietly_during_a_training(tmp_path):
+    app = App(tmp_path / "app", errors=tmp_path / "errors.txt")
+    try:
+        client = app.client()
+        names = ("bird", "dessert", "fruit", "house", "vehicle")
+        archive = zip_of(tmp_path / "more.zip", {name: name for name in names}, images=9)
+        client.predict(handle_file(str(archive)), api_name="/load_archive")
+        job = client.submit("lite0", "randlora", 16, 1, "fast", api_name="/train")
+        while not any("step" in row for row in job.outputs()):
+            time.sleep(0.2)
+    finally:
+        app.close()
+    errors = (tmp_path / "errors.txt").read_text()
+    assert app.process.returncode == 0, errors
+    assert "terminate called" not in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_from_training_to_training(tmp_path_factory, tmp_path):
+    app = App(tmp_path_factory.mktemp("memory"))
+    try:
+        client = app.client()
+        archive = zip_of(tmp_path / "mine.zip", {"bird": "bird", "car": "vehicle"}, images=8)
+        client.predict(handle_file(str(archive)), api_name="/load_archive")
+        image = handle_file(str(drawing("vehicle", 2)))
+        resident = []
+        for seed in (1, 2, 3):
+            train(client, seed=seed)
+            client.predict(image, 1.0, api_name="/predict")
+            resident.append(app.resident_bytes())
+        print("resident after each training:", ", ".join(f"{r / 1e6:.0f} MB" for r in resident))
+        assert resident[2] < 1.10 * resident[1]
+    finally:
+        app.close()
+
+
+def test_what_is_old_or_deleted_is_gone(tmp_path):
+    from clip_randlora.app.app_settings import Settings
+    from clip_randlora.app.workspaces import Workspaces
+
+    workspaces = Workspaces(Settings(folder=tmp_path / "all", keep_hours=1))
+    mine, token = workspaces.enter("page 1", None)
+    other, _ = workspaces.enter("page 2", None)
+    mine.add_class("cat")
+    mine.add_images("cat", [drawing("mammal", 1)])
+    assert workspaces.enter("page 3", token)[0] is mine
+    assert Workspaces(workspaces.settings).enter("after a restart", token)[0].classes == ["cat"]
+    assert other.classes == []
+    assert workspaces.sweep() == 0
+    assert workspaces.sweep(now=time.time() + 3700) == 2
+    assert list((tmp_path / "all").iterdir()) == []
+    again, _ = workspaces.enter("page 4", token)
+    assert again.classes == []
+    again.add_class("dog")
+    workspaces.delete("page 4")
+    assert list((tmp_path / "all").iterdir()) == []
+
+
+def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
+    import clip_randlora as cr
+    from clip_randlora.app.app_settings import Settings
+    from clip_randlora.app.workspace import Workspace
+
+    workspace = Workspace(tmp_path / "mine", Settings(folder=tmp_path))
+    model = cr.load_model("lite0")
+    task = {
+        "model": "/etc",
+        "pretrained": None,
+        "classes": ["a"],
+        "templates": ["{}"],
+        "prompts": {},
+    }
+    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
+    adapter.save(tmp_path / "a.safetensors", task)
+    with pytest.raises(cr.UserError, match="base model /etc"):
+        workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as zipped:
+        zipped.write(tmp_path / "a.safetensors", "run/adapter.safetensors")
+        settings = {"model": "/etc", "pretrained": None, "classes": ["a"]}
+        settings["train"] = cr.TrainConfig().model_dump(mode="json")
+        zipped.writestr("run/config.yaml", yaml.safe_dump(settings))
+    with pytest.raises(cr.UserError, match="base model /etc"):
+        workspace.load_run(tmp_path / "run.zip", "run.zip")
+    assert workspace.run is None
+    assert list((tmp_path / "mine" / "runs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_many_images_at_once_give_a_table(tmp_path):
+    import clip_randlora as cr
+    from clip_randlora.app.app_settings import Settings
+    from clip_randlora.app.service import Service
+
+    service = Service(Settings(folder=tmp_path / "all"))
+    workspace, _ = service.workspaces.enter("page", None)
+    model = cr.load_model("lite0")
+    task = {
+        "model": "lite0",
+        "pretrained": "default",
+        "classes": ["bird", "car"],
+        "templates": ["a photo of a {}."],
+        "prompts": {},
+    }
+    adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
+    adapter.save(tmp_path / "a.safetensors", task)
+    workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+    archive = zip_of(tmp_path / "some.zip", {"any": "bird"}, images=3)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no")
+    Image.new("RGB", (9, 9)).save(tmp_path / "black.png")
+    seen = []
+    rows, table, skipped = service.classify_many(
+        workspace,
+        [archive, broken, tmp_path / "black.png"],
+        1.0,
+        lambda done, images: seen.append((done, images)),
+    )
+    assert len(rows) == 4 and seen == [(0, 5)]
+    assert [row[1] for row in rows] == [row[3] for row in rows]  # a fresh adapter changes nothing
+    assert [entry.name for entry in skipped] == ["broken.png"]
+    lines = table.read_text().splitlines()
+    assert lines[0] == (
+        "image,zero_shot,tuned,zero_shot: bird,zero_shot: car,tuned: bird,tuned: car"
+    )
+    assert len(lines) == 5
