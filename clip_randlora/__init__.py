@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         save_peft_adapter,
         select_weights,
     )
-    from clip_randlora.classifier import Classifier, Task, read_task
+    from clip_randlora.classifier import Classifier
     from clip_randlora.clip.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from clip_randlora.few_shot import Interrupted, Run, Step, TrainConfig, fit
     from clip_randlora.runs.held_out import CountedImages, find_test_images
+    from clip_randlora.runs.task import Task, read_task
     from clip_randlora.training.presets import PRESETS, read_preset
     from clip_randlora.training.trainer import training_forward
 
@@ -61,11 +62,8 @@ _HOMES = {
         "save_peft_adapter",
         "select_weights",
     ),
-    "classifier": (
-        "Classifier",
-        "Task",
-        "read_task",
-    ),
+    "classifier": ("Classifier",),
+    "runs.task": ("Task", "read_task"),
     "data": (
         "DATASETS",
         "Data",

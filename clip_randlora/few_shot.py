@@ -20,11 +20,12 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Data, Decoded, Skipped, decode_shots
+from clip_randlora.data import Data, Decoded, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
-from clip_randlora.evaluation import Predictions, SideBySide, predict_split, score
+from clip_randlora.evaluation import SideBySide, predict_split, score
 from clip_randlora.runs import run_folder
 from clip_randlora.runs.image_record import ImageRecord, read_images, record_images
+from clip_randlora.runs.run import Run
 from clip_randlora.training.cache import Cache
 from clip_randlora.training.config import TrainConfig, choose_crop_size
 from clip_randlora.training.distributed import (
@@ -39,22 +40,6 @@ from clip_randlora.training.trainer import Loop, freed_memory_kept
 from clip_randlora.utils.progress import OnProgress
 
 _STORED_SCALE = 1.15  # training images are kept this much larger than the crops made of them
-
-
-@dataclass
-class Run:
-    """A finished training: the metrics, the test predictions and what was trained."""
-
-    model: Model
-    adapter: Adapter
-    text: TextClassifier
-    config: TrainConfig
-    metrics: dict[str, Any]
-    history: list[dict[str, float]]
-    predictions: Predictions
-    notes: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    folder: Path | None = None
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from clip_randlora.runs import run_folder
-from clip_randlora.classifier import read_task
 from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
+from clip_randlora.runs.task import read_task
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digests_of, read_images
 from clip_randlora.utils.progress import OnProgress
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,14 +23,15 @@ from clip_randlora.runs.image_record import FILE_NAME as IMAGES
 from clip_randlora.runs.image_record import ImageRecord, write_images
 from clip_randlora.utils.outputs import drawing, is_vacant, locked, made_for, written_whole
 from clip_randlora.clip.prompts import list_prompts, recorded_prompts
+from clip_randlora.training.checkpoint import FILE_NAME as CHECKPOINT
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.utils.yaml_files import read_mapping
 
 if TYPE_CHECKING:
-    from clip_randlora.few_shot import Run
+    from clip_randlora.runs.run import Run
 
-_CONFIG, _METRICS, _CHECKPOINT = "config.yaml", "metrics.json", "checkpoint.pt"
+_CONFIG, _METRICS = "config.yaml", "metrics.json"
 ADAPTER, PREDICTIONS = adapter_files.FILE_NAME, "predictions.csv"
 ANSWER_COLUMNS = ("image", "label", "zero_shot", "tuned")
 _HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
@@ -62,7 +62,7 @@ def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Itera
         try:
             yield folder
         except UserError:
-            if not (folder / _CHECKPOINT).exists() and not (folder / ADAPTER).exists():
+            if not (folder / CHECKPOINT).exists() and not (folder / ADAPTER).exists():
                 for name in (_CONFIG, IMAGES):
                     (folder / name).unlink(missing_ok=True)
             raise
@@ -202,32 +202,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether an unfinished training left a state there to go on from."""
-    return (folder / _CONFIG).is_file() and (folder / _CHECKPOINT).is_file()
-
-
-def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished training."""
-    with written_whole(folder / _CHECKPOINT) as temporary:
-        torch.save(dict(state), temporary)
-
-
-def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read the state of an unfinished training; None if it has not got to its first checkpoint."""
-    path = folder / _CHECKPOINT
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise damaged_checkpoint(folder) from error
-    if not isinstance(state, dict):
-        raise damaged_checkpoint(folder)
-    return state
-
-
-def damaged_checkpoint(folder: Path) -> UserError:
-    """Return the error that says that the state of a training cannot be read."""
-    return UserError(f"{folder / _CHECKPOINT}: damaged; start again with another --out")
+    return (folder / _CONFIG).is_file() and (folder / CHECKPOINT).is_file()
 
 
 def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
@@ -244,7 +219,7 @@ def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
             _draw(name, run, data)
     _write_text(folder / "README.md", _card(run, settings))
     _write_text(folder / _METRICS, json.dumps(run.metrics, indent=2, ensure_ascii=False) + "\n")
-    (folder / _CHECKPOINT).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _draw(name: str, run: Run, data: Data) -> None:

@@ -14,7 +14,6 @@ from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Decoded
-from clip_randlora.evaluation import encode_images
 from clip_randlora.forward.inference import answering_model
 from clip_randlora.training.logger import Step
 from clip_randlora.utils.progress import OnProgress, counted
@@ -66,7 +65,7 @@ class ProbeTraining:
                 self.on_progress,
                 len,
             )
-            encoded = torch.cat([encode_images(ready, batch) for batch in batches])
+            encoded = torch.cat([ready.encode_image(batch) for batch in batches])
         features = encoded.float().cpu().numpy()
         labels = self.shots.labels.numpy()
         c = self.adapter.config.C

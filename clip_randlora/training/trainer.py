@@ -32,7 +32,7 @@ from clip_randlora.forward.frozen_prefix import (
     has_frozen_blocks,
 )
 from clip_randlora.forward.recompute import recomputed_in_backward
-from clip_randlora.runs import run_folder
+from clip_randlora.training.checkpoint import damaged_checkpoint, load_checkpoint, save_checkpoint
 from clip_randlora.training.config import (
     TrainConfig,
     choose_precision,
@@ -414,7 +414,7 @@ class Loop:
         self.read_stopwatch()
         if self.folder is None or not is_main_process() or not is_finite(self.adapter):
             return
-        run_folder.save_checkpoint(
+        save_checkpoint(
             self.folder,
             {
                 "format": formats.CHECKPOINT,
@@ -431,7 +431,7 @@ class Loop:
 
     def restore(self) -> None:
         """Go back to the run folder's checkpoint, if there is one."""
-        state = run_folder.load_checkpoint(self.folder, self.model.device)
+        state = load_checkpoint(self.folder, self.model.device)
         if state is None:
             return
         if state.get("format") != formats.CHECKPOINT:  # the bases were others, for the same numbers
@@ -456,7 +456,7 @@ class Loop:
             self.step, self.seconds = state["step"], state["seconds"]
             self.step_seconds, self.history = state["step_seconds"], state["history"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise run_folder.damaged_checkpoint(self.folder) from error
+            raise damaged_checkpoint(self.folder) from error
 
 
 class _CtrlCBetweenSteps:

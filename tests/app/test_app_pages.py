@@ -107,10 +107,7 @@ def start_long_training(browser, app):
 
 
 @pytest.mark.slow
-def test_a_closed_page_stops_its_training_and_a_reloaded_one_does_not(
-    app,
-    tmp_path,
-):
+def test_a_closed_page_stops_its_training_and_a_reloaded_one_does_not(app, browser, tmp_path):
     page = start_long_training(browser, app)
     page.reload()
     page.wait_for_timeout(1000 * (COMES_BACK + 3))
