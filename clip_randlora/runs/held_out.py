@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from clip_randlora.runs import run_folder
 from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
-from clip_randlora.runs.task import read_task
+from clip_randlora.runs import run_folder
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digests_of, read_images
+from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress
 
 Count = Literal["held-out", "unseen", "all"]

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from clip_randlora.data import Data, Decoded, Item, Split, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
-from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.errors import UserError
 from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, counted
 
 FILE_NAME = "images.csv"

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from clip_randlora.utils import formats
-from clip_randlora.adapters.io import adapter_files
 from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.io import adapter_files
+from clip_randlora.clip.prompts import list_prompts, recorded_prompts
+from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.data import Data, summarize_skipped
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import Predictions
 from clip_randlora.runs.image_record import FILE_NAME as IMAGES
 from clip_randlora.runs.image_record import ImageRecord, write_images
-from clip_randlora.utils.outputs import drawing, is_vacant, locked, made_for, written_whole
-from clip_randlora.clip.prompts import list_prompts, recorded_prompts
 from clip_randlora.training.checkpoint import FILE_NAME as CHECKPOINT
 from clip_randlora.training.config import TrainConfig
-from clip_randlora.clip.templates import DEFAULT_TEMPLATES
+from clip_randlora.utils import formats
+from clip_randlora.utils.outputs import drawing, is_vacant, locked, made_for, written_whole
 from clip_randlora.utils.yaml_files import read_mapping
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import clip_randlora as cr
-from clip_randlora.utils import formats
-from clip_randlora.runs import run_folder
 from clip_randlora.cli.options import settings_of_file
+from clip_randlora.runs import run_folder
+from clip_randlora.utils import formats
 
 # of the commit before config.yaml had a version, to the letter but for the numbers in braces
 VERSION_1 = """\
