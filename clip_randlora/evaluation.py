@@ -19,7 +19,7 @@ from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
 from clip_randlora.forward.inference import answering_model
 from clip_randlora.training.cache import Cache
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 _CHUNK = 256  # images that are decoded together; the updated weights are formed once for each
 _FORWARD_BATCH = 64
@@ -180,7 +180,7 @@ def predict_split(
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []
     decoded = cache.test_images(both.model.image_size) if cache else None
-    batches = counted(
+    batches = report_progress(
         decode_batches(split, both.model.square(), _CHUNK, decoded),
         "classifying images",
         len(split),

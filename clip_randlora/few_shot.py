@@ -20,7 +20,7 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Data, Decoded, decode_shots
+from clip_randlora.data import Data, ImageBatch, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import SideBySide, predict_split, score
 from clip_randlora.runs import run_folder
@@ -242,11 +242,11 @@ def _prepare(
     cache: Cache | None,
     record: ImageRecord | None,
     on_progress: OnProgress | None,
-) -> tuple[Loop | ProbeTraining | _NoTraining, Decoded]:
+) -> tuple[Loop | ProbeTraining | _NoTraining, ImageBatch]:
     """Decode the training images, in the size that the method needs, and make what trains."""
     if isinstance(config.method, ZeroShot):
         nothing = torch.empty(0, dtype=torch.uint8)
-        return _NoTraining(), Decoded(nothing, nothing.long(), [])
+        return _NoTraining(), ImageBatch(nothing, nothing.long(), [])
     is_probe = isinstance(config.method, LinearProbe)
     crop_size = model.image_size if is_probe else choose_crop_size(model, config.crop_size)
     size = crop_size if is_probe else round(crop_size * _STORED_SCALE)
@@ -283,12 +283,12 @@ def _missing_towers(adapter: Adapter) -> list[str]:
     return notes
 
 
-def _decode_watched(model: Model, data: Data, watch: int) -> Decoded:
+def _decode_watched(model: Model, data: Data, watch: int) -> ImageBatch:
     """Decode about ``watch`` test images, as many of each class as the others have."""
     per_class = math.ceil(watch / len(data.classes))
     drawn = decode_shots(data.test, per_class, 0, model.square())
     rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:watch]
-    return Decoded(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+    return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
 
 
 def class_prompts(

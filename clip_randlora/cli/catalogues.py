@@ -12,7 +12,7 @@ from clip_randlora.cli.console import loading, results
 from clip_randlora.errors import UserError
 
 if TYPE_CHECKING:
-    from clip_randlora.data import Description
+    from clip_randlora.data import DatasetSpec
 
 
 def models() -> None:
@@ -45,20 +45,20 @@ def datasets(
         _list_datasets()
         return
     with loading():
-        from clip_randlora.data import DATASETS, find_description
+        from clip_randlora.data import DATASETS, find_dataset_spec
         from clip_randlora.data.download import download as fetch
     if name in DATASETS:
         results.print(f"{name}: {DATASETS[name].description}; bundled, nothing to download")
         return
-    description = find_description(name)
+    spec = find_dataset_spec(name)
     if download:
-        fetch(description)
-    _show_dataset(description)
+        fetch(spec)
+    _show_dataset(spec)
 
 
 def _list_datasets() -> None:
     with loading():
-        from clip_randlora.data import DATASETS, described_sets, find_description
+        from clip_randlora.data import DATASETS, find_dataset_spec, packaged_specs
         from clip_randlora.data.download import is_on_disk, show_size
         from clip_randlora.utils.paths import data_root
 
@@ -66,8 +66,8 @@ def _list_datasets() -> None:
         for name, entry in DATASETS.items():
             row = str(entry.classes), f"{entry.images:,}", "bundled", "", entry.licence
             table.add_row(name, *row, entry.description)
-        for name in described_sets():
-            entry = find_description(name)
+        for name in packaged_specs():
+            entry = find_dataset_spec(name)
             table.add_row(
                 name,
                 str(entry.number_of_classes),
@@ -86,10 +86,10 @@ def _list_datasets() -> None:
     )
 
 
-def _show_dataset(description: Description) -> None:
+def _show_dataset(spec: DatasetSpec) -> None:
     from clip_randlora.data.download import is_on_disk
 
-    shown = description.model_dump(exclude={"file"}, exclude_defaults=True)
+    shown = spec.model_dump(exclude={"file"}, exclude_defaults=True)
     table = Table(show_header=False)
     for field, value in shown.items():
         if isinstance(value, dict):
@@ -97,5 +97,5 @@ def _show_dataset(description: Description) -> None:
         separator = "\n" if field in ("templates", "notes") else ", "
         text = separator.join(value) if isinstance(value, list | tuple) else str(value)
         table.add_row(field, Text(text))
-    table.add_row("on this machine", "yes" if is_on_disk(description) else "no")
+    table.add_row("on this machine", "yes" if is_on_disk(spec) else "no")
     results.print(table)

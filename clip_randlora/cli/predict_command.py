@@ -18,7 +18,7 @@ from rich.table import Table
 from clip_randlora.cli.console import loading, messages, progress, results
 from clip_randlora.cli.options import DeviceOption, JsonOption, RunArgument
 from clip_randlora.errors import UserError
-from clip_randlora.utils.progress import counted
+from clip_randlora.utils.progress import report_progress
 
 if TYPE_CHECKING:
     from clip_randlora.data import Skipped
@@ -74,7 +74,9 @@ def predict(
         hidden = as_json and sys.stdout.isatty()
         on_progress = None if hidden else stack.enter_context(progress())
         answers = zip(asked, classifier.predict_each(entries, on_error="return"), strict=True)
-        for entry, (name, answer) in counted(answers, "classifying images", total, on_progress):
+        for entry, (name, answer) in report_progress(
+            answers, "classifying images", total, on_progress
+        ):
             if "error" in answer:
                 bad.append(answer["error"])
                 continue

@@ -41,7 +41,7 @@ def augment(
     return crop_and_resize(images[part], boxes[part], flips[part], size)
 
 
-class Views:
+class AugmentedViews:
     """A fixed number of views of each image, crops as `augment` makes them, always the same.
 
     Attributes:

@@ -33,7 +33,7 @@ class Columns(BaseModel):
     label: str = "label"
 
 
-class Description(BaseModel):
+class DatasetSpec(BaseModel):
     """One data set, as its YAML file describes it.
 
     Attributes:
@@ -115,7 +115,7 @@ class Description(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _check_whole(self) -> Description:
+    def _check_whole(self) -> DatasetSpec:
         sources = [key for key in ("hub", "torchvision", "folder") if getattr(self, key)]
         if len(sources) != 1:
             given = " and ".join(sources) or "none of them"
@@ -154,12 +154,12 @@ def datasets_folder() -> Path:
     return configs_folder() / "datasets"
 
 
-def described_sets() -> dict[str, Path]:
+def packaged_specs() -> dict[str, Path]:
     """The package's own descriptions by name, in alphabetical order."""
     return {path.stem: path for path in sorted(datasets_folder().glob("*.yaml"))}
 
 
-def read_description(path: str | Path) -> Description:
+def read_dataset_spec(path: str | Path) -> DatasetSpec:
     """Read the YAML file that describes a data set.
 
     Raises:
@@ -168,25 +168,25 @@ def read_description(path: str | Path) -> Description:
     path = Path(path).expanduser()
     fields = read_mapping(path, "`field: value` lines, as in the README")
     try:
-        return Description(**fields, file=path)
+        return DatasetSpec(**fields, file=path)
     except ValidationError as error:
         raise UserError(f"{path}: {_complaint(error)}") from None
     except TypeError:
         raise UserError(f"{path}: file: no such field; remove it") from None
 
 
-def find_description(name: str | Path) -> Description:
+def find_dataset_spec(name: str | Path) -> DatasetSpec:
     """Read the description that has a name, or that is in a YAML file.
 
     Raises:
         UserError: there is none, or a field is wrong.
     """
     if Path(name).suffix in SUFFIXES:
-        return read_description(name)
-    known = described_sets()
+        return read_dataset_spec(name)
+    known = packaged_specs()
     if str(name) not in known:
         raise UserError(f"{name}: no such data set; there are {', '.join(known)}")
-    return read_description(known[str(name)])
+    return read_dataset_spec(known[str(name)])
 
 
 def _complaint(error: ValidationError) -> str:
@@ -195,13 +195,13 @@ def _complaint(error: ValidationError) -> str:
     field = str(first["loc"][0]) if first["loc"] else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        known = Columns if first["loc"][0] == "columns" else Description
+        known = Columns if first["loc"][0] == "columns" else DatasetSpec
         message = unknown_setting(str(first["loc"][-1]), known.model_fields)
     return f"{field}: {message}" if field else message
 
 
 def name_classes(
-    description: Description, source: Sequence[str] | None, labels: int
+    spec: DatasetSpec, source: Sequence[str] | None, labels: int
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Give the source's classes the names of the description.
 
@@ -217,11 +217,11 @@ def name_classes(
     Raises:
         UserError: the description and the source do not agree, or neither names the classes.
     """
-    where = f"{description.file}: classes"
-    classes, stated = description.classes, description.number_of_classes
+    where = f"{spec.file}: classes"
+    classes, stated = spec.classes, spec.number_of_classes
     if source is not None and stated not in (None, len(source)):
         raise UserError(
-            f"{description.file}: number_of_classes: {stated}, the source has {len(source)} "
+            f"{spec.file}: number_of_classes: {stated}, the source has {len(source)} "
             f"({', '.join(source)})"
         )
     if isinstance(classes, Mapping):

@@ -15,14 +15,14 @@ from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.sampling import draw_shots
 from clip_randlora.errors import UserError
 from clip_randlora.utils.parallel import parallel_map
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """PIL RGB image -> uint8 (3, S, S), the same S for every image; called from several threads."""
 
 
 @dataclass
-class Decoded:
+class ImageBatch:
     """Images ready for a model.
 
     ``images`` uint8 ``(N, 3, S, S)``, ``labels`` int64 ``(N,)``, ``names`` of length N; ``items``
@@ -41,7 +41,7 @@ class Decoded:
         return len(self.names)
 
 
-class KeptImages:
+class ImageCache:
     """What the items of one split decoded to by one transform, up to a number of bytes.
 
     Items beyond that are decoded whenever they are asked for. The split must live as long.
@@ -56,7 +56,7 @@ class KeptImages:
         """Return what the item decoded to, if that was kept."""
         return self._results.get(id(item))
 
-    def keep(self, item: Item, result: torch.Tensor | Skipped) -> None:
+    def put(self, item: Item, result: torch.Tensor | Skipped) -> None:
         """Keep what an item decoded to, if there is room."""
         size = result.nbytes if isinstance(result, torch.Tensor) else 0
         with self._lock:
@@ -70,11 +70,11 @@ def decode_shots(
     shots: int | None,
     seed: int,
     transform: Transform,
-    kept: KeptImages | None = None,
+    cache: ImageCache | None = None,
     on_progress: OnProgress | None = None,
     *,
     is_drawn: bool = False,
-) -> Decoded:
+) -> ImageBatch:
     """Decode ``shots`` images of every class, as drawn by ``draw_shots``.
 
     An image that does not decode is replaced by the next of its class's draw and named in
@@ -86,7 +86,7 @@ def decode_shots(
         shots: images per class, or None for all.
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
-        kept: of this split and transform; read, and added to.
+        cache: of this split and transform; read, and added to.
         on_progress: told how many are decoded, see `clip_randlora.utils.progress.OnProgress`.
         is_drawn: whether the split's images are in the order of a draw already.
 
@@ -107,8 +107,8 @@ def decode_shots(
     skipped: list[Skipped] = []
     todo = list(enumerate(slots))
     while todo:  # a second round only decodes the replacements of what broke in the first
-        results = counted(
-            parallel_map(partial(_decode, transform, kept), [item for _, item in todo]),
+        results = report_progress(
+            parallel_map(partial(_decode, transform, cache), [item for _, item in todo]),
             "decoding images",
             len(todo),
             on_progress,
@@ -131,7 +131,7 @@ def decode_shots(
     _require_every_class(split, decoded, skipped)
     if order != list(range(len(slots))):
         images = images[order]
-    return Decoded(
+    return ImageBatch(
         images,
         decoded.labels,
         [item.name for item in items],
@@ -142,8 +142,8 @@ def decode_shots(
 
 
 def decode_batches(
-    split: Split, transform: Transform, batch_size: int, kept: KeptImages | None = None
-) -> Iterator[Decoded]:
+    split: Split, transform: Transform, batch_size: int, cache: ImageCache | None = None
+) -> Iterator[ImageBatch]:
     """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
 
     Images that do not decode are left out and named in the batch during which they showed up;
@@ -153,7 +153,7 @@ def decode_batches(
         split: what to decode.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         batch_size: at least 1.
-        kept: of this split and transform; read, and added to.
+        cache: of this split and transform; read, and added to.
 
     Raises:
         UserError: the split has images and none of them can be decoded, or ``batch_size`` is
@@ -165,11 +165,11 @@ def decode_batches(
     items: list[Item] = []
     skipped: list[Skipped] = []
 
-    def batch() -> Decoded:
+    def batch() -> ImageBatch:
         labels = torch.tensor([item.label for item in items], dtype=torch.int64)
-        return Decoded(torch.stack(images), labels, [item.name for item in items], skipped)
+        return ImageBatch(torch.stack(images), labels, [item.name for item in items], skipped)
 
-    results = parallel_map(partial(_decode, transform, kept), split.items)
+    results = parallel_map(partial(_decode, transform, cache), split.items)
     for item, result in zip(split.items, results, strict=True):
         if isinstance(result, Skipped):
             skipped.append(result)
@@ -188,15 +188,15 @@ def decode_batches(
         )
 
 
-def _decode(transform: Transform, kept: KeptImages | None, item: Item) -> torch.Tensor | Skipped:
-    result = kept.get(item) if kept else None
+def _decode(transform: Transform, cache: ImageCache | None, item: Item) -> torch.Tensor | Skipped:
+    result = cache.get(item) if cache else None
     if result is None:
         try:
             result = transform(item.open())
         except UnreadableImage as error:
             result = Skipped(error.name, error.reason)
-        if kept:
-            kept.keep(item, result)
+        if cache:
+            cache.put(item, result)
     return result
 
 

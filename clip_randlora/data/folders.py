@@ -676,7 +676,7 @@ class _Reading:
             for folder in self.listing.folders - filled
             if folder[:-1] in self.roots
         )
-        return [f"No images in {name_some(empty)}: left out."] if empty else []
+        return [f"No images in {list_some(empty)}: left out."] if empty else []
 
 
 def _tree(images: Iterable[File]) -> Folder:
@@ -751,9 +751,9 @@ def _some(names: Iterable[str], end: str = "/") -> str:
     return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
 
 
-def name_some(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str]) -> str:
     """The first three of the names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-__all__ = ["EXPECTED", "ClassFolders", "check_class_folders", "name_some", "read_folders"]
+__all__ = ["EXPECTED", "ClassFolders", "check_class_folders", "list_some", "read_folders"]

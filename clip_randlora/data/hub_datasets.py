@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from clip_randlora.data.dataset_spec import Description
+from clip_randlora.data.dataset_spec import DatasetSpec
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.sources import File, LabelledFiles
 from clip_randlora.errors import UserError
@@ -50,43 +50,43 @@ class HubImage:
         return hashlib.sha256(self.read()).hexdigest()
 
 
-def is_on_disk(description: Description) -> bool:
+def is_on_disk(spec: DatasetSpec) -> bool:
     """Whether the data set is in the cache of ``datasets``, or the folder is there."""
-    if _is_folder(description):
-        return description.path_of(description.hub).is_dir()
-    return _cached(description) is not None
+    if _is_folder(spec):
+        return spec.path_of(spec.hub).is_dir()
+    return _cached(spec) is not None
 
 
-def download(description: Description) -> None:
+def download(spec: DatasetSpec) -> None:
     """Fetch the data set into the cache of ``datasets``.
 
     Raises:
         UserError: there is no network, no such data set, or no access to it.
     """
-    if _is_folder(description):
-        raise UserError(f"{description.hub}: a folder, there is nothing to download")
+    if _is_folder(spec):
+        raise UserError(f"{spec.hub}: a folder, there is nothing to download")
     import datasets
     import huggingface_hub
 
     try:
         # asked first, since `datasets` tries again and again, at length, where there is no network
-        huggingface_hub.HfApi().dataset_info(description.hub, revision=description.revision)
+        huggingface_hub.HfApi().dataset_info(spec.hub, revision=spec.revision)
         datasets.load_dataset_builder(
-            description.hub, description.config, revision=description.revision
+            spec.hub, spec.config, revision=spec.revision
         ).download_and_prepare()
     except Exception as error:  # the libraries and the network raise many kinds
         raise UserError(
-            f"{description.name}: {description.hub} cannot be had from the Hugging Face hub "
+            f"{spec.name}: {spec.hub} cannot be had from the Hugging Face hub "
             f"({_reason(error)}); check the network, and your access to it"
         ) from error
-    if not is_on_disk(description):
+    if not is_on_disk(spec):
         raise UserError(
-            f"{description.name}: the cache of `datasets` holds another revision of "
-            f"{description.hub}; delete {datasets.config.HF_DATASETS_CACHE} and download it again"
+            f"{spec.name}: the cache of `datasets` holds another revision of "
+            f"{spec.hub}; delete {datasets.config.HF_DATASETS_CACHE} and download it again"
         )
 
 
-def read_split(description: Description, split: str | None) -> LabelledFiles:
+def read_split(spec: DatasetSpec, split: str | None) -> LabelledFiles:
     """List the images of a split, by default "train"; nothing is decoded.
 
     Raises:
@@ -95,30 +95,28 @@ def read_split(description: Description, split: str | None) -> LabelledFiles:
     import datasets
 
     split = split or "train"
-    rows = _load(description, split)
-    image, label = description.columns.image, description.columns.label
+    rows = _load(spec, split)
+    image, label = spec.columns.image, spec.columns.label
     for column in (image, label):
         if column not in rows.features:
             raise UserError(
-                f"{description.file}: columns: the data set has no {column!r}, only "
+                f"{spec.file}: columns: the data set has no {column!r}, only "
                 f"{', '.join(rows.features)}"
             )
     if not isinstance(rows.features[image], datasets.Image):
-        raise UserError(f"{description.file}: columns: {image!r} does not hold images")
+        raise UserError(f"{spec.file}: columns: {image!r} does not hold images")
     images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    labels, names = _labels(description, rows)
+    labels, names = _labels(spec, rows)
     digits = len(str(len(rows)))
     paths = [(split, f"{index:0{digits}d}") for index in range(len(rows))]
     files = [File(path, HubImage(images, n, "/".join(path))) for n, path in enumerate(paths)]
     return LabelledFiles(files, labels, names)
 
 
-def _labels(
-    description: Description, rows: datasets.Dataset
-) -> tuple[list[int], tuple[str, ...] | None]:
+def _labels(spec: DatasetSpec, rows: datasets.Dataset) -> tuple[list[int], tuple[str, ...] | None]:
     import datasets
 
-    column = description.columns.label
+    column = spec.columns.label
     kind, values = rows.features[column], rows[column][:]
     if isinstance(kind, datasets.ClassLabel):
         return [-1 if value is None else value for value in values], tuple(kind.names)
@@ -128,42 +126,39 @@ def _labels(
         return [numbers[value] for value in values], names
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return values, None
-    raise UserError(
-        f"{description.file}: columns: {column!r} holds neither numbers nor names of classes"
-    )
+    raise UserError(f"{spec.file}: columns: {column!r} holds neither numbers nor names of classes")
 
 
-def _is_folder(description: Description) -> bool:
-    return description.hub.startswith((".", "/", "~"))
+def _is_folder(spec: DatasetSpec) -> bool:
+    return spec.hub.startswith((".", "/", "~"))
 
 
-def _load(description: Description, split: str) -> datasets.Dataset:
+def _load(spec: DatasetSpec, split: str) -> datasets.Dataset:
     import datasets
 
-    if _is_folder(description):
-        folder = str(description.path_of(description.hub).resolve())
-        prepare = partial(datasets.load_dataset, folder, description.config)
+    if _is_folder(spec):
+        folder = str(spec.path_of(spec.hub).resolve())
+        prepare = partial(datasets.load_dataset, folder, spec.config)
     else:
-        prepare = _cached(description).as_dataset
+        prepare = _cached(spec).as_dataset
     try:
         return prepare(split=split)
     except Exception as error:  # the library raises many kinds
         raise UserError(
-            f"{description.file}: split {split!r} of {description.hub} cannot be read "
-            f"({_reason(error)})"
+            f"{spec.file}: split {split!r} of {spec.hub} cannot be read ({_reason(error)})"
         ) from error
 
 
-def _cached(description: Description) -> datasets.DatasetBuilder | None:
+def _cached(spec: DatasetSpec) -> datasets.DatasetBuilder | None:
     """What the cache of ``datasets`` holds; the hub is not asked."""
     import datasets
 
     with _offline.made():
         try:
-            builder = datasets.load_dataset_builder(description.hub, description.config)
+            builder = datasets.load_dataset_builder(spec.hub, spec.config)
         except Exception:  # not cached, which the library says in many ways
             return None
-    return builder if description.revision in (None, builder.hash) else None
+    return builder if spec.revision in (None, builder.hash) else None
 
 
 def _go_offline() -> Callable[[], None]:

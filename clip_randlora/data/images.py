@@ -145,7 +145,7 @@ def _open_heic(source: str | Path | BinaryIO, name: str) -> Image.Image:
         ) from None
     size = os.path.getsize(source) if isinstance(source, str | PurePath) else 0
     if size > MAX_FILE_BYTES:  # all of it is read
-        raise UnreadableImage(name, too_big(size))
+        raise UnreadableImage(name, oversize_reason(size))
     try:
         return HeifImageFile(source)
     except MemoryError as error:
@@ -164,7 +164,7 @@ def _is_heic(source: str | Path | BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS
 
 
-def too_big(size: int) -> str:
+def oversize_reason(size: int) -> str:
     """Say that a file has more bytes than are read."""
     return f"{size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f}"
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from clip_randlora.clip.models import ROUNDING
 from clip_randlora.data import Item, Skipped, UnreadableImage, decode_image
-from clip_randlora.data.images import EXTENSIONS, MAX_FILE_BYTES, too_big
+from clip_randlora.data.images import EXTENSIONS, MAX_FILE_BYTES, oversize_reason
 from clip_randlora.data.layouts import list_source
 from clip_randlora.data.sources import DiskFile, natural_key
 from clip_randlora.errors import UserError
@@ -135,7 +135,7 @@ def _read(source: Any) -> bytes:
     if not isinstance(content, bytes):
         raise _NotAnImage("is open as text; open it in binary mode")
     if len(content) > MAX_FILE_BYTES:
-        raise _NotAnImage(too_big(len(content)))
+        raise _NotAnImage(oversize_reason(len(content)))
     return content
 
 
@@ -249,7 +249,7 @@ def _download(url: str) -> bytes:
             if time.monotonic() > end:
                 raise _NotAnImage(f"takes longer than {_SECONDS_TO_FETCH} s; download it first")
     if size > MAX_FILE_BYTES:
-        raise _NotAnImage(too_big(size))
+        raise _NotAnImage(oversize_reason(size))
     return bytes(content)
 
 

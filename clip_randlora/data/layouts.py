@@ -9,10 +9,10 @@ from pathlib import Path
 from clip_randlora.data.dataset import Skipped
 from clip_randlora.data.dataset_spec import (
     SUFFIXES,
-    Description,
-    described_sets,
-    find_description,
+    DatasetSpec,
+    find_dataset_spec,
     name_classes,
+    packaged_specs,
 )
 from clip_randlora.data.download import require_on_disk
 from clip_randlora.data.folders import EXPECTED, check_class_folders, read_folders
@@ -45,42 +45,41 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     check_class_folders(class_folders)
     path = _path_of(source)
     is_file = path.suffix in SUFFIXES and not path.is_dir()
-    if is_file or (not path.exists() and str(source) in described_sets()):
-        return _read_described(find_description(source), class_folders)
+    if is_file or (not path.exists() and str(source) in packaged_specs()):
+        return _read_described(find_dataset_spec(source), class_folders)
     return _read_listed(source, class_folders)
 
 
-def _read_described(description: Description, class_folders: str | None) -> Layout:
+def _read_described(spec: DatasetSpec, class_folders: str | None) -> Layout:
     """Read what a description describes, with its class names, templates and notes."""
-    require_on_disk(description)
-    if description.folder:
-        layout = _described_folder(description, class_folders or description.class_folders)
+    require_on_disk(spec)
+    if spec.folder:
+        layout = _described_folder(spec, class_folders or spec.class_folders)
     else:
-        layout = _ready_made(description)
-    layout.templates = description.templates
-    layout.notes += description.notes
+        layout = _ready_made(spec)
+    layout.templates = spec.templates
+    layout.notes += spec.notes
     return layout
 
 
-def _described_folder(description: Description, class_folders: str | None) -> Layout:
+def _described_folder(spec: DatasetSpec, class_folders: str | None) -> Layout:
     """Read a folder of class folders, and give the classes the names of the description."""
-    root = description.path_of(description.folder)
-    train = root / description.train if description.train else root
+    root = spec.path_of(spec.folder)
+    train = root / spec.train if spec.train else root
     layout = _read_listed(train, class_folders)
-    if description.test:
-        other = _read_listed(root / description.test, class_folders)
+    if spec.test:
+        other = _read_listed(root / spec.test, class_folders)
         layout.test = other.test or other.train
         layout.notes += other.notes
         layout.skipped += other.skipped
-    elif description.test_files:
-        layout.train, layout.test = _split_by_name(layout.train, description.test_files)
+    elif spec.test_files:
+        layout.train, layout.test = _split_by_name(layout.train, spec.test_files)
         if not layout.test:
             raise UserError(
-                f"{description.file}: test_files: no file in {root} is named like "
-                f"{description.test_files}"
+                f"{spec.file}: test_files: no file in {root} is named like {spec.test_files}"
             )
     folders = sorted(layout.train, key=natural_key)
-    classes, layout.prompts = name_classes(description, folders, len(folders))
+    classes, layout.prompts = name_classes(spec, folders, len(folders))
     renamed = dict(zip(folders, classes, strict=True))
     layout.train = {renamed[folder]: layout.train[folder] for folder in folders}
     if layout.test is not None:
@@ -100,35 +99,34 @@ def _split_by_name(files: ClassFiles, pattern: str) -> tuple[ClassFiles, ClassFi
     return train, test
 
 
-def _ready_made(description: Description) -> Layout:
+def _ready_made(spec: DatasetSpec) -> Layout:
     """Read the splits of a data set of the Hugging Face hub or of torchvision."""
-    if description.hub:
+    if spec.hub:
         from clip_randlora.data.hub_datasets import (
             read_split,  # imported only where they are needed
         )
     else:
         from clip_randlora.data.torchvision_sets import read_split
-    train = read_split(description, description.train)
+    train = read_split(spec, spec.train)
     labels = max(train.labels, default=-1) + 1
-    classes, prompts = name_classes(description, train.names, labels)
-    layout = Layout(_by_class(description, train, classes), prompts=prompts)
-    if description.test is not None:
-        test = read_split(description, description.test)
+    classes, prompts = name_classes(spec, train.names, labels)
+    layout = Layout(_by_class(spec, train, classes), prompts=prompts)
+    if spec.test is not None:
+        test = read_split(spec, spec.test)
         named = dict(zip(train.names or (), classes, strict=False))
         ordered = tuple(named.get(name, name) for name in test.names) if test.names else classes
-        layout.test = _by_class(description, test, ordered)
+        layout.test = _by_class(spec, test, ordered)
     layout.is_described = layout.is_ready_made = True
     return layout
 
 
-def _by_class(description: Description, split: LabelledFiles, classes: Sequence[str]) -> ClassFiles:
+def _by_class(spec: DatasetSpec, split: LabelledFiles, classes: Sequence[str]) -> ClassFiles:
     """Group a split's files by the names of their labels, in the order of the labels."""
     groups: ClassFiles = {name: [] for name in classes}
     for file, label in zip(split.files, split.labels, strict=True):
         if not 0 <= label < len(classes):
             raise UserError(
-                f"{description.file}: {file.name} has the label {label}, there are "
-                f"{len(classes)} classes"
+                f"{spec.file}: {file.name} has the label {label}, there are {len(classes)} classes"
             )
         groups[classes[label]].append(file)
     return groups
@@ -185,7 +183,7 @@ def _list(source: str | Path) -> Listing:
         return DATASETS[str(source)].load()
     raise UserError(
         f"{source}: no such folder, .zip, description or name "
-        f"({', '.join([*DATASETS, *described_sets()])}); "
+        f"({', '.join([*DATASETS, *packaged_specs()])}); "
         "give a folder with one folder of images per class"
     )
 

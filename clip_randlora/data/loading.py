@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
-from clip_randlora.data.dataset_spec import SUFFIXES, read_description
-from clip_randlora.data.folders import EXPECTED, ClassFolders, name_some
+from clip_randlora.data.dataset_spec import SUFFIXES, read_dataset_spec
+from clip_randlora.data.folders import EXPECTED, ClassFolders, list_some
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.layouts import list_source, read_layout
 from clip_randlora.data.sampling import hold_out
 from clip_randlora.data.sources import ClassFiles, Layout, natural_key
 from clip_randlora.errors import UserError
 from clip_randlora.utils.parallel import parallel_map
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 HELD_OUT_NOTE = "No test split: held out"  # how the note of a hold-out begins
 
@@ -35,7 +35,7 @@ def load_data(
     Args:
         source: a folder or ``.zip`` of class folders, or one with ``train/`` and ``test/`` (else
             ``val/``) folders of class folders, or a YAML file that describes the set (see
-            ``Description``), or the name of a set that comes with the package or is described in
+            ``DatasetSpec``), or the name of a set that comes with the package or is described in
             it (``clip-randlora datasets`` lists them). An existing path wins over a name.
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
@@ -189,7 +189,7 @@ def _name_of(source: str | Path) -> str:
     if not path.exists():
         return str(source)
     if path.suffix in SUFFIXES and path.is_file():
-        return read_description(path).name
+        return read_dataset_spec(path).name
     return path.stem if path.is_file() else path.resolve().name
 
 
@@ -238,7 +238,7 @@ def _readable(
 ) -> tuple[list[Item], list[Skipped]]:
     good, broken = [], []
     checked = parallel_map(_header_problem, items)
-    problems = counted(checked, "reading images", len(items), on_progress)
+    problems = report_progress(checked, "reading images", len(items), on_progress)
     for item, problem in zip(items, problems, strict=True):
         if problem is None:
             good.append(item)
@@ -263,7 +263,7 @@ def _digests(items: Sequence[Item], on_progress: OnProgress | None) -> dict[int,
     keys = {id(item): f"unique {number}" for number, item in enumerate(items)}
     shared = [item for group in by_size.values() if len(group) > 1 for item in group]
     digests = parallel_map(lambda item: item.content.digest(), shared)
-    digests = counted(digests, "looking for copies", len(shared), on_progress)
+    digests = report_progress(digests, "looking for copies", len(shared), on_progress)
     keys.update(zip(map(id, shared), digests, strict=True))
     return keys
 
@@ -307,7 +307,7 @@ def _notes(
     if contradictions:
         notes.append(
             f"The same image under two classes, {len(contradictions)} times: "
-            f"{name_some(contradictions)}; remove one of each."
+            f"{list_some(contradictions)}; remove one of each."
         )
     return notes
 
@@ -328,7 +328,7 @@ def _apart(
     leaks = [item for item in train if digests and digests[id(item)] in in_test]
     if not leaks:
         return train, test, []
-    named = name_some([f"{item.name} = {in_test[digests[id(item)]].name}" for item in leaks])
+    named = list_some([f"{item.name} = {in_test[digests[id(item)]].name}" for item in leaks])
     kept = [item for item in train if digests[id(item)] not in in_test]
     left = {item.label for item in kept}
     groups = Split(tuple(leaks), tuple(classes)).by_class()
@@ -350,7 +350,7 @@ def _apart(
     if not copied:
         return kept, test, [f"{note}they are kept out of training."]
     note += f"{share * 100:g} % of them stay for testing alone, the rest for training, in "
-    note += f"{name_some(list(copied))}, where there are no others"
+    note += f"{list_some(list(copied))}, where there are no others"
     if len(copied) < len(groups):
         note += "; elsewhere they are kept out of training"
     return kept, [i for i in test if digests[id(i)] not in trained], [f"{note}."]
@@ -364,4 +364,4 @@ def _alike(classes: Sequence[str]) -> list[str]:
     alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
     if not alike:
         return []
-    return [f"Classes that differ in capitals only: {name_some(alike)}; merge them if alike."]
+    return [f"Classes that differ in capitals only: {list_some(alike)}; merge them if alike."]

@@ -15,7 +15,7 @@ _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
 @dataclass(frozen=True)
-class Dataset:
+class BundledDataset:
     """A registered image set: what ``clip-randlora datasets`` prints, and how it is listed."""
 
     description: str
@@ -45,15 +45,15 @@ def _digits() -> Listing:
     return listing
 
 
-DATASETS: dict[str, Dataset] = {
-    "clipart": Dataset(
+DATASETS: dict[str, BundledDataset] = {
+    "clipart": BundledDataset(
         description="drawings of animals, food, houses and things, with a test split",
         classes=11,
         images=452,
         licence="public domain (Open Clip Art Library)",
         load=_clipart,
     ),
-    "digits": Dataset(
+    "digits": BundledDataset(
         description="8x8 scans of handwritten digits (scikit-learn's load_digits)",
         classes=10,
         images=1797,

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_randlora.data.dataset import Content, Skipped
-from clip_randlora.data.images import MAX_FILE_BYTES, UnreadableImage, too_big
+from clip_randlora.data.images import MAX_FILE_BYTES, UnreadableImage, oversize_reason
 from clip_randlora.errors import UserError
 
 MAX_FILES = 1_000_000
@@ -203,7 +203,7 @@ def _walk(
         elif _is(entry.is_file):
             size = entry.stat().st_size
             if size > MAX_FILE_BYTES:
-                listing.skipped.append(Skipped(name, too_big(size)))
+                listing.skipped.append(Skipped(name, oversize_reason(size)))
                 continue
             listing.files.append(File(here, DiskFile(Path(entry.path), size)))
             if len(listing.files) > MAX_FILES:
@@ -267,7 +267,7 @@ def list_zip(path: Path) -> Listing:
         if info.is_dir():
             continue
         if info.file_size > MAX_FILE_BYTES:
-            listing.skipped.append(Skipped("/".join(parts), too_big(info.file_size)))
+            listing.skipped.append(Skipped("/".join(parts), oversize_reason(info.file_size)))
             continue
         if parts in files:
             listing.skipped.append(Skipped("/".join(parts), "twice in the archive, last one used"))

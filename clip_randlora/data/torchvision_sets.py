@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from PIL import Image
 from torchvision import datasets
 
-from clip_randlora.data.dataset_spec import Arguments, Description
+from clip_randlora.data.dataset_spec import Arguments, DatasetSpec
 from clip_randlora.data.images import decode_image
 from clip_randlora.data.sources import DiskFile, File, LabelledFiles, natural_key
 from clip_randlora.errors import UserError
@@ -64,25 +64,25 @@ class BoxInFile:
         return hashlib.sha256(self.read().tobytes()).hexdigest()
 
 
-def is_on_disk(description: Description) -> bool:
+def is_on_disk(spec: DatasetSpec) -> bool:
     """Whether what the download leaves is there."""
-    return description.on_disk is not None and (data_root() / description.on_disk).exists()
+    return spec.on_disk is not None and (data_root() / spec.on_disk).exists()
 
 
-def download(description: Description) -> None:
+def download(spec: DatasetSpec) -> None:
     """Fetch the data set into the data folder, all of its splits."""
-    _open(description, description.train, download=True)
-    if description.test is not None:
-        _open(description, description.test, download=True)
+    _open(spec, spec.train, download=True)
+    if spec.test is not None:
+        _open(spec, spec.test, download=True)
 
 
-def read_split(description: Description, split: str | Arguments | None) -> LabelledFiles:
+def read_split(spec: DatasetSpec, split: str | Arguments | None) -> LabelledFiles:
     """List the images of a split; nothing is decoded.
 
     Raises:
         UserError: torchvision has no such class or split, or its files are not there.
     """
-    images = _open(description, split, download=False)
+    images = _open(spec, split, download=False)
     if isinstance(images, datasets.VOCDetection):
         return _objects(images)
     names = getattr(images, "classes", None) or getattr(images, "categories", None)
@@ -100,12 +100,11 @@ def read_split(description: Description, split: str | Arguments | None) -> Label
     )
 
 
-def _open(description: Description, split: str | Arguments | None, download: bool) -> Any:
-    kind = getattr(datasets, description.torchvision, None)
+def _open(spec: DatasetSpec, split: str | Arguments | None, download: bool) -> Any:
+    kind = getattr(datasets, spec.torchvision, None)
     if not inspect.isclass(kind):
         raise UserError(
-            f"{description.file}: torchvision: {description.torchvision!r} is no class of "
-            f"torchvision.datasets"
+            f"{spec.file}: torchvision: {spec.torchvision!r} is no class of torchvision.datasets"
         )
     arguments = {"split": split} if isinstance(split, str) else dict(split or {})
     try:
@@ -113,7 +112,7 @@ def _open(description: Description, split: str | Arguments | None, download: boo
     except Exception as error:  # files, networks and arguments raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{description.file}: torchvision's {description.torchvision} cannot be "
+            f"{spec.file}: torchvision's {spec.torchvision} cannot be "
             f"{'downloaded to' if download else 'read from'} {data_root()} ({reason})"
         ) from error
 

@@ -22,10 +22,10 @@ from clip_randlora.adapters import Adapter
 from clip_randlora.adapters.adapter import AdaptedWeight
 from clip_randlora.adapters.config import Tower
 from clip_randlora.adapters.targets import block_name
-from clip_randlora.data import Views
+from clip_randlora.data import AugmentedViews
 from clip_randlora.forward.replace import Replacement, replaced_forwards
 from clip_randlora.utils.devices import send
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 DEFAULT_VIEWS = 3
 """Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
@@ -58,7 +58,7 @@ class FrozenImages:
         self,
         adapter: Adapter,
         encode: Callable[[Tensor], Tensor],
-        views: Views,
+        views: AugmentedViews,
         on_progress: OnProgress | None = None,
     ):
         """Compute what is kept, in fixed chunks.
@@ -88,7 +88,9 @@ class FrozenImages:
                 for rows in torch.arange(views.images).split(_CHUNK)
             ]
             total = self.views * views.images
-            chunks = counted(chunks, "encoding images", total, on_progress, lambda it: len(it[1]))
+            chunks = report_progress(
+                chunks, "encoding images", total, on_progress, lambda it: len(it[1])
+            )
             for view, rows in chunks:
                 images = views.crops(rows, torch.full_like(rows, view))
                 self._keep(view * views.images + int(rows[0]), self._frozen_part(images))
@@ -113,7 +115,7 @@ class FrozenImages:
             kept[start : start + len(tensor)] = tensor
 
 
-def _views_that_fit(example: list[Tensor], views: Views) -> int:
+def _views_that_fit(example: list[Tensor], views: AugmentedViews) -> int:
     size = views.images * sum(tensor.numel() * tensor.element_size() for tensor in example)
     fitting = min(views.count, KEPT_BYTES // max(size, 1))
     if not fitting:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from clip_randlora.data import Data, Decoded, Item, Split, UnreadableImage
+from clip_randlora.data import Data, ImageBatch, Item, Split, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.errors import UserError
 from clip_randlora.utils.outputs import written_whole
 from clip_randlora.utils.parallel import parallel_map
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 FILE_NAME = "images.csv"
 Use = Literal["trained", "unreadable", "held out", "tested"]
@@ -92,7 +92,7 @@ class ImageRecord:
 
 def record_images(
     data: Data,
-    shots: Decoded,
+    shots: ImageBatch,
     known: dict[int, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> ImageRecord:
@@ -133,7 +133,7 @@ def digests_of(
     """Return the digest of every image as records have it, "" for those that cannot be read."""
     known = {} if known is None else known
     new = [item for item in items if id(item) not in known]
-    digests = counted(parallel_map(_digest, new), "comparing contents", len(new), on_progress)
+    digests = report_progress(parallel_map(_digest, new), "comparing contents", len(new), on_progress)
     known.update(zip(map(id, new), digests, strict=True))
     return [known[id(item)] for item in items]
 

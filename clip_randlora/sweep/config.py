@@ -19,7 +19,7 @@ from pydantic import (
 
 from clip_randlora.adapters.config import Method, one_line, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
-from clip_randlora.data.dataset_spec import SUFFIXES, described_sets, read_description
+from clip_randlora.data.dataset_spec import SUFFIXES, packaged_specs, read_dataset_spec
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.errors import UserError
 from clip_randlora.training.config import TrainConfig
@@ -255,7 +255,7 @@ def _locate(name: str, base: Path, where: str) -> str:
     path = base / Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
-    if name not in DATASETS and name not in described_sets():
+    if name not in DATASETS and name not in packaged_specs():
         raise UserError(
             f"{where} {name}: neither a path from {base.resolve()} nor a name that "
             f"`clip-randlora datasets` lists"
@@ -266,7 +266,7 @@ def _locate(name: str, base: Path, where: str) -> str:
 def _data_label(data: str) -> str:
     path = Path(data)
     if path.suffix in SUFFIXES and path.is_file():
-        return read_description(path).name
+        return read_dataset_spec(path).name
     if not path.is_absolute():
         return data
     return path.name if path.is_dir() else path.stem

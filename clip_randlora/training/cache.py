@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable
 from torch import Tensor
 
 from clip_randlora.clip.models import Model
-from clip_randlora.data import Data, KeptImages
+from clip_randlora.data import Data, ImageCache
 
 DECODED_BYTES = 1024**3
 """Most bytes of decoded images that are kept of each split at each size."""
 
 
 class Cache:
-    """Decoded images and the zero-shot features of the test images, for `clip_randlora.fit`.
+    """ImageBatch images and the zero-shot features of the test images, for `clip_randlora.fit`.
 
     Both are a function of the model and the data set alone, so a training with a cache gives the
     same numbers as one without.
@@ -28,17 +28,17 @@ class Cache:
     def __init__(self, model: Model, data: Data, decoded_bytes: int = DECODED_BYTES):
         self.model, self.data = model, data
         self._decoded_bytes = decoded_bytes
-        self._images: dict[tuple[str, int], KeptImages] = {}
+        self._images: dict[tuple[str, int], ImageCache] = {}
         self.digests: dict[int, str] = {}
         self._features: dict[Hashable, Tensor] = {}
 
-    def train_images(self, size: int) -> KeptImages:
+    def train_images(self, size: int) -> ImageCache:
         """Return the training images that were decoded to ``size`` pixels a side."""
-        return self._images.setdefault(("train", size), KeptImages(self._decoded_bytes))
+        return self._images.setdefault(("train", size), ImageCache(self._decoded_bytes))
 
-    def test_images(self, size: int) -> KeptImages:
+    def test_images(self, size: int) -> ImageCache:
         """Return the test images that were decoded to ``size`` pixels a side."""
-        return self._images.setdefault(("test", size), KeptImages(self._decoded_bytes))
+        return self._images.setdefault(("test", size), ImageCache(self._decoded_bytes))
 
     def zero_shot(self, batch: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return the zero-shot features (N, E) of a batch of the test split, by its key."""

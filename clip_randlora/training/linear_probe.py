@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Decoded
+from clip_randlora.data import ImageBatch
 from clip_randlora.forward.inference import answering_model
 from clip_randlora.training.logger import Step
-from clip_randlora.utils.progress import OnProgress, counted
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 _CANDIDATES = tuple(10.0**power for power in range(-2, 5))  # of C
 _FOLDS = 5
@@ -36,7 +36,7 @@ class ProbeTraining:
         model: Model,
         adapter: Adapter,
         text: TextClassifier,
-        shots: Decoded,
+        shots: ImageBatch,
         on_progress: OnProgress | None = None,
     ):
         self.model, self.adapter, self.shots = model, adapter, shots
@@ -58,7 +58,7 @@ class ProbeTraining:
         self.model.net.eval()
         ready = answering_model(self.model)
         with torch.inference_mode():
-            batches = counted(
+            batches = report_progress(
                 self.shots.images.split(_BATCH),
                 "encoding images",
                 len(self.shots),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Decoded, Views, augment
+from clip_randlora.data import AugmentedViews, ImageBatch, augment
 from clip_randlora.errors import UserError, is_out_of_memory
 from clip_randlora.forward.attention import direct_self_attention, pooled_token_only
 from clip_randlora.forward.batch_norm import find_pairs, folded
@@ -90,7 +90,7 @@ class Loop:
         model: Model,
         adapter: Adapter,
         text: TextClassifier,
-        shots: Decoded,
+        shots: ImageBatch,
         crop_size: int,
         config: TrainConfig,
         folder: Path | None,
@@ -117,9 +117,9 @@ class Loop:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self._scaler = torch.amp.GradScaler(model.device.type, enabled=self.precision == "fp16")
         self._update: Callable[..., tuple[Tensor, Tensor]] = self._update_once
-        self.watched: Decoded | None = None
+        self.watched: ImageBatch | None = None
         self.notes: list[str] = []
-        self.views: Views | None = None
+        self.views: AugmentedViews | None = None
         self.frozen_images: FrozenImages | None = None
         self.frozen_text: FrozenText | None = None
         self.fixed_text = None
@@ -229,7 +229,7 @@ class Loop:
         if wanted is None:
             return
         epochs = math.ceil(self.steps * self.batch_size / len(self.labels))
-        views = Views(
+        views = AugmentedViews(
             self.images,
             self.crop_size,
             min(wanted, epochs),

@@ -15,7 +15,7 @@ are equal. Stages follow each other, and are told apart by their names.
 """
 
 
-def counted(
+def report_progress(
     results: Iterable[T],
     stage: str,
     total: int,

@@ -19,7 +19,7 @@ from clip_randlora.clip.prompts import (
     recorded_prompts,
 )
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data.dataset_spec import described_sets, find_description, name_classes
+from clip_randlora.data.dataset_spec import find_dataset_spec, name_classes, packaged_specs
 
 # each row is a class set: its folders, and what prompts call them
 SETS = [
@@ -125,9 +125,9 @@ def test_only_an_entry_of_ones_own_with_a_full_stop_is_a_whole_prompt():
     assert prompts == [["acme inc here"], ["A very good boy."]]
 
 
-@pytest.mark.parametrize("name", described_sets())
+@pytest.mark.parametrize("name", packaged_specs())
 def test_no_two_classes_of_a_described_set_share_a_prompt(name, lite0):
-    entry = find_description(name)
+    entry = find_dataset_spec(name)
     source = list(entry.classes) if isinstance(entry.classes, dict) else None
     classes, names = name_classes(entry, source, entry.number_of_classes)
     assert checked(lite0, classes, entry.templates, names) == []

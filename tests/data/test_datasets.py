@@ -20,8 +20,8 @@ from PIL import Image
 from clip_randlora import cli
 from clip_randlora.classifier import Classifier
 from clip_randlora.clip.models import load_model
-from clip_randlora.data import decode_shots, described_sets, find_description, load_data
-from clip_randlora.data.dataset_spec import read_description
+from clip_randlora.data import decode_shots, find_dataset_spec, load_data, packaged_specs
+from clip_randlora.data.dataset_spec import read_dataset_spec
 from clip_randlora.errors import UserError
 from clip_randlora.few_shot import Interrupted, TrainConfig, fit
 from clip_randlora.runs.held_out import find_test_images
@@ -62,7 +62,7 @@ def draw(path: Path, number: int) -> Path:
 
 def classes_of(name: str) -> list[str]:
     """How the source of a packaged set spells its classes, as far as its description knows."""
-    return list(find_description(name).classes)
+    return list(find_dataset_spec(name).classes)
 
 
 def write_lines(path: Path, lines) -> None:
@@ -74,13 +74,13 @@ def write_lines(path: Path, lines) -> None:
 
 
 def test_the_papers_22_sets_are_described():
-    assert set(described_sets()) == PAPER
+    assert set(packaged_specs()) == PAPER
     assert len(PAPER) == 22
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_a_packaged_description_is_whole(name):
-    entry = find_description(name)
+    entry = find_dataset_spec(name)
     assert entry.name == name
     assert entry.description and entry.licence and entry.homepage and entry.citation
     assert entry.templates and all(template.count("{}") == 1 for template in entry.templates)
@@ -105,7 +105,7 @@ def test_a_packaged_description_is_whole(name):
 
 
 def test_coop_sets_have_coops_one_template():
-    assert all(len(find_description(name).templates) == 1 for name in COOP)
+    assert all(len(find_dataset_spec(name).templates) == 1 for name in COOP)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_wrong_field_is_named_with_its_file(tmp_path, changed, says):
     path = tmp_path / "pets.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if v is not None}))
     with pytest.raises(UserError) as error:
-        read_description(path)
+        read_dataset_spec(path)
     assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -278,7 +278,7 @@ LAYOUTS = {
 def test_torchvisions_own_layout_loads(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIP_RANDLORA_DATA", str(tmp_path))
     LAYOUTS[name](tmp_path)
-    data, entry = load_data(name), find_description(name)
+    data, entry = load_data(name), find_dataset_spec(name)
     assert len(data.classes) == entry.number_of_classes
     assert set(data.train.counts()) == set(data.test.counts()) == set(range(len(data.classes)))
     assert data.held_out == (entry.test is None)
@@ -536,7 +536,7 @@ def test_a_downloaded_set_is_read_from_the_cache_alone(tmp_path, monkeypatch):
 def test_imagenets_names_are_open_clips_and_all_different(tmp_path):
     kinds = datasets.ClassLabel(names=[f"n{number:08d}" for number in range(1000)])
     write_parquet(tmp_path / "in", {"train": list(range(1000)), "test": [0]}, kinds)
-    packaged = yaml.safe_load(described_sets()["imagenet"].read_text())
+    packaged = yaml.safe_load(packaged_specs()["imagenet"].read_text())
     data = load_data(
         describe(
             tmp_path / "in.yaml", hub="./in", test="test", classes=packaged["classes"],

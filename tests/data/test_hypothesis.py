@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import clip_randlora as cr
 from clip_randlora.adapters.io import adapter_files
 from clip_randlora.data import decode_image
-from clip_randlora.data.dataset_spec import Description, read_description
+from clip_randlora.data.dataset_spec import DatasetSpec, read_dataset_spec
 from clip_randlora.errors import UserError
 from clip_randlora.utils.yaml_files import read_mapping
 
@@ -110,7 +110,7 @@ values = st.recursive(
     max_leaves=6,
 )
 fields = st.sampled_from(
-    [*cr.TrainConfig.model_fields, *Description.model_fields, *cr.RandLoRA.model_fields, "x"]
+    [*cr.TrainConfig.model_fields, *DatasetSpec.model_fields, *cr.RandLoRA.model_fields, "x"]
 )
 mappings = st.dictionaries(fields, values | st.dictionaries(fields, values, max_size=3), max_size=5)
 
@@ -122,7 +122,7 @@ def test_settings_and_descriptions(content, raw):
         path = Path(folder) / "a.yaml"
         path.write_bytes(raw if raw is not None else yaml.safe_dump(content).encode())
         one_line(lambda: cr.TrainConfig.parse(read_mapping(path, "settings")))
-        one_line(read_description, path)
+        one_line(read_dataset_spec, path)
 
 
 def adapter_file(tmp: Path) -> bytes:

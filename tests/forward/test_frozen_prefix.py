@@ -10,7 +10,7 @@ from PIL import Image
 
 import clip_randlora as cr
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Views
+from clip_randlora.data import AugmentedViews
 from clip_randlora.forward import frozen_prefix
 
 FAST = {"steps": 6, "batch_size": 4, "shots": 2, "precision": "fp32"}  # 6 images, 4 epochs
@@ -80,7 +80,7 @@ def images(count: int, side: int) -> torch.Tensor:
 def test_features_and_gradients_are_those_of_the_direct_pass(tiny_folder, name):
     model = cr.load_model("lite0" if name == "lite0" else str(tiny_folder))
     adapter = cr.attach(model.net, cr.RandLoRA(rank=4, blocks=2))
-    views = Views(images(3, 40), 32, 2, seed=0)
+    views = AugmentedViews(images(3, 40), 32, 2, seed=0)
     kept = frozen_prefix.FrozenImages(adapter, model.encode_image, views)
     rows, chosen = torch.tensor([2, 0]), torch.tensor([1, 0])
     gradients = []
@@ -173,7 +173,7 @@ def test_no_blocks_frozen_and_views_asked_for_are_cycled_through(tiny_folder, co
 
 def test_a_view_is_the_same_however_many_there_are():
     pixels, rows = images(3, 40), torch.tensor([0, 2])
-    few, many = (Views(pixels, 32, count, seed=3) for count in (2, 5))
+    few, many = (AugmentedViews(pixels, 32, count, seed=3) for count in (2, 5))
     view = torch.tensor([1, 1])
     assert torch.equal(few.crops(rows, view), many.crops(rows, view))
     assert not torch.equal(many.crops(rows, view), many.crops(rows, view + 1))

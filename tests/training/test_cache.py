@@ -6,7 +6,7 @@ from helpers.cases import slow_cases
 from helpers.images import write_colors
 
 import clip_randlora as cr
-from clip_randlora.data import KeptImages, decode_batches
+from clip_randlora.data import ImageCache, decode_batches
 from clip_randlora.training.cache import Cache
 
 
@@ -77,7 +77,7 @@ def test_a_second_training_decodes_nothing_again(tiny, colors, monkeypatch):
 def test_no_more_bytes_are_kept_than_were_allowed(tiny, colors):
     data = cr.load_data(colors)
     transform = tiny.square()
-    kept = KeptImages(most_bytes=2 * 3 * 32 * 32)
+    kept = ImageCache(most_bytes=2 * 3 * 32 * 32)
     for _ in range(2):
         batches = list(decode_batches(data.test, transform, 4, kept))
         assert sum(map(len, batches)) == 21
