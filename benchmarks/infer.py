@@ -198,9 +198,9 @@ def _class_features(model: Any, text: Any) -> Any:
 def _own_loop(loop: str, model: Any, adapter: Any, text: Any) -> Callable[[Any], int]:
     from clip_randlora.classifier import Classifier
     from clip_randlora.data import decode_batches
-    from clip_randlora.evaluation import SideBySide, predict_split
+    from clip_randlora.evaluation import PairedPredictor, predict_split
 
-    both = SideBySide(model, adapter, text)
+    both = PairedPredictor(model, adapter, text)
     if loop == "eval":
         return lambda split: len(predict_split(both, split).tuned)
     classifier = Classifier(model, adapter, text)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clip_randlora.clip.models import SUGGESTIONS, Model, Suggestion, load_model
     from clip_randlora.data import DATASETS, Data, decode_image, list_images, load_data
     from clip_randlora.errors import UserError
-    from clip_randlora.evaluation import SideBySide, as_mapping
+    from clip_randlora.evaluation import PairedPredictor, SideBySide, as_mapping
     from clip_randlora.export import (
         export_formats,
         export_precisions,
@@ -73,6 +73,7 @@ _HOMES = {
     ),
     "errors": ("UserError",),
     "evaluation": (
+        "PairedPredictor",
         "SideBySide",
         "as_mapping",
     ),

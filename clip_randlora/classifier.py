@@ -20,7 +20,7 @@ from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, UnreadableImage, summarize_skipped
 from clip_randlora.data.inputs import Input, each_input
 from clip_randlora.errors import UserError
-from clip_randlora.evaluation import SideBySide, as_mapping
+from clip_randlora.evaluation import PairedPredictor, as_mapping
 from clip_randlora.runs.task import Task, read_task
 from clip_randlora.utils.parallel import parallel_map
 
@@ -49,7 +49,7 @@ class Classifier:
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
         self.classes = text.classes
-        self._both: SideBySide | None = None
+        self._both: PairedPredictor | None = None
         # Held while answers are made ready, so that threads that find them missing do it once.
         self._preparing = threading.Lock()
 
@@ -92,11 +92,11 @@ class Classifier:
         self._both = None
         self.adapter.detach()
 
-    def side_by_side(self) -> SideBySide:
+    def side_by_side(self) -> PairedPredictor:
         """Return what answers for batches, at the adapter's present strength."""
-        return SideBySide(self.model, self.adapter, self.text)
+        return PairedPredictor(self.model, self.adapter, self.text)
 
-    def _current(self) -> SideBySide:
+    def _current(self) -> PairedPredictor:
         """Return what answered before, unless the adapter's strength or numbers are others now."""
         both = self._both
         if both is not None and both.is_current and both.strength == self.adapter.strength:

@@ -52,7 +52,7 @@ class _Answering:
         return logits.softmax(dim=-1).cpu()
 
 
-class SideBySide:
+class PairedPredictor:
     """One model in memory that answers both as it was and as it is tuned.
 
     Each has a network of its own, which shares with the model what the adapter leaves as it is,
@@ -143,6 +143,9 @@ class SideBySide:
         return tuned.probabilities(encode_images(tuned.model, images))
 
 
+SideBySide = PairedPredictor  # the name it had first
+
+
 def encode_images(model: Model, images: Tensor) -> Tensor:
     """Encode uint8 images (N, 3, S, S), a batch at a time, to unit features (N, E)."""
     return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
@@ -165,7 +168,7 @@ class Predictions:
 
 
 def predict_split(
-    both: SideBySide,
+    both: PairedPredictor,
     split: Split,
     on_progress: OnProgress | None = None,
     cache: Cache | None = None,

@@ -22,7 +22,7 @@ from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Data, ImageBatch, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
-from clip_randlora.evaluation import SideBySide, predict_split, score
+from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_folder
 from clip_randlora.runs.image_record import ImageRecord, read_images, record_images
 from clip_randlora.runs.run import Run
@@ -104,7 +104,7 @@ def fit(
     prompts = class_prompts(data, config, out if resume else None)
     asked = record_prompts(prompts, config.templates, config.prompts)
     settings = _settings(model, data, config, source, asked)
-    with _claimed(out, settings, resume) as folder, freed_memory_kept(model.device):
+    with _exclusive_run_folder(out, settings, resume) as folder, freed_memory_kept(model.device):
         writes = folder is not None and is_main_process()
         adapter = training = None
         try:
@@ -144,7 +144,7 @@ def fit(
                 adapter.save(folder / run_folder.ADAPTER, _task(model, data, asked))
             predictions = from_main_process(
                 lambda: predict_split(
-                    SideBySide(model, adapter, text), data.test, on_progress, cache
+                    PairedPredictor(model, adapter, text), data.test, on_progress, cache
                 ),
                 model.device,
             )
@@ -204,14 +204,16 @@ def _out_of_memory(
     )
 
 
-def _claimed(
+def _exclusive_run_folder(
     out: str | Path | None, settings: Mapping[str, Any], resume: bool
 ) -> AbstractContextManager[Path | None]:
     """Hold the run folder, if there is one: the main process does for all."""
     if out is None:
         return nullcontext()
     return (
-        run_folder.claimed(out, settings, resume) if is_main_process() else nullcontext(Path(out))
+        run_folder.exclusive_run_folder(out, settings, resume)
+        if is_main_process()
+        else nullcontext(Path(out))
     )
 
 

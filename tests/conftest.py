@@ -37,7 +37,7 @@ def coarse_figures():
     def save(figure, path) -> None:
         figures.FigureCanvasAgg(figure)
         figure.set_layout_engine("none")
-        with figures.written_whole(path) as temporary, warnings.catch_warnings():
+        with figures.atomic_write(path) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")
             figure.savefig(temporary, format="png", dpi=30)
 

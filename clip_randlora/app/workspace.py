@@ -33,7 +33,7 @@ from clip_randlora.clip.prompts import make_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES, check_templates
 from clip_randlora.data import Content, Skipped, UnreadableImage, check_image
 from clip_randlora.data.loading import HELD_OUT_NOTE
-from clip_randlora.runs.image_record import read_images, shorten
+from clip_randlora.runs.image_record import read_images, shorten_digest
 from clip_randlora.runs.run_folder import ADAPTER, PREDICTIONS, read_answers
 
 _FEW_IMAGES = 5
@@ -307,7 +307,7 @@ class Workspace:
             return {}
         record = read_images(self.run)
         if record is not None:
-            there = {shorten(self._digest(p.path)): p.path for p in self.pictures()}
+            there = {shorten_digest(self._digest(p.path)): p.path for p in self.pictures()}
             tested = record.of("held out", "tested")
             return {image.name: there[image.digest] for image in tested if image.digest in there}
         found = {}  # a run of an earlier version: by name

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clip_randlora.cli.interrupts import check
-from clip_randlora.utils.progress import show_seconds
+from clip_randlora.utils.progress import format_seconds
 
 results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
 INTERRUPTED, CELLS_FAILED = 130, 1
@@ -72,10 +72,10 @@ class _Stage:
         rate = (self.done - self.first) / max(self.seconds, 1e-9)
         parts = [f"{self.done:,} of {self.total:,}", self.details]
         if rate and self.took is None:
-            left = show_seconds((self.total - self.done) / rate)
+            left = format_seconds((self.total - self.done) / rate)
             parts += [f"{rate:,.3g} a second", f"{left} left"]
         elif self.took is not None:
-            parts.append(f"took {show_seconds(self.took)}")
+            parts.append(f"took {format_seconds(self.took)}")
         return [part for part in parts if part]
 
 

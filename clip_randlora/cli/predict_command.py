@@ -136,10 +136,10 @@ def _nothing_answered(bad: list[str]) -> UserError:
 def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
     """Write a row for each answer to a file that is there when it is whole."""
     from clip_randlora.runs import run_folder
-    from clip_randlora.utils.outputs import written_whole
+    from clip_randlora.utils.outputs import atomic_write
 
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -190,10 +190,10 @@ def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) 
     Raises:
         UserError: it cannot be drawn or written.
     """
-    from clip_randlora.utils.outputs import drawing
+    from clip_randlora.utils.outputs import figure_errors_to_notes
 
     notes: list[str] = []
-    with drawing(f"--figure {path}", notes):
+    with figure_errors_to_notes(f"--figure {path}", notes):
         from clip_randlora.runs import figures
 
         images = [entry.open() for entry, _ in answered]

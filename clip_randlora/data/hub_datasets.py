@@ -153,7 +153,7 @@ def _cached(spec: DatasetSpec) -> datasets.DatasetBuilder | None:
     """What the cache of ``datasets`` holds; the hub is not asked."""
     import datasets
 
-    with _offline.made():
+    with _offline.active():
         try:
             builder = datasets.load_dataset_builder(spec.hub, spec.config)
         except Exception:  # not cached, which the library says in many ways

@@ -14,7 +14,7 @@ from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
 from clip_randlora.export import card
 from clip_randlora.export.export_source import Source
 from clip_randlora.export.upload import push, require_token
-from clip_randlora.utils.outputs import LOCK, give_usual_modes, locked, made_for
+from clip_randlora.utils.outputs import LOCK, lock_folder, remove_if_left_empty, set_default_modes
 
 __all__ = [
     "export_formats",
@@ -123,7 +123,7 @@ def export_run(
     expected = source.features()
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        with made_for(out.parent), locked(temporary, out):
+        with remove_if_left_empty(out.parent), lock_folder(temporary, out):
             try:
                 _empty(temporary)
                 writer.write(source, temporary, precision)
@@ -131,7 +131,7 @@ def export_run(
                 text = card.write(source, format, out.name, precision)
                 (temporary / "README.md").write_text(text, encoding="utf-8")
                 (temporary / LOCK).unlink()
-                give_usual_modes(temporary, like=temporary / "README.md")
+                set_default_modes(temporary, like=temporary / "README.md")
                 temporary.rename(out)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.report.markdown import TITLE, as_csv, as_markdown
 from clip_randlora.report.results import Results, gather
 from clip_randlora.sweep.sweep_folder import SweepFolder
-from clip_randlora.utils.outputs import drawing, written_whole
+from clip_randlora.utils.outputs import atomic_write, figure_errors_to_notes
 
 __all__ = ["Results", "gather", "write_report"]
 
@@ -36,7 +36,7 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
         raise UserError(f"--out {out}: has a report.md that is not a sweep's; choose another")
     out.mkdir(parents=True, exist_ok=True)
     drawn, notes = [], []
-    with drawing("The figures", notes):
+    with figure_errors_to_notes("The figures", notes):
         from clip_randlora.report.plots import draw
         from clip_randlora.runs import figures  # an error of matplotlib's must not cost the tables
 
@@ -49,5 +49,5 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

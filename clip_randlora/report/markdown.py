@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from clip_randlora.report.results import Entry, ModelResults, Results, best
-from clip_randlora.utils.progress import show_seconds
+from clip_randlora.utils.progress import format_seconds
 
 TITLE = "# Sweep"
 AVERAGE = "average"
@@ -160,7 +160,7 @@ def _costs(model: ModelResults) -> list[list[str]]:
         times = []
         for column in entries.values():
             seconds = [run.train_seconds for entry in column for run in entry.measured.values()]
-            times.append(show_seconds(sum(seconds) / len(seconds)) if seconds else "")
+            times.append(format_seconds(sum(seconds) / len(seconds)) if seconds else "")
         rows.append([method, numbers, *times])
     return rows
 

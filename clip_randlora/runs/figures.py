@@ -17,7 +17,7 @@ from clip_randlora.evaluation import (
     confusion,
     expected_calibration_error,
 )
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 from clip_randlora.utils.plotting import Figure, FigureCanvasAgg
 from clip_randlora.utils.quiet import without_warnings
 
@@ -29,7 +29,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, under a temporary name first."""
     FigureCanvasAgg(figure)
     # matplotlib warns of scripts that the font has not
-    with written_whole(path) as temporary, without_warnings():
+    with atomic_write(path) as temporary, without_warnings():
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
@@ -113,7 +113,7 @@ def calibration(predictions: Predictions) -> Figure:
 def examples(predictions: Predictions, split: Split, most: int = 4) -> Figure:
     """Draw test images with both answers: those that tuning fixed, and one that it broke."""
     items = {item.name: item for item in split.items}
-    chosen = _telling(predictions, most)
+    chosen = pick_examples(predictions, most)
     images = [items[predictions.names[index]].open() for index in chosen]
     answers = [
         {
@@ -173,7 +173,7 @@ def _plain(name: str) -> str:
     return shorten(name.replace("_", " "), 48, placeholder=" ...").replace("$", r"\$")
 
 
-def _telling(predictions: Predictions, most: int) -> list[int]:
+def pick_examples(predictions: Predictions, most: int) -> list[int]:
     """Choose images that tuning fixed, of one class each, then one that it broke, if there is."""
     before, after = (
         probabilities.argmax(dim=-1) == predictions.labels

@@ -12,7 +12,7 @@ from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_folder
-from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digests_of, read_images
+from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress
 
@@ -77,7 +77,7 @@ def find_test_images(
         return _without_record(run, source, classes, count, class_folders)
     labelled = load_labelled(source, classes, class_folders, on_progress=on_progress)
     items, notes = labelled.split.items, list(labelled.notes)
-    digests = digests_of(items, on_progress=on_progress)
+    digests = digest_items(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
     trained = [item for item, d in zip(items, digests, strict=True) if d in trained_on]
     if count == "all":

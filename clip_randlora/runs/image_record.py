@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from clip_randlora.data import Data, ImageBatch, Item, Split, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.errors import UserError
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
 
@@ -118,14 +118,14 @@ def record_images(
     images = []
     for use, group in groups:
         items = list(group)
-        for item, digest in zip(items, digests_of(items, known, on_progress), strict=True):
+        for item, digest in zip(items, digest_items(items, known, on_progress), strict=True):
             if use == "trained" and not digest:
                 raise UserError(f"{item.name}: could be read once only; check the disk")
             images.append(RecordedImage(use, data.classes[item.label], item.name, digest))
     return ImageRecord(tuple(images))
 
 
-def digests_of(
+def digest_items(
     items: Sequence[Item],
     known: dict[int, str] | None = None,
     on_progress: OnProgress | None = None,
@@ -133,12 +133,14 @@ def digests_of(
     """Return the digest of every image as records have it, "" for those that cannot be read."""
     known = {} if known is None else known
     new = [item for item in items if id(item) not in known]
-    digests = report_progress(parallel_map(_digest, new), "comparing contents", len(new), on_progress)
+    digests = report_progress(
+        parallel_map(_digest, new), "comparing contents", len(new), on_progress
+    )
     known.update(zip(map(id, new), digests, strict=True))
     return [known[id(item)] for item in items]
 
 
-def shorten(digest: str) -> str:
+def shorten_digest(digest: str) -> str:
     """Return the part of a SHA-256, hexadecimal, that records keep."""
     return digest[:_DIGEST_LENGTH]
 
@@ -146,7 +148,7 @@ def shorten(digest: str) -> str:
 def write_images(folder: Path, record: ImageRecord) -> None:
     """Write ``images.csv``."""
     with (
-        written_whole(folder / FILE_NAME) as temporary,
+        atomic_write(folder / FILE_NAME) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -187,7 +189,7 @@ def _damaged(path: Path) -> UserError:
 
 def _digest(item: Item) -> str:
     try:
-        return shorten(item.content.digest())
+        return shorten_digest(item.content.digest())
     except (OSError, UnreadableImage):  # named when it is decoded
         return ""
 
@@ -203,7 +205,7 @@ def _find(
     found = [by_name.get((image.class_name, image.name)) for image in recorded]
     there = [item for item in found if item is not None]
     known: dict[int, str] = {}
-    digests_of(there, known)
+    digest_items(there, known)
     for place, (image, item) in enumerate(zip(recorded, found, strict=True)):
         if item is not None and known[id(item)] != image.digest:
             found[place] = None
@@ -212,7 +214,7 @@ def _find(
     taken = {id(item) for item in found if item is not None}
     free = [item for item in pool if id(item) not in taken]
     others: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    for item, digest in zip(free, digests_of(free, known), strict=True):
+    for item, digest in zip(free, digest_items(free, known), strict=True):
         others[classes[item.label], digest].append(item)
     for place, image in enumerate(recorded):
         same = others[image.class_name, image.digest] if image.digest else []

@@ -25,7 +25,13 @@ from clip_randlora.runs.image_record import ImageRecord, write_images
 from clip_randlora.training.checkpoint import FILE_NAME as CHECKPOINT
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.utils import formats
-from clip_randlora.utils.outputs import drawing, is_vacant, locked, made_for, written_whole
+from clip_randlora.utils.outputs import (
+    atomic_write,
+    figure_errors_to_notes,
+    is_empty_but_lock,
+    lock_folder,
+    remove_if_left_empty,
+)
 from clip_randlora.utils.yaml_files import read_mapping
 
 if TYPE_CHECKING:
@@ -40,7 +46,9 @@ _CLASSES_IN_FULL = 100  # with more classes, predictions.csv holds the answers o
 
 
 @contextmanager
-def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
+def exclusive_run_folder(
+    out: str | Path, settings: Mapping[str, Any], resume: bool
+) -> Iterator[Path]:
     """Hold a run folder while a training writes to it, a new one or one to go on in.
 
     Nothing is left of a run that fails before there is anything to keep.
@@ -57,7 +65,7 @@ def claimed(out: str | Path, settings: Mapping[str, Any], resume: bool) -> Itera
         raise UserError(f"--out {str(out)[:60]}: no path ({reason}); choose another") from None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: there is a file of that name; choose another folder")
-    with made_for(folder), locked(folder):
+    with remove_if_left_empty(folder), lock_folder(folder):
         _check_can_write(folder, settings, resume)
         try:
             yield folder
@@ -88,7 +96,7 @@ def has_begun(folder: Path) -> bool:
     """Tell whether a run can go on in the folder."""
     try:
         return (folder / _CONFIG).exists()
-    except (OSError, ValueError):  # no path at all, which `claimed` says
+    except (OSError, ValueError):  # no path at all, which `exclusive_run_folder` says
         return False
 
 
@@ -107,7 +115,7 @@ def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) ->
         _check_same_settings(
             folder, *({key: of[key] for key in now if key in known} for of in (before, now))
         )
-    elif not is_vacant(folder, _CONFIG):
+    elif not is_empty_but_lock(folder, _CONFIG):
         raise UserError(f"--out {folder}: not empty and not a run; choose another folder")
     elif resume:
         raise UserError(f"--out {folder}: no run there to resume; leave --resume out to start one")
@@ -215,7 +223,7 @@ def write(run: Run, settings: Mapping[str, Any], data: Data) -> None:
     _write_text(folder / "history.csv", _csv(columns, (row.values() for row in run.history)))
     _write_text(folder / PREDICTIONS, predictions_csv(predictions))
     for name in ("curves", "confusion", "calibration", "examples"):
-        with drawing(f"{name}.png", run.notes):
+        with figure_errors_to_notes(f"{name}.png", run.notes):
             _draw(name, run, data)
     _write_text(folder / "README.md", _card(run, settings))
     _write_text(folder / _METRICS, json.dumps(run.metrics, indent=2, ensure_ascii=False) + "\n")
@@ -292,7 +300,7 @@ def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from clip_randlora.sweep.config import Cell
 from clip_randlora.sweep.sweep_folder import SweepFolder
 from clip_randlora.training.logger import Step
-from clip_randlora.utils.progress import show_seconds
+from clip_randlora.utils.progress import format_seconds
 
 
 class Progress:
@@ -80,7 +80,7 @@ class Progress:
         self._end(cell)
         self.done.append(cell)
         self._measure(cell, seconds)
-        self._say(f"done    {cell.id}  ({show_seconds(seconds)}{self._rest()})")
+        self._say(f"done    {cell.id}  ({format_seconds(seconds)}{self._rest()})")
 
     def has_failed(self, cell: Cell, error: str) -> None:
         """A cell has failed, and will not be run again before the next start."""
@@ -110,7 +110,7 @@ class Progress:
         left = self.seconds_left()
         if not self._todo or left is None:
             return ""
-        return f"; {self.left} cells left, about {show_seconds(left)}"
+        return f"; {self.left} cells left, about {format_seconds(left)}"
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
@@ -126,7 +126,7 @@ class Progress:
         lines = [f"running {cell}: {state}" for cell, state in list(self._running.items())[:8]]
         seconds = self.seconds_left()
         if seconds is not None:
-            lines.append(f"time left: about {show_seconds(seconds)}")
+            lines.append(f"time left: about {format_seconds(seconds)}")
         return Group(table, *map(Text, lines))
 
 

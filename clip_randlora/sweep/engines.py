@@ -64,7 +64,7 @@ def run_sweep(
         raise UserError("--address: only with --engine ray")
     folder = SweepFolder(out)
     cells = list(config.cells())
-    with folder.locked():
+    with folder.lock():
         todo = folder.begin(cells)
         progress = Progress(cells, todo, folder, console or Console(quiet=True))
         try:

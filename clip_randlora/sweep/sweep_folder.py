@@ -17,7 +17,12 @@ from clip_randlora.errors import UserError
 from clip_randlora.runs import run_folder
 from clip_randlora.sweep.config import Cell
 from clip_randlora.utils import formats
-from clip_randlora.utils.outputs import is_vacant, locked, made_for, written_whole
+from clip_randlora.utils.outputs import (
+    atomic_write,
+    is_empty_but_lock,
+    lock_folder,
+    remove_if_left_empty,
+)
 
 _CELLS, _RUNNING, _FAILED, _RECORD = "cells", "running", "failed", "sweep.json"
 _SECONDS = "cell.json"
@@ -35,7 +40,7 @@ class SweepFolder:
         self.path = Path(path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the folder for this process; the system lets go of it when the process ends.
 
         Raises:
@@ -43,8 +48,8 @@ class SweepFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path}: there is a file of that name; choose another")
-        with made_for(self.path), locked(self.path):
-            if not (self.path / _RECORD).exists() and not is_vacant(self.path, _RECORD):
+        with remove_if_left_empty(self.path), lock_folder(self.path):
+            if not (self.path / _RECORD).exists() and not is_empty_but_lock(self.path, _RECORD):
                 raise UserError(
                     f"--out {self.path}: not empty and not a sweep; choose another folder"
                 )
@@ -184,5 +189,5 @@ def _advice(before: Cell, now: Cell) -> str:
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from clip_randlora.errors import UserError
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 
 FILE_NAME = "checkpoint.pt"
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training."""
-    with written_whole(folder / FILE_NAME) as temporary:
+    with atomic_write(folder / FILE_NAME) as temporary:
         torch.save(dict(state), temporary)
 
 

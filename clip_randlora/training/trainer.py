@@ -524,7 +524,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or sys.platform != "linux" or not hasattr(_c_library(), "mallopt"):
         yield  # other C libraries have no such settings
         return
-    with _freed_memory.made():
+    with _freed_memory.active():
         yield
 
 

@@ -17,7 +17,7 @@ _UNFINISHED = ".tmp"
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, and rename it into place.
 
     The file gets the mode that the umask says, also from libraries that write files of mode 0600.
@@ -45,7 +45,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def drawing(what: str, notes: list[str]) -> Iterator[None]:
+def figure_errors_to_notes(what: str, notes: list[str]) -> Iterator[None]:
     """Draw and save in this block; a failure is one line in ``notes``, and no error.
 
     matplotlib raises errors of many kinds, also at its import if its settings are broken.
@@ -58,7 +58,7 @@ def drawing(what: str, notes: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, asked: Path | None = None) -> Iterator[None]:
+def lock_folder(folder: Path, asked: Path | None = None) -> Iterator[None]:
     """Hold a folder, made if it is not there, until the block or the process ends.
 
     Messages name ``asked``, the folder that the user gave, where it is another.
@@ -90,7 +90,7 @@ def locked(folder: Path, asked: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def made_for(folder: Path) -> Iterator[None]:
+def remove_if_left_empty(folder: Path) -> Iterator[None]:
     """Remove the folder at the end if it is empty, and with it the parents that were missing."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -101,7 +101,7 @@ def made_for(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def is_vacant(folder: Path, first: str) -> bool:
+def is_empty_but_lock(folder: Path, first: str) -> bool:
     """Tell whether a held folder is empty, but for what a process leaves that was killed early.
 
     ``first`` is the name of the first file that is written there.
@@ -109,7 +109,7 @@ def is_vacant(folder: Path, first: str) -> bool:
     return all(path.name in (LOCK, first + _UNFINISHED) for path in folder.iterdir())
 
 
-def give_usual_modes(folder: Path, like: Path) -> None:
+def set_default_modes(folder: Path, like: Path) -> None:
     """Give every file of a folder the mode of ``like``, a file written by Python's own ``open``."""
     mode = _mode(like)
     for path in folder.rglob("*"):

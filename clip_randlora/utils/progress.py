@@ -34,7 +34,7 @@ def report_progress(
         on_progress(stage, done, total)
 
 
-def show_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Return a duration as 8 s, 2 min 5 s or 3 h 10 min."""
     whole = round(seconds)
     if whole < 60:

@@ -21,7 +21,7 @@ class SharedSetting:
         self._users = 0
 
     @contextmanager
-    def made(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Need the setting inside the block."""
         with self._changing:
             if not self._users:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import clip_randlora as cr
 from clip_randlora.errors import UserError
 from clip_randlora.runs.run_folder import read_metrics
-from clip_randlora.utils.outputs import locked
+from clip_randlora.utils.outputs import lock_folder
 
 KILLS = os.environ.get("CLIP_RANDLORA_KILLS", "3").split(",")
 """How often trainings, sweeps, and exports of each format are killed: one number, or three."""
@@ -259,8 +259,8 @@ def test_an_export_ended_by_the_system_leaves_nothing(straight, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from clip_randlora.utils.outputs import locked
-with locked(Path(sys.argv[1])):
+from clip_randlora.utils.outputs import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -298,12 +298,12 @@ def test_a_second_thread_is_refused(tmp_path):
 
     def second() -> None:
         try:
-            with locked(tmp_path / "out"):
+            with lock_folder(tmp_path / "out"):
                 pass
         except UserError as error:
             refused.append(str(error))
 
-    with locked(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()

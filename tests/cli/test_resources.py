@@ -18,7 +18,7 @@ import clip_randlora as cr
 from clip_randlora.errors import UserError
 from clip_randlora.runs.run_folder import read_metrics
 from clip_randlora.training import trainer
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 
 STEPS, LAST = 40, 20
 
@@ -277,7 +277,7 @@ def test_every_writer_tells_a_full_disk(writes, small_disk):
             figure.subplots().imshow(torch.rand(500, 500))
             figures.save(figure, path)
         else:
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 if writes == "text":
                     temporary.write_text("x" * 200_000)
                 else:

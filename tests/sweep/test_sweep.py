@@ -218,7 +218,7 @@ def test_seeds_reach_the_methods_own_randomness_and_the_report_says_so(
 
 def begin(config: Path, out: Path) -> list[Cell]:
     """Ask a sweep's folder for the cells, and return those that are left to run."""
-    with SweepFolder(out).locked():
+    with SweepFolder(out).lock():
         return SweepFolder(out).begin(list(read_sweep(config).cells()))
 
 
@@ -254,7 +254,7 @@ def test_a_sweep_of_before_seeds_reached_the_methods_is_not_mixed(tiny_folder, c
 @pytest.mark.slow
 def test_a_second_process_is_refused(tiny_sweep, tmp_path):
     out = tmp_path / "out"
-    with SweepFolder(out).locked():
+    with SweepFolder(out).lock():
         second = start(tiny_sweep, out)
         _, errors = second.communicate(timeout=120)
     assert second.returncode == 2
@@ -268,7 +268,7 @@ def test_a_sweep_goes_where_another_was_killed_at_its_first_file(tiny_sweep, tmp
     (out / ".lock").touch()
     (out / "sweep.json.tmp").write_text("{")
     cells = list(read_sweep(tiny_sweep).cells())
-    with SweepFolder(out).locked():
+    with SweepFolder(out).lock():
         assert SweepFolder(out).begin(cells) == cells
     assert [path.name for path in out.iterdir()] == ["sweep.json"]
 
@@ -304,7 +304,7 @@ def plant(out: Path, numbers: dict[str, tuple[float, float, int, float]], **grid
     """Make a sweep's folder of cells with these numbers: tuned, zero-shot, trained, seconds."""
     config = SweepConfig(datasets=["clipart", "digits"], **grid)
     folder = SweepFolder(out)
-    with folder.locked():
+    with folder.lock():
         for cell in folder.begin(list(config.cells())):
             if cell.id not in numbers:
                 continue

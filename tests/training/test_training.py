@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 import clip_randlora as cr
 from clip_randlora.evaluation import (
+    PairedPredictor,
     Predictions,
-    SideBySide,
     calibration_bins,
     confusion,
     expected_calibration_error,
@@ -399,7 +399,7 @@ def test_calibrated_answers_have_no_calibration_error():
 def test_predictions_are_those_of_plain_open_clip(tiny, colors):
     data = cr.load_data(colors)
     run = cr.fit(tiny, data, cr.TrainConfig(**{**FAST, "steps": 3}))
-    again = predict_split(SideBySide(run.model, run.adapter, run.text), data.test)
+    again = predict_split(PairedPredictor(run.model, run.adapter, run.text), data.test)
     run.adapter.merge()
     images = torch.stack([tiny.preprocess(item.open()) for item in data.test])
     tokens = tiny.tokenizer([f"a photo of a {name}." for name in ("blue things", "green", "red")])

@@ -130,7 +130,7 @@ def test_what_a_killed_writer_left_does_not_give_its_mode(group_may_read, tmp_pa
     left = tmp_path / "file.tmp"
     left.write_text("half")
     left.chmod(0o600)
-    with outputs.written_whole(tmp_path / "file") as temporary:
+    with outputs.atomic_write(tmp_path / "file") as temporary:
         save_file({"x": torch.zeros(1)}, temporary)
     assert modes(tmp_path) == {"file": group_may_read}
 
@@ -143,15 +143,15 @@ def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", fails)
-    with outputs.locked(tmp_path / "out"):
+    with outputs.lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "file").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 
 
 def test_who_waits_for_a_folder_gets_it_when_it_is_free(tmp_path):
     for _ in range(2):
-        with outputs.locked(tmp_path), pytest.raises(cr.UserError, match="another process"):  # noqa: SIM117
-            with outputs.locked(tmp_path):
+        with outputs.lock_folder(tmp_path), pytest.raises(cr.UserError, match="another process"):  # noqa: SIM117
+            with outputs.lock_folder(tmp_path):
                 pass
         assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from clip_randlora.adapters.bases import Bases
 from clip_randlora.adapters.config import AdapterConfig
 from clip_randlora.errors import UserError
 from clip_randlora.utils import formats
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 
 _FORMAT = "clip-randlora-adapter"
 _BASES = ("bases.b", "bases.a")
@@ -98,7 +98,7 @@ def write(
     if task is not None:
         metadata["task"] = json.dumps(dict(task), ensure_ascii=False)
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(contents, temporary, metadata=metadata)
 
 

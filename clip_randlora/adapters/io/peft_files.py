@@ -28,7 +28,7 @@ from clip_randlora.adapters.delta import largest_sides
 from clip_randlora.adapters.io.transformers_names import transformers_names
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 from clip_randlora.errors import UserError
-from clip_randlora.utils.outputs import written_whole
+from clip_randlora.utils.outputs import atomic_write
 
 if TYPE_CHECKING:
     from clip_randlora.adapters.adapter import Adapter
@@ -126,7 +126,7 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
         base_model_name_or_path=base_model,
     ).save_pretrained(folder)
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with written_whole(folder / _WEIGHTS) as temporary:
+    with atomic_write(folder / _WEIGHTS) as temporary:
         save_file(contents, temporary, metadata={"format": "pt"})
 
 
