@@ -23,7 +23,7 @@ from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Data, ImageBatch, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
-from clip_randlora.runs import run_folder
+from clip_randlora.runs import run_config, run_folder
 from clip_randlora.runs.image_record import ImageRecord, read_images, record_images
 from clip_randlora.runs.run import Run
 from clip_randlora.training.cache import Cache
@@ -99,7 +99,7 @@ def fit(
         raise ValueError("the cache is that of another model or data set")
     config = _with_prompts_of(data, config or TrainConfig())
     if resume and out is not None:
-        config = _as_begun(config, run_folder.begun_with(out))
+        config = _as_begun(config, run_config.read_train_settings(out))
     config = config.model_copy(update={"method": with_seed(config.method, config.seed)})
     prompts = class_prompts(data, config, out if resume else None)
     asked = record_prompts(prompts, config.templates, config.prompts)
@@ -162,13 +162,13 @@ def fit(
                 folder=folder,
             )
             if writes:
-                run_folder.write(run, settings, data)
+                run_folder.write(run, folder, settings, data)
             return run
         except BaseException as error:
             if adapter is not None:
                 adapter.detach()
             if isinstance(error, KeyboardInterrupt):
-                begun = folder if folder is not None and run_folder.has_begun(folder) else None
+                begun = folder if folder is not None and run_config.has_config(folder) else None
                 raise Interrupted(training.step if training else 0, begun) from None
             if is_out_of_memory(error):
                 raise _out_of_memory(config, training, folder) from error
@@ -306,8 +306,8 @@ def class_prompts(
     Raises:
         UserError: the settings do not fit the classes, or the run's file is damaged.
     """
-    if resumed is not None and run_folder.has_begun(Path(resumed)):
-        recorded = run_folder.read_prompts(resumed, run_folder.read_config(resumed))
+    if resumed is not None and run_config.has_config(Path(resumed)):
+        recorded = run_config.read_prompts(resumed, run_config.read_config(resumed))
         if tuple(recorded) == data.classes:
             return recorded
     config = _with_prompts_of(data, config)

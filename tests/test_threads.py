@@ -308,7 +308,7 @@ def test_a_setting_that_several_need_is_put_back_after_the_last():
         return lambda: made.append("put back")
 
     setting = SharedSetting(make)
-    first, second = setting.active(), setting.made()
+    first, second = setting.active(), setting.active()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

@@ -11,7 +11,8 @@ from clip_randlora.app import rendering
 from clip_randlora.app.events import sentence
 from clip_randlora.app.service import Service
 from clip_randlora.app.workspace import Workspace
-from clip_randlora.runs.run_folder import read_answers, read_metrics
+from clip_randlora.runs.predictions_file import read_answers
+from clip_randlora.runs.run_folder import read_metrics
 
 _IN_GALLERY = 24
 

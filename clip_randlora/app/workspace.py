@@ -34,7 +34,8 @@ from clip_randlora.clip.templates import DEFAULT_TEMPLATES, check_templates
 from clip_randlora.data import Content, Skipped, UnreadableImage, check_image
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.runs.image_record import read_images, shorten_digest
-from clip_randlora.runs.run_folder import ADAPTER, PREDICTIONS, read_answers
+from clip_randlora.runs.predictions_file import PREDICTIONS, read_answers
+from clip_randlora.runs.run_folder import ADAPTER
 
 _FEW_IMAGES = 5
 _UNBALANCED = 4  # times as many images in the largest class as in the smallest

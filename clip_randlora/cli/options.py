@@ -50,7 +50,7 @@ def settings_of_file(config: Path | None) -> dict[str, Any]:
     if not isinstance(settings.get("train"), dict):
         return settings
     if "classes" in settings:  # as a run has it
-        from clip_randlora.runs.run_folder import check_config
+        from clip_randlora.runs.run_config import check_config
 
         settings = check_config(config, settings)
     return dict(settings["train"])

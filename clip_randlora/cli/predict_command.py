@@ -135,7 +135,7 @@ def _nothing_answered(bad: list[str]) -> UserError:
 @contextmanager
 def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
     """Write a row for each answer to a file that is there when it is whole."""
-    from clip_randlora.runs import run_folder
+    from clip_randlora.runs.predictions_file import probability_cells, probability_columns
     from clip_randlora.utils.outputs import atomic_write
 
     with (
@@ -143,13 +143,13 @@ def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "zero_shot", "tuned", *run_folder.probability_columns(classes)])
+        writer.writerow(["image", "zero_shot", "tuned", *probability_columns(classes)])
 
         def write(name: str, answer: dict[str, Any]) -> None:
             both = answer["zero_shot"], answer["tuned"]
             in_order = ([probabilities[name] for name in classes] for probabilities in both)
             tops = [next(iter(probabilities)) for probabilities in both]
-            writer.writerow([name, *tops, *run_folder.probability_cells(*in_order)])
+            writer.writerow([name, *tops, *probability_cells(*in_order)])
 
         yield write
 

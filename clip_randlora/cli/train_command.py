@@ -140,11 +140,11 @@ def _train(
         from clip_randlora.clip.models import DEFAULT_TAG, load_model
         from clip_randlora.data import load_data
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
-        from clip_randlora.runs import run_folder
+        from clip_randlora.runs.run_config import read_class_folders
 
         config = TrainConfig.parse(settings)
         if resume:
-            class_folders = class_folders or run_folder.class_folders_of(out)
+            class_folders = class_folders or read_class_folders(out)
     with progress() as on_progress:
         labelled = load_data(data, test, class_folders=class_folders, on_progress=on_progress)
     with loading():

@@ -18,7 +18,7 @@ from clip_randlora.adapters.adapter import check_strength
 from clip_randlora.clip.models import Model, load_model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.errors import UserError
-from clip_randlora.runs import run_folder
+from clip_randlora.runs import run_config, run_folder
 from clip_randlora.training.config import TrainConfig
 
 _IMAGES = 3
@@ -61,7 +61,7 @@ class Description:
 
     def prompts(self) -> dict[str, list[str]]:
         """Return ``{class: its prompts}``."""
-        return run_folder.read_prompts(self.folder, self.settings)
+        return run_config.read_prompts(self.folder, self.settings)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Source:
         Raises:
             UserError: not a run folder, or the run is not finished.
         """
-        settings = run_folder.read_config(run)
+        settings = run_config.read_config(run)
         if not (Path(run) / run_folder.ADAPTER).is_file():
             raise UserError(f"{run}: the run is not finished; go on with it by --resume")
         return Description(Path(run), settings, run_folder.read_metrics(run))

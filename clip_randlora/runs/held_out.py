@@ -1,4 +1,4 @@
-"""Which images of a folder say how good a run is: never those that it was trained on."""
+"""Choose the images that a run may be tested on: never those that it was trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
-from clip_randlora.runs import run_folder
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
+from clip_randlora.runs.run_config import read_class_folders, read_config
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress
 
@@ -24,13 +24,13 @@ class CountedImages:
     """The images of a source that a run is tested on.
 
     Attributes:
-        split: labelled by the run's classes.
-        left_out: how many were left out because the run was trained on them; None if the run does
-            not record its images.
-        others_left_out: how many were left out because the run neither trained on them nor held
+        split: the images, labelled by the run's classes.
+        left_out: number of images left out because the run was trained on them; None if the run
+            does not record its images.
+        others_left_out: number of images left out because the run neither trained on them nor held
             them out.
         skipped: files that cannot be read.
-        notes: one-line things that the user should know.
+        notes: what the user should know, a line each.
     """
 
     split: Split
@@ -48,29 +48,29 @@ def find_test_images(
     *,
     on_progress: OnProgress | None = None,
 ) -> CountedImages:
-    """Choose the images of a source that a run can be tested on, by their content.
+    """Choose the images of a source that a run can be tested on.
 
-    Neither the names of the files matter nor where they lie. A copy that was encoded anew has
-    another content and is not recognised.
+    Images are compared by their content; the names and places of their files do not matter. A copy
+    that was encoded again has another content and is not recognised.
 
     Args:
         run: a run folder, or the adapter file in it.
-        source: in the forms that `load_data` takes, or the folder of one class. Of a source with a
-            test split, only that is looked at.
-        count: "held-out" takes the images that the run held out, where the source has any of them
-            and no test split, else as "unseen"; "unseen" takes all that the run was not trained
-            on; "all" takes those that it was trained on too.
+        source: what `load_data` takes, or the folder of one class. If the source has a test split,
+            only that is used.
+        count: "held-out" takes the images that the run held out. If the source has none of them,
+            or a test split, it means "unseen". "unseen" takes all images that the run was not
+            trained on; "all" takes those as well.
         class_folders: as for `load_data`; by default as in the run's training.
         on_progress: told how far the reading is, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: the run or the source cannot be read, the source has a class that the run does
-            not know, or no image is left to count.
+            not know, or no image is left.
     """
     if count not in get_args(Count):
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
     run = Path(run)
-    class_folders = class_folders or run_folder.class_folders_of(run)
+    class_folders = class_folders or read_class_folders(run)
     classes = read_task(run).classes
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
@@ -79,28 +79,28 @@ def find_test_images(
     items, notes = labelled.split.items, list(labelled.notes)
     digests = digest_items(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
-    trained = [item for item, d in zip(items, digests, strict=True) if d in trained_on]
+    unseen = [item for item, d in zip(items, digests, strict=True) if d not in trained_on]
+    left_out = len(items) - len(unseen)
     if count == "all":
-        if trained:
+        if left_out:
             notes.append(
-                f"The run was trained on {len(trained)} of these {_images(len(items))}: it answers "
+                f"The run was trained on {left_out} of these {_images(len(items))}: it answers "
                 f"new ones less well than this says."
             )
         return CountedImages(labelled.split, 0, 0, labelled.skipped, tuple(notes))
-    chosen = unseen = [item for item, d in zip(items, digests, strict=True) if d not in trained_on]
+    chosen = unseen
     held_out = [image for image in record.of("held out") if image.digest not in trained_on]
-    if count == "held-out" and not labelled.is_test_split and held_out:
-        mine = _held_out(items, digests, held_out, classes)
-        if mine:
+    if count == "held-out" and not labelled.is_test_split:
+        found = _find_held_out(items, digests, held_out, classes)
+        if found:
             notes.append(
-                f"Counted {len(mine)} of the {_images(len(held_out))} that the run held out."
+                f"Counted {len(found)} of the {_images(len(held_out))} that the run held out."
             )
-            chosen = mine
+            chosen = found
     others = len(unseen) - len(chosen)
-    if trained:
+    if left_out:
         notes.append(
-            f"Left out {_images(len(trained))} that the run was trained on "
-            f"(--count all counts them)."
+            f"Left out {_images(left_out)} that the run was trained on (--count all counts them)."
         )
     if others:
         notes.append(
@@ -109,15 +109,14 @@ def find_test_images(
         )
     if not chosen:
         raise UserError(
-            f"{source}: the run was trained on every image there ({len(trained)}); give others, or "
+            f"{source}: the run was trained on every image there ({left_out}); give others, or "
             f"count them with --count all"
         )
-    return CountedImages(
-        Split(tuple(chosen), classes), len(trained), others, labelled.skipped, tuple(notes)
-    )
+    split = Split(tuple(chosen), classes)
+    return CountedImages(split, left_out, others, labelled.skipped, tuple(notes))
 
 
-def _held_out(
+def _find_held_out(
     items: Sequence[Item],
     digests: Sequence[str],
     recorded: Sequence[RecordedImage],
@@ -125,7 +124,7 @@ def _held_out(
 ) -> list[Item]:
     """Return the items that the run held out, each as often as it is recorded.
 
-    Of more copies than that, those in the recorded class come first.
+    If there are more copies than that, those in the recorded class come first.
     """
     left = Counter(image.digest for image in recorded if image.digest)
     home = {(image.class_name, image.digest) for image in recorded}
@@ -146,16 +145,21 @@ def _without_record(
     count: Count,
     class_folders: str | None,
 ) -> CountedImages:
-    """Choose as earlier versions did, for their runs: by where the run's images came from."""
+    """Choose the images for a run of an earlier version, which did not record them.
+
+    If the source is the run's own, the same images are held out again.
+    """
     labelled = load_labelled(source, classes, class_folders)
-    split, notes = labelled.split, list(labelled.notes)
-    notes.append(
-        f"There is no {FILE_NAME} beside the run's adapter, which earlier versions did not write: "
-        f"nobody can tell which images the run was trained on, and they may be counted."
-    )
-    config = run_folder.read_config(run) if run.is_dir() else {}
-    same = str(_absolute(source)) == str(config.get("data", {}).get("data"))
-    if count == "held-out" and same and not labelled.is_test_split:
+    split = labelled.split
+    notes = [
+        *labelled.notes,
+        f"There is no {FILE_NAME} beside the run's adapter, as earlier versions wrote none: images "
+        f"that the run was trained on may be counted.",
+    ]
+    config = read_config(run) if run.is_dir() else {}
+    absolute = Path(source).resolve() if Path(source).exists() else source
+    is_same = str(absolute) == str(config.get("data", {}).get("data"))
+    if count == "held-out" and is_same and not labelled.is_test_split:
         data = load_data(source, class_folders=class_folders)
         items = (replace(item, label=classes.index(data.classes[item.label])) for item in data.test)
         split, notes = Split(tuple(items), classes), [*notes, *data.notes]
@@ -164,7 +168,3 @@ def _without_record(
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
-
-
-def _absolute(source: str | Path) -> str | Path:
-    return Path(source).resolve() if Path(source).exists() else source

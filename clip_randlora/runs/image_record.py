@@ -1,35 +1,38 @@
-"""Which images a run was trained and tested on, recorded by their content, not by name alone."""
+"""A run's ``images.csv``: the images that it was trained and tested on, known by their content."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from clip_randlora.data import Data, ImageBatch, Item, Split, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.errors import UserError
-from clip_randlora.utils.outputs import atomic_write
+from clip_randlora.utils.outputs import write_csv
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
 
 FILE_NAME = "images.csv"
 Use = Literal["trained", "unreadable", "held out", "tested"]
-_COLUMNS = ("use", "class", "image", "digest")
+_COLUMNS = ["use", "class", "image", "digest"]
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 of SHA-256's 256 bits
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedImage:
-    """One image of a run.
+    """An image of a run.
 
-    ``use``: "trained" is an image that was drawn for training; "unreadable" is one that was drawn
-    and could not be decoded; "held out" is a test image that was set apart from the training
-    images; "tested" is one of a test split that was given. ``digest`` is the start of the
-    content's SHA-256, or "" where it could not be read.
+    Attributes:
+        use: "trained": drawn for training. "unreadable": drawn, but it could not be decoded.
+            "held out": a test image that was set apart from the training images. "tested": an
+            image of a test split that the user gave.
+        class_name: its class.
+        name: its name in the data set.
+        digest: the first 128 bits of its content's SHA-256, "" if it could not be read.
     """
 
     use: Use
@@ -40,7 +43,7 @@ class RecordedImage:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """The images of a run: those that were drawn in the order of the draw, then the tested ones."""
+    """The images of a run: first the drawn ones in the order of the draw, then the test images."""
 
     images: tuple[RecordedImage, ...]
 
@@ -49,10 +52,10 @@ class ImageRecord:
         return [image for image in self.images if image.use in uses]
 
     def restore(self, data: Data) -> Data:
-        """Return the data with the split that the run began with, whatever was added since.
+        """Return the data with the split that the run began with, even if images were added since.
 
-        The training split of the result holds the drawn images alone, in the order of the draw and
-        under the names of that time. Its test split holds the held-out images that are still there.
+        The training split of the result holds only the drawn images, in the order of the draw and
+        under their names of that time. Its test split holds the held-out images that still exist.
 
         Raises:
             UserError: a training image is missing, or all held-out images are.
@@ -70,9 +73,9 @@ class ImageRecord:
                     f"--out"
                 )
         data = replace(data, train=Split(tuple(train), data.classes))
-        return self._with_held_out(data, pool) if data.held_out else data
+        return self._restore_held_out(data, pool) if data.held_out else data
 
-    def _with_held_out(self, data: Data, pool: Sequence[Item]) -> Data:
+    def _restore_held_out(self, data: Data, pool: Sequence[Item]) -> Data:
         recorded = self.of("held out", "tested")
         found = [item for item in _find(recorded, pool, data.classes) if item is not None]
         if not found:
@@ -92,25 +95,24 @@ class ImageRecord:
 
 def record_images(
     data: Data,
-    shots: ImageBatch,
+    train_images: ImageBatch,
     known: dict[int, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> ImageRecord:
-    """Read the content of the images that were drawn, and of the test images.
+    """Record the drawn images and the test images by their content.
 
-    The test images of a published data set are not read: its training split has none of them.
+    The test images of a published data set are left out: its training split has none of them.
 
     Args:
-        data: what the shots were drawn from.
-        shots: the training images.
-        known: ``id(item)`` -> digest of images that were read before; added to.
-        on_progress: told how many are read, see `clip_randlora.utils.progress.OnProgress`.
+        data: what the training images were drawn from.
+        train_images: the drawn images.
+        known: ``id(item)`` -> digest of images that were read before; new ones are added.
+        on_progress: is told how many are read, see `clip_randlora.utils.progress.OnProgress`.
     """
-    broken = {entry.name for entry in shots.skipped}
-    unreadable = [item for item in data.train if item.name in broken] if broken else []
+    broken = {entry.name for entry in train_images.skipped}
     groups: list[tuple[Use, Iterable[Item]]] = [
-        ("unreadable", unreadable),
-        ("trained", shots.items),
+        ("unreadable", [item for item in data.train if item.name in broken] if broken else []),
+        ("trained", train_images.items),
     ]
     if data.held_out or not data.is_ready_made:
         groups.append(("held out" if data.held_out else "tested", data.test))
@@ -120,7 +122,7 @@ def record_images(
         items = list(group)
         for item, digest in zip(items, digest_items(items, known, on_progress), strict=True):
             if use == "trained" and not digest:
-                raise UserError(f"{item.name}: could be read once only; check the disk")
+                raise UserError(f"{item.name}: could be read only once; check the disk")
             images.append(RecordedImage(use, data.classes[item.label], item.name, digest))
     return ImageRecord(tuple(images))
 
@@ -130,7 +132,7 @@ def digest_items(
     known: dict[int, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """Return the digest of every image as records have it, "" for those that cannot be read."""
+    """Return the recorded digest of every image, "" for images that cannot be read."""
     known = {} if known is None else known
     new = [item for item in items if id(item) not in known]
     digests = report_progress(
@@ -141,23 +143,17 @@ def digest_items(
 
 
 def shorten_digest(digest: str) -> str:
-    """Return the part of a SHA-256, hexadecimal, that records keep."""
+    """Return the part of a hexadecimal SHA-256 that is recorded."""
     return digest[:_DIGEST_LENGTH]
 
 
 def write_images(folder: Path, record: ImageRecord) -> None:
     """Write ``images.csv``."""
-    with (
-        atomic_write(folder / FILE_NAME) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows((i.use, i.class_name, i.name, i.digest) for i in record.images)
+    write_csv(folder / FILE_NAME, _COLUMNS, map(astuple, record.images))
 
 
 def read_images(folder: str | Path) -> ImageRecord | None:
-    """Read a run's ``images.csv``; None if it has none, as those of earlier versions.
+    """Read a run's ``images.csv``; None if it has none, as runs of earlier versions.
 
     Raises:
         UserError: the file is damaged.
@@ -168,19 +164,17 @@ def read_images(folder: str | Path) -> ImageRecord | None:
             header, *rows = csv.reader(file)
     except FileNotFoundError:
         return None
-    except (ValueError, csv.Error) as error:  # also not UTF-8
+    except (ValueError, csv.Error) as error:  # no header, or not UTF-8
         raise _damaged(path) from error
-    if tuple(header) != _COLUMNS:
+    if header != _COLUMNS:
         raise _damaged(path)
-    uses = get_args(Use)
+    images = []
     for row in rows:
-        if (
-            len(row) != len(_COLUMNS)
-            or row[0] not in uses
-            or len(row[3]) not in (0, _DIGEST_LENGTH)
-        ):
+        use, class_name, name, digest = row if len(row) == len(_COLUMNS) else [""] * 4
+        if use not in get_args(Use) or len(digest) not in (0, _DIGEST_LENGTH):
             raise _damaged(path)
-    return ImageRecord(tuple(RecordedImage(*row) for row in rows))
+        images.append(RecordedImage(cast(Use, use), class_name, name, digest))
+    return ImageRecord(tuple(images))
 
 
 def _damaged(path: Path) -> UserError:
@@ -190,26 +184,25 @@ def _damaged(path: Path) -> UserError:
 def _digest(item: Item) -> str:
     try:
         return shorten_digest(item.content.digest())
-    except (OSError, UnreadableImage):  # named when it is decoded
+    except (OSError, UnreadableImage):  # reported when the image is decoded
         return ""
 
 
 def _find(
     recorded: Sequence[RecordedImage], pool: Sequence[Item], classes: Sequence[str]
 ) -> list[Item | None]:
-    """Find each recorded image in its class: by its name if the content is the same, else by that.
+    """Find each recorded image in its class: under its name, or else by its content.
 
-    No item is found twice. All of the pool is read only if some image is not under its name.
+    No item is found twice. The whole pool is read only if an image is not under its name.
     """
     by_name = {(classes[item.label], item.name): item for item in pool}
     found = [by_name.get((image.class_name, image.name)) for image in recorded]
-    there = [item for item in found if item is not None]
     known: dict[int, str] = {}
-    digest_items(there, known)
+    digest_items([item for item in found if item is not None], known)
     for place, (image, item) in enumerate(zip(recorded, found, strict=True)):
         if item is not None and known[id(item)] != image.digest:
             found[place] = None
-    if all(item is not None for item in found):
+    if None not in found:
         return found
     taken = {id(item) for item in found if item is not None}
     free = [item for item in pool if id(item) not in taken]

@@ -1,4 +1,4 @@
-"""What a finished run is a classifier for."""
+"""What a trained classifier is: its base model, classes, prompts and adapter file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from clip_randlora.adapters.config import one_line
 from clip_randlora.adapters.io import adapter_files
 from clip_randlora.clip.prompts import AS_IT_IS, recorded_prompts
 from clip_randlora.errors import UserError
-from clip_randlora.runs import run_folder
+from clip_randlora.runs.run_config import read_config, read_prompts
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a trained classifier is: its base model, its classes and prompts, its adapter file.
+    """What a trained classifier is.
 
-    `read_task` gives the prompts of every class in full; ``templates`` are then ``{}`` alone.
+    Attributes:
+        model: name of the base model, as `load_model` takes it.
+        pretrained: tag or file of its weights; None for random weights.
+        classes: the class names.
+        templates: prompt templates; `read_task` gives ``{}`` alone, with ``prompts`` in full.
+        prompts: the prompts of each class.
+        adapter: path of the adapter file.
     """
 
     model: str
@@ -32,22 +38,22 @@ class Task:
 
 
 def read_task(path: str | Path) -> Task:
-    """Read what a run folder, or the adapter file of one alone, is a classifier for.
+    """Read the task of a run folder, or of the adapter file of one.
 
     Raises:
-        UserError: neither of the two, or an unfinished run.
+        UserError: the path is neither, or the run is not finished.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: not a run folder, nor the adapter file of one: no such path")
     if not path.is_dir():
         return _parse_task(path, adapter_files.read(path).task)
-    config = run_folder.read_config(path)
-    adapter = path / run_folder.ADAPTER
+    config = read_config(path)
+    adapter = path / adapter_files.FILE_NAME
     if not adapter.exists():
         raise UserError(f"{path}: the run is not finished; go on with it by --resume")
+    prompts = {name: tuple(own) for name, own in read_prompts(path, config).items()}
     classes = tuple(config["classes"])
-    prompts = {name: tuple(own) for name, own in run_folder.read_prompts(path, config).items()}
     return Task(config["model"], config["pretrained"], classes, AS_IT_IS, prompts, adapter)
 
 
@@ -55,7 +61,7 @@ def _parse_task(path: Path, task: Mapping[str, Any] | None) -> Task:
     if task is None:
         raise UserError(f"{path}: names no classes; load the run folder that it belongs to")
     if not isinstance(task, Mapping):
-        raise UserError(f"{path}: damaged, its task is none; use another copy")
+        raise UserError(f"{path}: damaged, its task is not a mapping; use another copy")
     try:
         read = TypeAdapter(Task).validate_python({**task, "adapter": path})
         prompts = recorded_prompts(read.classes, read.templates, read.prompts)

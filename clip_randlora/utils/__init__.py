@@ -1,1 +1,1 @@
-"""What every part uses: files, settings of the process, progress."""
+"""Helpers for all other modules: files, process-wide settings, devices, progress."""

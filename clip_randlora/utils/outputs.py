@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all, and folders that one process writes to at a time."""
+"""Atomic writes, and folders that one process writes to at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from stat import S_IMODE
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -18,12 +21,13 @@ _UNFINISHED = ".tmp"
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, and rename it into place.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` at the end.
 
-    The file gets the mode that the umask says, also from libraries that write files of mode 0600.
+    The file gets the mode that the umask gives, even from libraries that write mode 0600.
 
     Raises:
-        UserError: it could not be written, for want of space say; nothing is left of it.
+        UserError: the file cannot be written, for lack of space for example. The temporary file
+            is removed.
     """
     path = Path(path)
     temporary = path.with_name(path.name + _UNFINISHED)
@@ -44,11 +48,33 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8 atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write an indented JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file atomically."""
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 @contextmanager
 def figure_errors_to_notes(what: str, notes: list[str]) -> Iterator[None]:
-    """Draw and save in this block; a failure is one line in ``notes``, and no error.
+    """Append one line to ``notes`` if drawing or saving a figure in this block fails.
 
-    matplotlib raises errors of many kinds, also at its import if its settings are broken.
+    matplotlib raises errors of many kinds, even when it is imported with broken settings.
     """
     try:
         yield
@@ -59,13 +85,14 @@ def figure_errors_to_notes(what: str, notes: list[str]) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path, asked: Path | None = None) -> Iterator[None]:
-    """Hold a folder, made if it is not there, until the block or the process ends.
+    """Create a folder if needed, and lock it until the block or the process ends.
 
-    Messages name ``asked``, the folder that the user gave, where it is another.
+    Args:
+        folder: the folder to lock.
+        asked: the folder that the user gave, for messages, if it is another one.
 
     Raises:
-        UserError: another process, or another thread of this one, holds it; or it cannot be
-            written to.
+        UserError: another process or thread holds the lock, or the folder cannot be written to.
     """
     asked = asked or folder
     try:
@@ -85,32 +112,32 @@ def lock_folder(folder: Path, asked: Path | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # while it is still held, so that it is not another's
+            with suppress(OSError):  # while the lock is held: afterwards the file may be another's
                 (folder / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager
 def remove_if_left_empty(folder: Path) -> Iterator[None]:
-    """Remove the folder at the end if it is empty, and with it the parents that were missing."""
+    """Remove the folder at the end if it is empty, and its parents that did not exist before."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     finally:
         for path in missing:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # not empty
                 path.rmdir()
 
 
 def is_empty_but_lock(folder: Path, first: str) -> bool:
-    """Tell whether a held folder is empty, but for what a process leaves that was killed early.
+    """Return whether a locked folder is empty.
 
-    ``first`` is the name of the first file that is written there.
+    The lock, and what a process killed while it wrote its first file ``first`` left, do not count.
     """
     return all(path.name in (LOCK, first + _UNFINISHED) for path in folder.iterdir())
 
 
 def set_default_modes(folder: Path, like: Path) -> None:
-    """Give every file of a folder the mode of ``like``, a file written by Python's own ``open``."""
+    """Give every file of a folder the mode of ``like``, a file that Python's `open` created."""
     mode = _mode(like)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -128,10 +155,10 @@ def _set_mode(path: Path, mode: int) -> None:
 
 
 def _lock(path: Path) -> AbstractContextManager[object]:
-    """Lock a file, against other threads too; nothing is locked where the file system cannot.
+    """Lock a file, also against other threads; do nothing where the file system has no locks.
 
     Raises:
-        Timeout: it is held.
+        Timeout: somebody else holds the lock.
     """
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:

@@ -1,4 +1,4 @@
-"""matplotlib, imported whatever ``MPLBACKEND`` says."""
+"""Import matplotlib, even if ``MPLBACKEND`` names a backend that is not installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Figure", "FigureCanvasAgg"]
 
 
 def _import_without_backend() -> None:
-    """Import matplotlib with ``MPLBACKEND`` out of sight: a notebook's may not be installed here.
+    """Import matplotlib without ``MPLBACKEND``, which a notebook may have set.
 
-    Figures are written by Agg and need no backend. The variable is back afterwards.
+    Figures are written by Agg and need no backend. The variable is restored afterwards.
     """
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        del sys.modules[name]  # what the import that failed has left
+        del sys.modules[name]  # left by the import that failed
     backend = os.environ.pop(_BACKEND)
     try:
         import matplotlib  # noqa: F401

@@ -1,4 +1,4 @@
-"""How far a long piece of work is, told to whoever shows it: the library itself prints nothing."""
+"""Progress of long work, reported through a callback: the library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 OnProgress = Callable[[str, int, int], None]
-"""``on_progress(stage, done, total)``: what is being done, and how many of how many are done.
+"""``on_progress(stage, done, total)``: ``done`` of the ``total`` items of a stage are done.
 
-A stage begins with a call in which ``done`` is less than ``total``, and ends with one in which they
-are equal. Stages follow each other, and are told apart by their names.
+The first call of a stage has ``done < total``, the last one ``done == total``. One stage follows
+another; each has its own name.
 """
 
 
@@ -20,9 +20,12 @@ def report_progress(
     stage: str,
     total: int,
     on_progress: OnProgress | None,
-    weigh: Callable[[T], int] = lambda _: 1,
+    count: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """Yield each result, and tell how many of ``total`` are done with; a result is ``weigh``."""
+    """Yield each result, and report how many of ``total`` items are done.
+
+    A result stands for ``count(result)`` items.
+    """
     if on_progress is None or not total:
         yield from results
         return
@@ -30,7 +33,7 @@ def report_progress(
     on_progress(stage, done, total)
     for result in results:
         yield result
-        done += weigh(result)
+        done += count(result)
         on_progress(stage, done, total)
 
 

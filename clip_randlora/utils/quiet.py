@@ -1,4 +1,9 @@
-"""Silence for what libraries say in one thread; what other threads say is shown as always."""
+"""Silence warnings and log records of one thread; those of other threads are shown as always.
+
+Logging and warnings belong to the whole process. Changing a level and putting it back would silence
+other threads as well, and two threads that do so would restore each other's values. So levels stay
+as they are, and the records of the silent thread are filtered out.
+"""
 
 from __future__ import annotations
 
@@ -10,81 +15,68 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Held while the process's one list of handlers, and of blocks, is changed.
-_changing = threading.Lock()
-_silent: Counter[int] = Counter()  # blocks by thread
+_lock = threading.Lock()  # guards the filters, the handlers and `_silent`
+_silent: Counter[int] = Counter()  # number of open blocks by thread
 
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Silence this thread's warnings, and what it logs at the root and at the named loggers.
+    """Silence this thread's warnings, and its records at the root logger and the named loggers."""
+    root, *others = logging.getLogger(), *map(logging.getLogger, loggers)
+    thread = threading.get_ident()
+    discard = _Discard()
 
-    Logging and warnings belong to the whole process. A level that is set here and put back would
-    silence other threads as well, and two threads that do so would put back each other's. So
-    nothing of theirs is changed: what this thread says is filtered out, until the block ends.
-    """
-    targets = [logging.getLogger(), *map(logging.getLogger, loggers)]
-    discard, only_others = _Discard(), _OnlyOthers(threading.get_ident())
-    with _changing:
-        # `logging.warning` gives a root logger without handlers one that stays for good
-        targets[0].addHandler(discard)
-        filtered = [*targets, *(handler for target in targets for handler in target.handlers)]
+    def is_of_another_thread(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    with _lock:
+        # `logging.warning` adds a permanent handler to a root logger that has none
+        root.addHandler(discard)
+        filtered: list[logging.Filterer] = [root, *others]
+        filtered += [handler for logger in (root, *others) for handler in logger.handlers]
         for place in filtered:
-            place.addFilter(only_others)
+            place.addFilter(is_of_another_thread)
     try:
         with without_warnings():
             yield
     finally:
-        with _changing:
+        with _lock:
             for place in filtered:
-                place.removeFilter(only_others)
-            targets[0].removeHandler(discard)
+                place.removeFilter(is_of_another_thread)
+            root.removeHandler(discard)
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence this thread's warnings alone; cheap enough for every image."""
+    """Silence this thread's warnings only; cheap enough for every image."""
     thread = threading.get_ident()
-    with _changing:
+    with _lock:
         _silent[thread] += 1
-        if not isinstance(warnings.showwarning, _ShowOnlyOthers):
-            warnings.showwarning = _ShowOnlyOthers(warnings.showwarning)
+        if not isinstance(warnings.showwarning, _ShowUnlessSilent):
+            warnings.showwarning = _ShowUnlessSilent(warnings.showwarning)
     try:
         yield
     finally:
-        with _changing:
+        with _lock:
             _silent[thread] -= 1
             if not _silent[thread]:
                 del _silent[thread]
-            if not _silent and isinstance(warnings.showwarning, _ShowOnlyOthers):
+            if not _silent and isinstance(warnings.showwarning, _ShowUnlessSilent):
                 warnings.showwarning = warnings.showwarning.show
 
 
-class _OnlyOthers(logging.Filter):
-    """Passes what other threads log."""
-
-    def __init__(self, thread: int):
-        super().__init__()
-        self._thread = thread
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self._thread
-
-
 class _Discard(logging.Handler):
-    """Stands in for the handler that a root logger lacks; passes on what would be shown without."""
+    """Handler of a root logger that has no other; passes on what would be shown without it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        last = logging.lastResort
-        handlers = logging.getLogger().handlers
-        first = next((handler for handler in handlers if isinstance(handler, _Discard)), None)
-        is_alone = first is self and all(isinstance(handler, _Discard) for handler in handlers)
+        handlers, last = logging.getLogger().handlers, logging.lastResort
+        is_alone = handlers[:1] == [self] and all(isinstance(h, _Discard) for h in handlers)
         if is_alone and last is not None and record.levelno >= last.level:
             last.handle(record)
 
 
-class _ShowOnlyOthers:
-    """Stands in for `warnings.showwarning` while a thread is silent."""
+class _ShowUnlessSilent:
+    """Stands in for `warnings.showwarning` while any thread is silent."""
 
     def __init__(self, show: Callable[..., Any]):
         self.show = show

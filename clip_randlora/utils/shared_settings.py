@@ -1,4 +1,4 @@
-"""Settings of the whole process, made for a while by several threads at once."""
+"""Settings of the whole process that several threads change for a while."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from contextlib import contextmanager
 
 
 class SharedSetting:
-    """A setting of the process that is made while anybody needs it, and put back after the last.
+    """A setting of the process: the first user changes it, the last one restores it.
 
-    Saved and put back by each thread alone, it would stay for good: a second thread would find it
-    made, and put that back.
+    If every thread saved and restored it alone, a second thread would save the changed value and
+    restore that for good.
     """
 
-    def __init__(self, make: Callable[[], Callable[[], None]]):
-        """Name what makes the setting; it returns what puts it back."""
-        self._make = make
-        self._changing = threading.Lock()  # held while it is made or put back
+    def __init__(self, change: Callable[[], Callable[[], None]]):
+        """Take the function that changes the setting; it returns the function that restores it."""
+        self._change = change
+        self._lock = threading.Lock()  # held during a change
         self._users = 0
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Need the setting inside the block."""
-        with self._changing:
+        """Keep the setting changed inside the block."""
+        with self._lock:
             if not self._users:
-                self._put_back = self._make()
+                self._restore = self._change()
             self._users += 1
         try:
             yield
         finally:
-            with self._changing:
+            with self._lock:
                 self._users -= 1
                 if not self._users:
-                    self._put_back()
+                    self._restore()

@@ -1,4 +1,4 @@
-"""YAML from outside: settings, descriptions of data sets, the settings of a run."""
+"""YAML files that a user may have written: settings, data set specs, sweeps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MAX_CHARACTERS = 4 * 2**20
 
 
 def read_mapping(path: Path, expected: str, called: str | None = None) -> dict[str, Any]:
-    """Read ``name: value`` lines; no tag in them can build an object.
+    """Read a mapping of ``name: value`` lines; tags that build Python objects are refused.
 
     Args:
         path: the file.
-        expected: what the file should hold, for the message if it does not.
-        called: what messages call it; by default its path.
+        expected: what the file should hold, for error messages.
+        called: what error messages call the file; by default its path.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or holds something else.
+        UserError: the file cannot be read, is not YAML, or is not a mapping.
     """
     called = called or str(path)
     try:
@@ -40,10 +40,11 @@ def read_mapping(path: Path, expected: str, called: str | None = None) -> dict[s
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # dates and numbers out of range
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{called}: not YAML ({reason}); expected {expected}") from None
-    fields = {} if fields is None else fields  # nothing but comments
+    if fields is None:  # empty, or only comments
+        return {}
     if not isinstance(fields, dict):
         raise UserError(f"{called}: expected {expected}")
     for name in fields:
         if not isinstance(name, str):
-            raise UserError(f"{called}: {str(name)[:40]!r} is no name; expected {expected}")
+            raise UserError(f"{called}: {str(name)[:40]!r} is not a name; expected {expected}")
     return fields

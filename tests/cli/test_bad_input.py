@@ -67,7 +67,7 @@ SETTINGS = {
     "learning_rat: 1": "learning_rat: no such setting; did you mean learning_rate?",
     "method: {method: randlora, rnk: 4}": "randlora.rnk: no such setting; did you mean rank?",
     "zebra: 1": "zebra: no such setting; there are method, shots",
-    "1: 2": "'1' is no name",
+    "1: 2": "'1' is not a name",
     "shots: yes": "shots: give a number",
     "shots: many": "shots: Input should be a valid integer",
     "shots: 0": "shots: Input should be greater than or equal to 1",
@@ -446,11 +446,11 @@ BAD_RUNS = {
     "integers": (tensors(lambda t: t.int()), "not all of tensor"),
     "shapes": (tensors(lambda t: t[:1].clone()), "has another shape"),
     "no settings": (lambda f: (f / "config.yaml").unlink(), "not a run folder"),
-    "empty settings": (text("config.yaml", ""), "config.yaml: damaged, model is not that of a run"),
+    "empty settings": (text("config.yaml", ""), "config.yaml: damaged, model: Field required"),
     "object": (text("config.yaml", "!!python/name:os.system"), "config.yaml: not YAML"),
     "classes": (
         text("config.yaml", "model: lite0\npretrained: null\nclasses: 3\ntrain: {}"),
-        "config.yaml: damaged, classes is not that of a run",
+        "config.yaml: damaged, classes: Input should be a valid list",
     ),
     "train": (
         text("config.yaml", "model: lite0\npretrained: default\nclasses: [a]\ntrain: {lr: 1}"),
@@ -458,7 +458,7 @@ BAD_RUNS = {
     ),
     "data": (
         text("config.yaml", "model: lite0\npretrained: null\nclasses: [a]\ntrain: {}\ndata: 5"),
-        "config.yaml: damaged, data is not that of a run",
+        "config.yaml: damaged, data: Input should be a valid dictionary",
     ),
     "cut settings": (cut_before("templates"), "config.yaml: damaged, train has no templates"),
     "unfinished": (lambda f: (f / ADAPTER).unlink(), "the run is not finished"),

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import clip_randlora as cr
 from clip_randlora.cli.options import settings_of_file
-from clip_randlora.runs import run_folder
+from clip_randlora.runs import run_config
 from clip_randlora.utils import formats
 
 # of the commit before config.yaml had a version, to the letter but for the numbers in braces
@@ -107,7 +107,7 @@ def test_a_run_of_version_1_is_read_as_it_was_trained(change, run, tiny_folder):
         before.adapter.deltas().items(), now.adapter.deltas().items(), strict=True
     ):
         assert torch.equal(old, new), name
-    train = cr.TrainConfig.parse(run_folder.read_config(run)["train"])
+    train = cr.TrainConfig.parse(run_config.read_config(run)["train"])
     assert train.beta2 == (None if "beta2" in text else 0.999)  # AdamW's, before one could set it
     assert train.method.seed == 0
     assert settings_of_file(run / "config.yaml")["beta2"] == train.beta2  # as --config reads it
@@ -142,7 +142,7 @@ def test_the_methods_seed_is_the_trainings_unless_it_has_one(tiny_folder, colors
         run = cr.fit(cr.load_model(str(tiny_folder)), colors, config, tmp_path / name)
         run.adapter.detach()
         stored = cr.load_adapter(run.model.net, tmp_path / name).config.seed
-        assert stored == run_folder.read_config(tmp_path / name)["train"]["method"]["seed"]
+        assert stored == run_config.read_config(tmp_path / name)["train"]["method"]["seed"]
         recorded.append(stored)
     assert recorded == [2, 7]
     assert cr.attach(cr.load_model(str(tiny_folder)).net, cr.LoRA(rank=2)).config.seed == 0
@@ -156,9 +156,9 @@ def test_a_config_that_was_cut_anywhere_is_refused(run):
     for end in sorted(places | {len(whole) - 2}):
         path.write_text(whole[:end])
         with pytest.raises(cr.UserError, match=r"config\.yaml: "):
-            run_folder.read_config(run)
+            run_config.read_config(run)
     path.write_text(whole)
-    run_folder.read_config(run)
+    run_config.read_config(run)
 
 
 @pytest.mark.parametrize(
@@ -195,12 +195,12 @@ def test_what_a_later_version_adds_renames_and_removes(run, monkeypatch):
     del train["flip"], train["warmup"]
     train |= {"warm_up": 0.3, "momentum": 0.9}
     path.write_text(yaml.safe_dump(recorded, sort_keys=False))
-    read = cr.TrainConfig.parse(run_folder.read_config(run)["train"])
+    read = cr.TrainConfig.parse(run_config.read_config(run)["train"])
     assert (read.flip, read.warmup) == (False, 0.3)
     del train["momentum"]
     path.write_text(yaml.safe_dump(recorded, sort_keys=False))
     with pytest.raises(cr.UserError, match="damaged, train has no momentum"):
-        run_folder.read_config(run)
+        run_config.read_config(run)
 
 
 def rewrite(path: Path, **changes: str | None) -> None:

@@ -19,7 +19,8 @@ from clip_randlora.evaluation import (
     predict_split,
     score,
 )
-from clip_randlora.runs.run_folder import read_answers, read_metrics
+from clip_randlora.runs.predictions_file import read_answers
+from clip_randlora.runs.run_folder import read_metrics
 from clip_randlora.training.config import (
     choose_precision,
     default_beta2,

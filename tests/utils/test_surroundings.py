@@ -81,7 +81,7 @@ def test_a_matplotlib_that_cannot_be_imported_costs_the_figures_alone(
     tiny, colors, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "clip_randlora.runs.figures", None)
-    monkeypatch.delattr(cr, "figures")
+    monkeypatch.delattr("clip_randlora.runs.figures")
     run = cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(**FAST), tmp_path / "run")
     assert len([note for note in run.notes if "could not be drawn" in note]) == 4
     assert (run.folder / "metrics.json").exists() and not list(run.folder.glob("*.png"))
