@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.adapters import Adapter
-from clip_randlora.adapters.adapter import check_strength
+from clip_randlora.adapters import Adapter, check_strength
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, Split, decode_batches

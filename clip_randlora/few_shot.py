@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from clip_randlora.adapters import Adapter, LinearProbe, ZeroShot, attach
-from clip_randlora.adapters.config import AdapterConfig, with_seed
+from clip_randlora.adapters import Adapter, AdapterConfig, LinearProbe, ZeroShot, attach
 from clip_randlora.clip.class_names import clean_class_names
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
@@ -100,7 +99,7 @@ def fit(
     config = _with_prompts_of(data, config or TrainConfig())
     if resume and out is not None:
         config = _as_begun(config, run_config.read_train_settings(out))
-    config = config.model_copy(update={"method": with_seed(config.method, config.seed)})
+    config = config.model_copy(update={"method": config.method.with_seed(config.seed)})
     prompts = class_prompts(data, config, out if resume else None)
     asked = record_prompts(prompts, config.templates, config.prompts)
     settings = _settings(model, data, config, source, asked)
@@ -330,7 +329,7 @@ def _as_begun(config: TrainConfig, begun: Mapping[str, Any]) -> TrainConfig:
     if config.beta2 is None:
         changes["beta2"] = begun.get("beta2")
     if isinstance(recorded, Mapping) and isinstance(recorded.get("seed"), int):
-        changes["method"] = with_seed(method, recorded["seed"])
+        changes["method"] = method.with_seed(recorded["seed"])
     return config.model_copy(update=changes)
 
 

@@ -1,16 +1,18 @@
 """Frozen random bases that come back bit for bit, so that no adapter file has to store them.
 
-Every number is made from the raw 64-bit output of the Philox counter-based generator, whose
-stream NumPy guarantees (unlike that of its distributions), by integer arithmetic and one float32
-product: the same bits on every device and under every version of torch. The bases B_i are dealt
-from the columns of one matrix (D, n r), as peft deals them: column ``k n + i`` is B_i's k-th. Each
-run of r columns has a stream of its own and fills its rows in order, so a smaller layer's matrix
-is a corner of a larger one's: slicing one pair for the largest shapes serves every layer.
+Every entry is made from the raw 64-bit output of the Philox counter-based generator by integer
+arithmetic and one float32 product. NumPy guarantees that raw output, unlike that of its
+distributions, so the bits are the same on every device and under every version of torch.
+
+The bases B_i are the columns of one matrix (D, n r), in peft's order: column ``k n + i`` is the
+k-th column of B_i. Each run of r columns has a bit stream of its own, which fills its rows in
+order. So the matrix of a smaller layer is a corner of that of a larger one, and one pair for the
+largest shapes serves every layer.
 
 Source: RandLoRA (Albert et al., ICLR 2025, arXiv 2502.00987). One departure: under the sparse
 distributions only B is sparse, and A holds +-1. A column of A that is all zeros makes that column
-of the update zero (at r = 6, one column in eleven with s = 3, and four in five with s = sqrt(768)),
-so a sparse A would take away the full rank that the method is for.
+of the update zero. At r = 6 that would be one column in eleven with s = 3, and four in five with
+s = sqrt(768), which would take away the full rank that the method is for.
 """
 
 from dataclasses import astuple, dataclass
@@ -21,10 +23,13 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from clip_randlora.errors import UserError
+
 Distribution = Literal["uniform", "sparse", "very_sparse"]
 
 _CPU = torch.device("cpu")
-_STREAM_OF_A = 0  # the matrix of the B_i draws its columns j r to (j + 1) r from stream j + 1
+_MOST_ENTRIES = 2**30
+_STREAM_OF_A = 0  # columns j r to (j + 1) r of the matrix of the B_i have stream j + 1
 
 
 class Bases(NamedTuple):
@@ -37,19 +42,19 @@ class Bases(NamedTuple):
     a: torch.Tensor
 
     @classmethod
-    def deal(cls, matrix: torch.Tensor, a: torch.Tensor) -> "Bases":
-        """Make the pair whose B_i are dealt from the columns of ``matrix`` (D, n r), as views."""
+    def from_matrix(cls, matrix: torch.Tensor, a: torch.Tensor) -> "Bases":
+        """Make the pair whose B_i are the columns of ``matrix`` (D, n r), as views."""
         return cls(matrix.unflatten(1, (a.shape[0], -1)).permute(2, 0, 1), a)
 
     def matrix(self) -> torch.Tensor:
-        """Return all B_i as the one matrix (D, n r) that they were dealt from, a view of it."""
+        """Return all B_i as one matrix (D, n r), a view if they were made from one."""
         return self.b.permute(1, 2, 0).flatten(1)
 
     def sliced(self, rows: int, columns: int) -> "Bases":
         """Return the views that a weight of shape (rows, columns), rows >= columns, uses."""
         rank = self.a.shape[0]
         width = number_of_bases(columns, rank) * rank
-        return Bases.deal(self.matrix()[:rows, :width], self.a[:, :columns])
+        return Bases.from_matrix(self.matrix()[:rows, :width], self.a[:, :columns])
 
 
 def number_of_bases(columns: int, rank: int) -> int:
@@ -58,7 +63,7 @@ def number_of_bases(columns: int, rank: int) -> int:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what inference asked for first has to serve training too
+@torch.inference_mode(False)  # tensors that inference makes first must serve training too
 def random_bases(
     rank: int,
     rows: int,
@@ -84,9 +89,14 @@ def random_bases(
     Returns:
         Tensors of standard deviation 1; shared by all callers, so not to be written to.
     """
-    matrix = _make_matrix(rank, rows, columns, distribution, seed)
+    n = number_of_bases(columns, rank)
+    matrix = np.empty((rows, n * rank), dtype=np.float32)
+    for j in range(n):
+        bits = _raw_uint32(seed, j + 1, rows * rank)
+        entries = _entries_of_b(bits, distribution, columns)
+        matrix[:, j * rank : (j + 1) * rank] = entries.reshape(rows, rank)
     a = random_basis_a(rank, columns, distribution, seed, dtype=dtype, device=device)
-    return Bases.deal(matrix.to(device, dtype), a)
+    return Bases.from_matrix(torch.from_numpy(matrix).to(device, dtype), a)
 
 
 @lru_cache(maxsize=16)
@@ -100,23 +110,11 @@ def random_basis_a(
     dtype: torch.dtype = torch.float32,
     device: torch.device = _CPU,
 ) -> torch.Tensor:
-    """Return the A, (r, d), of `random_bases`, which it takes no B to make."""
+    """Return A, (r, d), of `random_bases`, without making B."""
     bits = _raw_uint32(seed, _STREAM_OF_A, columns * rank)
     entries = _uniform(bits) if distribution == "uniform" else _ternary(bits, 1.0)
     # drawn column by column, so that a smaller layer's A is a prefix too
     return torch.from_numpy(entries.reshape(columns, rank).T.copy()).to(device, dtype)
-
-
-def _make_matrix(
-    rank: int, rows: int, columns: int, distribution: Distribution, seed: int
-) -> torch.Tensor:
-    count = number_of_bases(columns, rank)
-    matrix = np.empty((rows, count * rank), dtype=np.float32)
-    for j in range(count):
-        bits = _raw_uint32(seed, j + 1, rows * rank)
-        entries = _entries_of_b(bits, distribution, columns)
-        matrix[:, j * rank : (j + 1) * rank] = entries.reshape(rows, rank)
-    return torch.from_numpy(matrix)
 
 
 @lru_cache(maxsize=8)
@@ -146,20 +144,48 @@ def random_matrices(
     return torch.from_numpy(made).view(count, rows, columns)
 
 
-class Source(Protocol):
+@dataclass(frozen=True)
+class RandomMatrices:
+    """Frozen random matrices; the fields are the arguments of `random_matrices`."""
+
+    count: int
+    rows: int
+    columns: int
+    stream: int
+    seed: int
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """Return them on a device, float32 (count, rows, columns); not to be written to."""
+        return random_matrices(*astuple(self), device=device)
+
+
+def check_size(setting: str, value: int, entries: int) -> None:
+    """Refuse a number of rows, or of matrices, whose random matrices would fill the memory.
+
+    Args:
+        setting: the name of the number, for the message.
+        value: the number.
+        entries: how many random entries each of them has.
+
+    Raises:
+        UserError: they would have more than 2^30 entries, 4 GiB.
+    """
+    most = _MOST_ENTRIES // entries
+    if value > most:
+        raise UserError(
+            f"{setting}: {value}, whose random matrices would take more than 4 GiB; give at most "
+            f"{most}"
+        )
+
+
+class BasisProvider(Protocol):
     """Where the pair of bases for the largest adapted shapes comes from."""
 
     def pair(self, dtype: torch.dtype, device: torch.device) -> Bases:
-        """Return the pair; it is kept, and all who ask share it."""
+        """Return the pair, which all callers share."""
 
     def basis_a(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return the pair's A alone, (r, d)."""
-
-    def matrix(self) -> torch.Tensor:
-        """Return the matrix (D, n r) of the B_i, float32 on the CPU, which is not kept."""
-
-    def density(self) -> float:
-        """Return the share of the B_i's entries that are not zero."""
 
 
 @dataclass(frozen=True)
@@ -181,18 +207,9 @@ class SeededBases:
         settings = self.rank, self.columns, self.distribution, self.seed
         return random_basis_a(*settings, dtype=dtype, device=device)
 
-    def matrix(self) -> torch.Tensor:
-        """Return the matrix (D, n r) of the B_i, float32 on the CPU, generated anew."""
-        return _make_matrix(*astuple(self))
-
-    def density(self) -> float:
-        """Return the share of the B_i's entries that are expected not to be zero."""
-        is_dense = self.distribution == "uniform"
-        return 1.0 if is_dense else 1 / _sparsity(self.distribution, self.columns)
-
 
 class StoredBases:
-    """A pair that came with an adapter trained elsewhere, whose bases no seed of ours makes."""
+    """A pair that came with an adapter trained elsewhere, which no seed makes again."""
 
     def __init__(self, bases: Bases):
         self._bases = bases
@@ -202,21 +219,13 @@ class StoredBases:
     def pair(self, dtype: torch.dtype, device: torch.device) -> Bases:
         """Return the pair, converted once."""
         if (dtype, device) not in self._converted:
-            converted = Bases(*(tensor.to(device, dtype) for tensor in self._bases))
-            self._converted[dtype, device] = converted
+            b, a = (tensor.to(device, dtype) for tensor in self._bases)
+            self._converted[dtype, device] = Bases(b, a)
         return self._converted[dtype, device]
 
     def basis_a(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return the pair's A alone, (r, d)."""
         return self.pair(dtype, device).a
-
-    def matrix(self) -> torch.Tensor:
-        """Return the matrix (D, n r) of the B_i, float32 on the CPU."""
-        return self._bases.matrix().to(_CPU, torch.float32)
-
-    def density(self) -> float:
-        """Return the share of the B_i's entries that are not zero."""
-        return float(torch.count_nonzero(self._bases.b)) / self._bases.b.numel()
 
 
 def _raw_uint32(seed: int, stream: int, count: int) -> np.ndarray:

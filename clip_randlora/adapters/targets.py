@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from clip_randlora.adapters.config import AdapterConfig, Full, MethodConfig, Sum
+from clip_randlora.adapters.config import AdapterConfig, MethodConfig
+from clip_randlora.adapters.full import Full
+from clip_randlora.adapters.methods import Sum
 from clip_randlora.errors import UserError
 
 # A block is the innermost numbered member of one of these, "blocks.3.1" where stages have blocks.
@@ -72,6 +75,13 @@ class TargetWeight:
     def weight(self) -> Tensor:
         """The weight itself: (out, in), (out, in, 1, 1) for a convolution; (out, ...) if whole."""
         return getattr(self.module, self.tensor_name)
+
+    @property
+    def base(self) -> Tensor:
+        """The same without an adapter's update."""
+        if not is_parametrized(self.module, self.tensor_name):
+            return self.weight
+        return self.module.parametrizations[self.tensor_name].original
 
     def part_shape(self, part: AdaptedPart) -> tuple[int, int]:
         """Return (out, in) of one part."""

@@ -34,7 +34,7 @@ def verify(source: Source, expected: Features, folder: Path, precision: str) -> 
     """Load it onto a fresh base model and compare both encoders' features."""
     fresh = load_model(source.model.name, source.model.pretrained, "cpu")
     adapter = load_adapter(fresh.net, folder)
-    with torch.inference_mode(), adapter.formed_once():
+    with torch.inference_mode(), adapter.cached_weights():
         images = fresh.net.encode_image(expected.pixels, normalize=True)
         texts = fresh.net.encode_text(expected.tokens, normalize=True)
     require_equal("image features", images, expected.images, 1e-5)

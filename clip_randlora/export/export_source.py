@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, load_adapter
-from clip_randlora.adapters.adapter import check_strength
+from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, check_strength, load_adapter
 from clip_randlora.clip.models import Model, load_model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.errors import UserError
@@ -175,7 +174,7 @@ class Source:
         flat = [prompt for of_class in self.prompts.values() for prompt in of_class]
         tokens = self.model.tokenizer(flat[:_IMAGES])
         text = TextClassifier(self.model, self.classes, list(self.prompts.values()))
-        with torch.inference_mode(), self.adapter.formed_once():
+        with torch.inference_mode(), self.adapter.cached_weights():
             return Features(
                 pixels=pixels,
                 images=self.model.net.encode_image(pixels, normalize=True),

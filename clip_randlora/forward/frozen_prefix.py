@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from clip_randlora.adapters import Adapter
-from clip_randlora.adapters.adapter import AdaptedWeight
 from clip_randlora.adapters.config import Tower
+from clip_randlora.adapters.parametrization import AdaptedWeight
 from clip_randlora.adapters.targets import block_name
 from clip_randlora.data import AugmentedViews
 from clip_randlora.forward.replace import Replacement, replaced_forwards
@@ -73,7 +73,7 @@ class FrozenImages:
             DoesNotFit: not even one view does, or the tower is not a sequence of blocks.
         """
         self._encode, self._count = encode, views.images
-        with torch.no_grad(), adapter.formed_once():
+        with torch.no_grad(), adapter.cached_weights():
             first_and_last = views.crops(torch.tensor([0, views.images - 1]), torch.tensor([0, 0]))
             self._blank = torch.zeros_like(first_and_last[:1])  # any image: it is not seen
             self._prefix = None
@@ -150,7 +150,7 @@ class FrozenText:
             DoesNotFit: the tower is not a sequence of blocks.
         """
         self._encode = encode
-        with torch.no_grad(), adapter.formed_once(), _refusing_what_fails():
+        with torch.no_grad(), adapter.cached_weights(), _refusing_what_fails():
             self._recording = record(adapter, "text", encode)
             _check_equal(self.features(), self._recording.output)
 

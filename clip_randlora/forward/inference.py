@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from clip_randlora.adapters.adapter import AdaptedWeight
+from clip_randlora.adapters.parametrization import AdaptedWeight
 from clip_randlora.clip.models import Model
 from clip_randlora.forward.attention import pooled_token_forward
 from clip_randlora.forward.batch_norm import find_pairs, fold

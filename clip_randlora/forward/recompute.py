@@ -3,8 +3,7 @@
 A linear layer keeps its input for its weight's gradient. Where that input is the output of an
 activation or a layer norm, which keeps its own input anyway, both are kept: for the MLP of a
 transformer's block that is five of some seventeen times the width. Computing them again costs one
-pass over memory, less than a hundredth of a step. The same holds for an updated weight whose bases
-are very sparse: it is formed again in a fifth of the time of a dense one.
+pass over memory, less than a hundredth of a step.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
-
-from clip_randlora.adapters.adapter import AdaptedWeight
 
 _CHEAP = (nn.GELU, QuickGELU, nn.LayerNorm)
 
@@ -43,9 +40,7 @@ class _View:
 
 @contextmanager
 def recomputed_in_backward(net: nn.Module) -> Iterator[None]:
-    """Keep no outputs of GELUs and layer norms, and no weights that are cheap to form.
-
-    That is in the forward passes inside the block.
+    """Keep no outputs of GELUs and layer norms in the forward passes inside the block.
 
     The backward pass computes them again, to the same bits; it may run outside of the block.
     """
@@ -56,8 +51,6 @@ def recomputed_in_backward(net: nn.Module) -> Iterator[None]:
             outputs[_address(output)] = _Output(weakref.ref(output), compute)
 
     def remember_module(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, AdaptedWeight) and not module.is_formed_again(output.dtype):
-            return
         if len(inputs) == 1:
             remember(output, _same_again(module, inputs[0].detach()))
 
@@ -71,7 +64,7 @@ def recomputed_in_backward(net: nn.Module) -> Iterator[None]:
     hooks = [
         module.register_forward_hook(remember_module)
         for module in net.modules()
-        if isinstance(module, (*_CHEAP, AdaptedWeight))
+        if isinstance(module, _CHEAP)
     ]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from clip_randlora.adapters.config import Method, one_line, parse_method
+from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.methods import Method, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
 from clip_randlora.data.dataset_spec import SUFFIXES, packaged_specs, read_dataset_spec
 from clip_randlora.data.registry import DATASETS

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clip_randlora.adapters.config import with_seed
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_folder
 from clip_randlora.sweep.config import Cell
@@ -179,7 +178,7 @@ def _difference(before: Cell, now: Cell) -> str:
 def _advice(before: Cell, now: Cell) -> str:
     """Say how to go on with a sweep of a version in which seeds did not reach the method."""
     seed = getattr(before.method.settings, "seed", None)
-    if seed is None or with_seed(now.method.settings, seed) != before.method.settings:
+    if seed is None or now.method.settings.with_seed(seed) != before.method.settings:
         return ""
     return (
         f"to go on with one seed of the methods in all cells, give each method `seed: {seed}`; or "

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from clip_randlora.adapters.config import Method, RandLoRA, one_line, parse_method
+from clip_randlora.adapters import RandLoRA
+from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.methods import Method
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.templates import check_templates
 from clip_randlora.errors import UserError
@@ -35,6 +37,7 @@ _LITE0_LEARNING_RATES = {
     "nola": 1.8e-4,
     "full": 3e-4,
 }
+_USUAL_LEARNING_RATE = 1e-3  # of a method that neither table has
 _LITE0_BETA2 = {"nola": 0.98}  # no gain that lasts for the others (docs/results.md)
 
 _NUMBERS = (
@@ -109,11 +112,6 @@ class TrainConfig(BaseModel):
             raise ValueError("give a number")
         return value
 
-    @field_validator("method", mode="before")
-    @classmethod
-    def _parse_method(cls, value: Any) -> Any:
-        return parse_method(value)
-
     @field_validator("templates")
     @classmethod
     def _check_templates(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -179,7 +177,7 @@ def default_learning_rate(model_name: str, method: str, images_per_class: float)
     gradients are, and the further the same number of steps would go from zero-shot.
     """
     rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
-    return rates[method] * min(1.0, images_per_class / 16)
+    return rates.get(method, _USUAL_LEARNING_RATE) * min(1.0, images_per_class / 16)
 
 
 def default_beta2(model_name: str, method: str) -> float:

@@ -70,8 +70,7 @@ def training_forward(net: nn.Module, adapter: Adapter) -> Iterator[None]:
         adapter: that is attached to it.
     """
     with (
-        adapter.formed_once(),
-        adapter.short_gradients(),
+        adapter.cached_weights(),
         direct_self_attention(net),
         pooled_token_only(net.visual),
         recomputed_in_backward(net),
@@ -351,7 +350,7 @@ class Loop:
         if self.watched is None:
             return None
         labels = self.watched.labels.to(self.model.device)
-        with torch.inference_mode(), self.adapter.formed_once(), self._autocast():
+        with torch.inference_mode(), self.adapter.cached_weights(), self._autocast():
             batches = self.watched.images.split(_WATCH_BATCH)
             features = torch.cat([self.model.encode_image(batch) for batch in batches])
             answers = (features @ self.text.features().T).argmax(dim=-1)

@@ -16,7 +16,8 @@ from torch import nn
 
 import clip_randlora as cr
 from clip_randlora.adapters.bases import random_matrices
-from clip_randlora.adapters.low_rank import NoLADelta, VeRADelta
+from clip_randlora.adapters.nola import NoLADelta
+from clip_randlora.adapters.vera import VeRADelta
 from clip_randlora.evaluation import encode_images
 from clip_randlora.training.config import default_learning_rate
 from clip_randlora.training.linear_probe import choose_c

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 import clip_randlora as cr
-from clip_randlora.adapters.adapter import AdaptedWeight
+from clip_randlora.adapters.parametrization import AdaptedWeight
 from clip_randlora.clip.text import TextClassifier, make_prompts
 from clip_randlora.forward.attention import direct_self_attention
 

@@ -11,8 +11,7 @@ from helpers.models import randomize
 from torch.nn.functional import normalize
 
 import clip_randlora as cr
-from clip_randlora.adapters import adapter as adapters
-from clip_randlora.adapters.adapter import AdaptedWeight
+from clip_randlora.adapters import parametrization
 from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, shared_prefix, trim
 from clip_randlora.forward.attention import direct_self_attention, pooled_token_only
 from clip_randlora.forward.recompute import recomputed_in_backward
@@ -46,11 +45,6 @@ def held_bytes(run) -> int:
         output = run()
     assert output.requires_grad
     return sum(event.self_cpu_memory_usage for event in profile.events())
-
-
-def compress_all(monkeypatch) -> None:
-    """Let bases that are not dense be multiplied as compressed rows, however small they are."""
-    monkeypatch.setattr("clip_randlora.adapters.fast.basis_matmul._DENSEST_COMPRESSED", 1.0)
 
 
 def test_the_last_block_computes_the_class_token_alone(tiny):
@@ -167,84 +161,6 @@ def test_direct_attention_is_attention(tiny, in_bf16):
     assert "forward" not in vars(attention)
 
 
-@pytest.mark.parametrize("bases", ["uniform", "very_sparse", "compressed"])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_short_gradients_are_the_gradients(tiny, bases, dtype, monkeypatch):
-    if bases == "compressed":  # which those of a model this small are not by themselves
-        compress_all(monkeypatch)
-        bases = "very_sparse"
-    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases=bases))
-    randomize(adapter)
-    adapter.strength = 0.5
-    found = []
-    for context in (nullcontext, adapter.short_gradients):
-        with context(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-            output = tiny.encode_image(images()).float()  # 51 tokens, 4 x 64 hidden units
-        found.append({"features": output.detach(), **gradients(adapter, output)})
-    assert_close(found[1], found[0], 5e-2 if dtype else 1e-5)
-
-
-def test_short_gradients_never_form_that_of_the_weight(tiny):
-    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
-    randomize(adapter)
-
-    def run(context):
-        with context(), torch.profiler.profile(record_shapes=True) as profile:
-            tiny.encode_image(images()).sum().backward()
-        shapes = [event.input_shapes for event in profile.events() if event.name == "aten::mm"]
-        # Y^T X of an MLP's first layer: hidden x tokens, tokens x width
-        return sum(shape == [[256, 51], [51, 64]] for shape in shapes)
-
-    assert run(nullcontext) > 0
-    assert run(adapter.short_gradients) == 0
-
-
-@pytest.mark.parametrize("bases", ["uniform", "compressed"])
-def test_a_long_pass_after_a_short_one_gets_its_gradients(tiny, bases, monkeypatch):
-    if bases == "compressed":
-        compress_all(monkeypatch)
-        bases = "very_sparse"
-    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases=bases, towers=("text",)))
-    randomize(adapter)
-    names = [f"{colour} {thing}" for colour in ("red", "bright orange") for thing in range(60)]
-    text = TextClassifier(tiny, names, make_prompts(names))
-    width = tiny.net.transformer.resblocks[0].mlp.c_fc.out_features
-    # the common prefix is fewer tokens than a layer is wide, the rest of the prompts are more
-    assert text.shared < width < len(names) * (text.tokens.shape[1] - text.shared)
-    found = []
-    for context in (nullcontext, lambda: training_forward(tiny.net, adapter)):
-        with context():
-            output = text.features()
-        found.append(gradients(adapter, output))
-    assert_close(found[1], found[0], 1e-5)
-
-
-@pytest.mark.parametrize("in_bf16", [False, True])
-def test_weights_with_very_sparse_bases_are_formed_again(tiny, in_bf16, monkeypatch):
-    compress_all(monkeypatch)
-    adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, bases="very_sparse", towers=("vision",)))
-    randomize(adapter)
-
-    def run(context):
-        with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-            return tiny.encode_image(images()).float()
-
-    @contextmanager
-    def keeping():  # all that a step's forward pass does, but for this
-        with monkeypatch.context() as patch:
-            patch.setattr(AdaptedWeight, "is_formed_again", lambda *_: False)
-            with training_forward(tiny.net, adapter):
-                yield
-
-    forming = lambda: training_forward(tiny.net, adapter)  # noqa: E731
-    kept, formed = (held_bytes(lambda c=c: run(c)) for c in (keeping, forming))
-    tall = sum(delta.numel() for name, delta in adapter.deltas().items() if "mlp" in name)
-    # some versions of torch keep a mask or a scalar more
-    assert kept - formed == pytest.approx(tall * (2 if in_bf16 else 4), rel=0.01)
-    before, after = (gradients(adapter, run(context)) for context in (keeping, forming))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 @pytest.mark.parametrize("settings", [{}, {"bases": "sparse"}, {"rank": 2}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch, settings, dtype):
@@ -264,7 +180,7 @@ def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch,
         return logits, gradients(adapter, logits)
 
     logits, one_by_one = run()
-    monkeypatch.setattr("clip_randlora.adapters.randlora._STEPWISE_ON", ())
+    monkeypatch.setattr("clip_randlora.adapters.fast.weight_update._ROW_LOOP_DEVICES", ())
     at_once, together = run()
     exact = dtype == torch.float32
     torch.testing.assert_close(at_once, logits, atol=1e-6 if exact else 1e-2, rtol=0)
@@ -281,8 +197,10 @@ def test_the_readmes_own_training_step_learns_and_forms_each_weight_once(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("open_clip.create_model", lambda *_, **__: tiny.net)
     formed, losses = [], []
-    add_updates = adapters.add_updates
-    monkeypatch.setattr(adapters, "add_updates", lambda *a: formed.append(1) or add_updates(*a))
+    add_updates = parametrization.add_updates
+    monkeypatch.setattr(
+        parametrization, "add_updates", lambda *a: formed.append(1) or add_updates(*a)
+    )
     cross_entropy = torch.nn.functional.cross_entropy
     monkeypatch.setattr(
         "torch.nn.functional.cross_entropy",

@@ -1,1 +1,5 @@
-"""Fast ways to compute what `clip_randlora.adapters.randlora` defines."""
+"""Fast ways to compute what the methods' pages define; `add_updates` is the one entry."""
+
+from clip_randlora.adapters.fast.weight_update import add_updates
+
+__all__ = ["add_updates"]

@@ -137,7 +137,7 @@ def read(path: str | Path) -> StoredAdapter:
                 raise TypeError("the base's activation is no name")
             bases = None
             if _BASES[0] in tensors:
-                bases = Bases.deal(*(tensors.pop(key) for key in _BASES))
+                bases = Bases.from_matrix(*(tensors.pop(key) for key in _BASES))
             task = json.loads(metadata.get("task", "null"))
             config = formats.upgrade_method(dict(json.loads(metadata["config"])), version)
             return StoredAdapter(config, base, tensors, bases, task)

@@ -2,7 +2,7 @@
 
 peft (peft.tuners.randlora, 0.16 and later) computes the same update with the same names for the
 same things: lambda is stored transposed, (r, n), and gamma as here, (n, d); ``randlora_B``
-(D, n, r), flattened, is the matrix that `Bases` deals from, and ``randlora_A`` is (r, 1, d). Its
+(D, n, r), flattened, is the matrix of `Bases`, and ``randlora_A`` is (r, 1, d). Its
 shared pair is made for the largest output by the largest input size, so it is wider than the one
 here wherever both the first and the second layer of an MLP are adapted: what no layer uses is
 written as zeros. peft saves the pair once for the model, and up to 0.21.2 again for every layer.
@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_randlora.adapters.bases import Bases, number_of_bases, random_bases
-from clip_randlora.adapters.config import RandLoRA, parse_method
-from clip_randlora.adapters.delta import largest_sides
 from clip_randlora.adapters.io.transformers_names import transformers_names
+from clip_randlora.adapters.methods import parse_method
+from clip_randlora.adapters.randlora import RandLoRA
 from clip_randlora.adapters.targets import TargetWeight, find_weights, select_weights
 from clip_randlora.errors import UserError
 from clip_randlora.utils.outputs import atomic_write
@@ -149,7 +149,7 @@ def _shared_projections(adapter: Adapter, config: RandLoRA) -> dict[str, Tensor]
     shapes = adapter.shapes()
     bases = adapter.bases
     if bases is None:
-        rows, columns = largest_sides(shapes)
+        rows, columns = max(map(max, shapes)), max(map(min, shapes))
         bases = random_bases(config.rank, rows, columns, config.bases, config.seed)
     largest = [max(sides) for sides in zip(*shapes, strict=True)]
     count = number_of_bases(min(largest), config.rank)
@@ -175,7 +175,7 @@ def _pop_bases(folder: Path, tensors: dict[str, Tensor]) -> Bases:
             f"with save_projection=True"
         )
     try:
-        return Bases.deal(b[0].float().flatten(1), a[0].float().squeeze(1))
+        return Bases.from_matrix(b[0].float().flatten(1), a[0].float().squeeze(1))
     except (RuntimeError, IndexError) as error:
         raise UserError(f"{folder}: its projections have another shape than peft's") from error
 
