@@ -59,7 +59,9 @@ class Adapter:
             makes them.
         head: a linear probe's weights (C, E) and biases (C,) on unit image features (N, E), which
             updates no weight of the model; None for every other method.
-        base: the model that it was attached to: its name and fingerprint.
+        base: the name and the fingerprint of the model.
+        is_attached: whether the model still has the adapter: it was neither detached nor merged.
+        is_merged: whether the update was added to the model's weights.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Adapter:
         self.base = adapter_files.identify(net, name)
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
         self._strength = 1.0
-        self._is_attached, self._is_merged = True, False
+        self.is_attached, self.is_merged = True, False
         self._adapted = self._parametrize()
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
@@ -147,20 +149,10 @@ class Adapter:
         Nothing of the adapter or the network changes, so any thread may ask.
         """
         return {
-            name: self._adapted[name].updated(weight.base, strength, weight.base.dtype)
-            for name, weight in self.weights.items()
-            if weight.tower == tower
+            name: adapted.updated(self.weights[name].base, strength, self.weights[name].base.dtype)
+            for name, adapted in self._adapted.items()
+            if self.weights[name].tower == tower
         }
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether the model still has the adapter: it was neither detached nor merged."""
-        return self._is_attached
-
-    @property
-    def is_merged(self) -> bool:
-        """Whether the update is baked into the model's weights."""
-        return self._is_merged
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable parameters as ``WEIGHT.TARGET.TENSOR``, in the network's order.
@@ -189,8 +181,8 @@ class Adapter:
         """Return ``{weight name: dW}`` at full strength, each in its weight's shape and dtype."""
         with torch.no_grad():
             return {
-                name: self._adapted[name].delta(weight.base).contiguous()
-                for name, weight in self.weights.items()
+                name: adapted.delta(self.weights[name].base).contiguous()
+                for name, adapted in self._adapted.items()
             }
 
     def summary(self) -> list[AdaptedSummary]:
@@ -221,9 +213,9 @@ class Adapter:
         self._remove(bake=False)
 
     def _remove(self, bake: bool) -> None:
-        if not self._is_attached:
+        if not self.is_attached:
             raise UserError("this adapter is no longer attached to its model")
-        self._is_attached, self._is_merged = False, bake
+        self.is_attached, self.is_merged = False, bake
         for weight in self.weights.values():
             parametrize.remove_parametrizations(
                 weight.module, weight.tensor_name, leave_parametrized=bake

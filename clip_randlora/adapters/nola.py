@@ -1,7 +1,7 @@
 """NoLA: both factors of a low-rank update are combinations of frozen random matrices.
 
 ``dW = alpha / r * (sum_j beta_j B_j) (sum_i alpha_i A_i)`` with B_j (out, r) and A_i (r, in)
-frozen; trained are the coefficients (Koohpayegani et al., ICLR 2024, arXiv 2310.02556, section 2.1).
+frozen. Trained are the coefficients (Koohpayegani et al., ICLR 2024, arXiv 2310.02556, 2.1).
 """
 
 from collections.abc import Sequence

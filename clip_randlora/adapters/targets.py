@@ -1,8 +1,8 @@
 """Which weights of an open_clip model a configuration adapts.
 
-Weights are found by what a module holds, not by its class: by the field's usual names for its part
-in the network, and by shapes where the names differ. So open_clip's own towers of versions 3 and 4,
-timm's and Hugging Face's all work.
+A weight is found by the field's usual names for its module, and by its shape where the names
+differ. The module's class does not matter, so the towers of open_clip 3 and 4, timm and Hugging
+Face all work.
 """
 
 import re
@@ -19,7 +19,7 @@ from clip_randlora.adapters.full import Full
 from clip_randlora.adapters.methods import Sum
 from clip_randlora.errors import UserError
 
-# A block is the innermost numbered member of one of these, "blocks.3.1" where stages have blocks.
+# the innermost numbered module under one of these names; "blocks.3.1" where stages hold blocks
 _BLOCK = re.compile(
     r"^(?:.*\.)?(?:resblocks|blocks|layers|layer\d*)\.\d+(?:\.\d+)?(?=\.|$)", re.ASCII
 )
@@ -35,7 +35,7 @@ _ATTENTION_TARGETS = ("q", "k", "v", "out")
 _ATTENTION_CLASS = re.compile("atten|attn|transformer", re.IGNORECASE)
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 WHOLE = "weight"
-"""The target of full fine-tuning: a whole tensor, of whatever kind."""
+"""The target of full fine-tuning: a whole tensor of any kind."""
 
 _MLP_PARENTS = re.compile(r"(?:^|\.)(?:mlp|ffn|feed_forward|intermediate)$")
 
@@ -112,7 +112,7 @@ def _find(
 
 
 def _tower(name: str) -> str:
-    """Return the tower of a module or tensor by its dotted name."""
+    """Return the tower that a module or tensor lies in, by its dotted name."""
     return "vision" if name.split(".")[0] == "visual" else "text"
 
 
@@ -150,17 +150,17 @@ def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]
             selected.append(replace(weight, parts=parts))
     if not selected:
         raise UserError(
-            f"towers {_words(config.towers)} with targets {_words(config.targets)} match no weight "
-            f"of this model; it has {_describe_choices(weights)}"
+            f"towers {', '.join(config.towers)} with targets {', '.join(config.targets)} match no "
+            f"weight of this model; it has {_describe_choices(weights)}"
         )
     return selected
 
 
 def require_attention(net: nn.Module, config: MethodConfig) -> None:
-    """Refuse a new adapter that would leave attention out which it was asked to adapt.
+    """Refuse settings that ask for attention which the adapter would leave out.
 
-    A tower without any attention, a convolutional one say, keeps its weights if the targets are
-    the method's own; it is refused if they were chosen and it has none of them.
+    Under the method's default targets, a tower without attention stays as it is: a convolutional
+    one, say. If the targets were chosen and a tower has none of them, it is refused.
 
     Raises:
         UserError: a tower has attention of a form that is not known, or none of the chosen targets;
@@ -176,27 +176,27 @@ def require_attention(net: nn.Module, config: MethodConfig) -> None:
         if unknown:
             raise UserError(
                 f"the {tower} tower's {unknown} has no query, key and value projections that are "
-                f"known; leave out targets {_words(asked)}, or adapt the other tower alone with "
+                f"known; leave out targets {', '.join(asked)}, or adapt the other tower alone with "
                 f"`towers`; this model has {_describe_choices(weights)}"
             )
         if config.has_chosen_targets and tower not in selected and any(_modules_of(net, tower)):
             raise UserError(
-                f"the {tower} tower has none of the targets {_words(config.targets)}; leave it out "
-                f"of `towers`, or add targets that it has: {_describe_choices(weights)}"
+                f"the {tower} tower has none of the targets {', '.join(config.targets)}; leave it "
+                f"out of `towers`, or add targets that it has: {_describe_choices(weights)}"
             )
 
 
 def _unknown_attention(net: nn.Module, tower: str, weights: list[TargetWeight]) -> str | None:
-    """Name the first, innermost module that attends in a way that `find_weights` does not know.
+    """Name the innermost module with attention that `find_weights` does not know, or return None.
 
-    A module says that it attends by its class's name or its number of heads. It does not where it
-    only scales or convolves, without a linear map.
+    A module has attention if its class's name or a number of heads says so, and if it holds a
+    linear map: some modules of such names only scale or convolve.
     """
     unknown = None
     for name, module in _modules_of(net, tower):
         if unknown and not name.startswith(f"{unknown[0]}."):
             break
-        if _says_it_attends(module) and _has_linear_map(module):
+        if _looks_like_attention(module) and _has_linear_map(module):
             inside = [w for w in weights if w.name.startswith(f"{name}.")]
             targets = {part.target for weight in inside for part in weight.parts}
             has_blocks = any(_BLOCK.match(child) for child, _ in module.named_modules())
@@ -213,7 +213,7 @@ def _modules_of(net: nn.Module, tower: str) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _says_it_attends(module: nn.Module) -> bool:
+def _looks_like_attention(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return False
     has_heads = any(isinstance(getattr(module, heads, None), int) for heads in _HEADS)
@@ -221,7 +221,7 @@ def _says_it_attends(module: nn.Module) -> bool:
 
 
 def _has_linear_map(module: nn.Module) -> bool:
-    """Tell whether a module holds a linear layer, or a matrix of its own shaped like one."""
+    """Return whether a module holds a linear layer, or a matrix of such a shape."""
     if any(isinstance(child, nn.Linear) for child in module.modules()):
         return True
     sides = [sorted(tensor.shape) for tensor in module.parameters() if tensor.ndim == 2]
@@ -229,7 +229,7 @@ def _has_linear_map(module: nn.Module) -> bool:
 
 
 def _all_tensors(_: str, module: nn.Module) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
-    """Yield the trainable tensors that this module holds itself, whole; no scalars."""
+    """Yield the tensors that this module itself holds, whole; scalars are left out."""
     for tensor_name, tensor in module.named_parameters(recurse=False):
         if tensor.ndim:
             yield tensor_name, _equal_parts(tensor, (WHOLE,))
@@ -238,7 +238,7 @@ def _all_tensors(_: str, module: nn.Module) -> Iterator[tuple[str, tuple[Adapted
 def _adaptable_tensors(
     net: nn.Module, name: str, module: nn.Module
 ) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
-    """Yield the adaptable tensors that this module holds itself, with their parts."""
+    """Yield the adaptable tensors that this module itself holds, with their parts."""
     if isinstance(module, nn.Linear):
         targets = _linear_targets(net, name)
         if targets:
@@ -252,7 +252,7 @@ def _adaptable_tensors(
 
 
 def _held_projections(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Name the query, key and value projections that a module holds as tensors of its own."""
+    """Return the query, key and value projections that a module holds as plain tensors."""
     found = {}
     for tensor_name, tensor in module.named_parameters(recurse=False):
         stem = tensor_name.removesuffix("_weight")
@@ -266,14 +266,14 @@ def _held_projections(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _is_packed(module: nn.Module, weight: Tensor) -> bool:
-    """Tell a packed projection to q, k and v by its shape: (3 width, in), of an output's width."""
+    """Return whether a weight projects to q, k and v: it is (3 width, in), width an output's."""
     outputs = [child for leaf, child in module.named_children() if leaf in _OUT_LEAVES]
     widths = [child.in_features for child in outputs if isinstance(child, nn.Linear)]
     return any(weight.shape[0] == 3 * width for width in widths)
 
 
 def _linear_targets(net: nn.Module, name: str) -> tuple[str, ...]:
-    """Name the targets that a linear layer holds, from its own name, its parent's and its shape."""
+    """Return the targets of a linear layer by its own name, its parent's and its shape."""
     parent_name, _, leaf = name.rpartition(".")
     parent = net.get_submodule(parent_name)
     if leaf in _QKV_LEAVES:
@@ -290,7 +290,7 @@ def _linear_targets(net: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    """Tell an attention by its query projection, packed or separate."""
+    """Return whether a module has a query projection, packed or separate."""
     if _held_projections(module) or any(leaf in _QKV_LEAVES for leaf, _ in module.named_children()):
         return True
     linears = [child for _, child in module.named_children() if isinstance(child, nn.Linear)]
@@ -311,9 +311,5 @@ def _describe_choices(weights: list[TargetWeight]) -> str:
         if here:
             targets = dict.fromkeys(part.target for weight in here for part in weight.parts)
             blocks = max(weight.block for weight in here) + 1
-            choices.append(f"{tower}: {_words(targets)} in {blocks} blocks")
+            choices.append(f"{tower}: {', '.join(targets)} in {blocks} blocks")
     return "; ".join(choices) or "no attention, MLP or 1x1 convolution that is known"
-
-
-def _words(values) -> str:
-    return ", ".join(values)

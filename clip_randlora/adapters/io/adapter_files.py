@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_randlora.adapters.bases import Bases
-from clip_randlora.adapters.config import AdapterConfig
+from clip_randlora.adapters.config import MethodConfig
 from clip_randlora.errors import UserError
 from clip_randlora.utils import formats
 from clip_randlora.utils.outputs import atomic_write
@@ -28,10 +28,13 @@ _SAMPLES_PER_TENSOR = 256
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model that an adapter belongs to: its name for messages, the rest for checks.
+    """The model that an adapter belongs to.
 
-    ``activation`` is ``GELU``, ``QuickGELU`` or both, which the weights do not tell; None in a
-    model without either, and in files that do not record it.
+    Attributes:
+        name: for messages.
+        fingerprint: of its weights, see `identify`.
+        activation: ``GELU``, ``QuickGELU`` or both, which the weights do not show. None: the model
+            has neither, or the file is older than this record.
     """
 
     name: str
@@ -46,7 +49,8 @@ class BaseModel:
 class StoredAdapter:
     """What an adapter file holds.
 
-    ``bases`` only if no seed makes them; ``task`` is what a classifier needs besides, if saved.
+    ``bases`` is None if a seed makes them. ``task`` has the classes and prompts of a classifier, or
+    is None.
     """
 
     config: dict
@@ -57,11 +61,10 @@ class StoredAdapter:
 
 
 def identify(net: nn.Module, name: str | None = None) -> BaseModel:
-    """Name and fingerprint an unadapted model.
+    """Return the name, the fingerprint and the activation of an unadapted model.
 
-    The fingerprint is the SHA-256 of every tensor's name and shape and of up to 256 of its
-    entries, evenly spaced, as float32: other weights give another one, and reading it is quick.
-    The activation, which is no weight, is recorded beside it.
+    The fingerprint is the SHA-256 of every tensor's name and shape, and of up to 256 of its
+    entries, evenly spaced, as float32.
     """
     digest = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
@@ -75,7 +78,7 @@ def identify(net: nn.Module, name: str | None = None) -> BaseModel:
 
 
 def _activation(net: nn.Module) -> str | None:
-    """Tell which GELUs a model has, open_clip's own, torch's or transformers', by their classes."""
+    """Return which GELUs a model has, by the names of their classes."""
     gelus = {name for name in (type(m).__name__.lower() for m in net.modules()) if "gelu" in name}
     kinds = {"QuickGELU" if "quick" in name else "GELU" for name in gelus}
     return " and ".join(sorted(kinds)) or None
@@ -83,7 +86,7 @@ def _activation(net: nn.Module) -> str | None:
 
 def write(
     path: str | Path,
-    config: AdapterConfig,
+    config: MethodConfig,
     base: BaseModel,
     tensors: Mapping[str, Tensor],
     task: Mapping[str, Any] | None = None,
@@ -103,7 +106,7 @@ def write(
 
 
 def bases_to_tensors(bases: Bases | None) -> dict[str, Tensor]:
-    """Name the tensors that keep a pair of bases in a file: (D, n r) and (r, d)."""
+    """Return the tensors that hold a pair of bases in a file: (D, n r) and (r, d)."""
     return dict(zip(_BASES, (bases.matrix(), bases.a), strict=True)) if bases else {}
 
 
@@ -132,9 +135,9 @@ def read(path: str | Path) -> StoredAdapter:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             base = BaseModel(**json.loads(metadata["base"]))
             if not isinstance(base.name, str) or not isinstance(base.fingerprint, str):
-                raise TypeError("base is no name and fingerprint")
+                raise TypeError("base has no name and fingerprint")
             if not isinstance(base.activation, str | None):
-                raise TypeError("the base's activation is no name")
+                raise TypeError("the base's activation is not a name")
             bases = None
             if _BASES[0] in tensors:
                 bases = Bases.from_matrix(*(tensors.pop(key) for key in _BASES))
@@ -151,7 +154,7 @@ def read(path: str | Path) -> StoredAdapter:
 
 
 def check_bases(path: str | Path, bases: Bases, rank: int, rows: int, columns: int) -> None:
-    """Raise a UserError if bases from a file are none for weights of up to (rows, columns)."""
+    """Raise a UserError if a file's bases do not fit weights of up to (rows, columns)."""
     b, a = bases
     fits = a.shape[0] == rank and a.shape[1] >= columns and b.shape[1] >= rows
     fits = fits and b.shape[0] * rank >= columns
@@ -160,7 +163,7 @@ def check_bases(path: str | Path, bases: Bases, rank: int, rows: int, columns: i
 
 
 def refuse_other_base(path: str | Path, stored: BaseModel, present: BaseModel) -> None:
-    """Raise a UserError that names what differs: the models, or their activations."""
+    """Raise a UserError if the models or their activations differ; it names both."""
     if stored.fingerprint != present.fingerprint:
         raise UserError(
             f"{path}: this adapter was trained on {stored}, and the model here is {present}; "
@@ -177,7 +180,7 @@ def refuse_other_base(path: str | Path, stored: BaseModel, present: BaseModel) -
 def check_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Tensor]
 ) -> None:
-    """Raise a UserError if the file's tensors are not those that its own settings call for."""
+    """Raise a UserError if the file's tensors are not those that its settings call for."""
     for key in expected.keys() ^ tensors.keys():
         raise UserError(f"{path}: damaged adapter file, tensor {key} is missing or not expected")
     for key, tensor in tensors.items():
@@ -185,6 +188,6 @@ def check_tensors(
             raise UserError(f"{path}: damaged adapter file, tensor {key} has another shape")
         if not tensor.is_floating_point() or not tensor.float().isfinite().all():
             raise UserError(
-                f"{path}: damaged adapter file, not all of tensor {key} are numbers; train again, "
-                f"or use another copy"
+                f"{path}: damaged adapter file, tensor {key} is not all finite numbers; train "
+                f"again, or use another copy"
             )

@@ -1,13 +1,13 @@
 """RandLoRA adapters of the peft library, for transformers' ``CLIPModel``: read and written.
 
-peft (peft.tuners.randlora, 0.16 and later) computes the same update with the same names for the
-same things: lambda is stored transposed, (r, n), and gamma as here, (n, d); ``randlora_B``
-(D, n, r), flattened, is the matrix of `Bases`, and ``randlora_A`` is (r, 1, d). Its
-shared pair is made for the largest output by the largest input size, so it is wider than the one
-here wherever both the first and the second layer of an MLP are adapted: what no layer uses is
-written as zeros. peft saves the pair once for the model, and up to 0.21.2 again for every layer.
-All versions read a file that has it once, as written here; those up to 0.21.2 warn that each layer
-misses it.
+peft (peft.tuners.randlora, 0.16 and later) computes the same update under the same names. It
+stores lambda transposed, (r, n), and gamma as here, (n, d). Its ``randlora_B`` (D, n, r) is the
+matrix of `Bases` if flattened; its ``randlora_A`` is (r, 1, d).
+
+Its shared pair is made for the largest output by the largest input size. So it is wider than ours
+where both layers of an MLP are adapted; what no layer uses is written as zeros. peft saves the
+pair once for the model, and up to 0.21.2 again for every layer. All versions read a file that has
+it once, as written here; up to 0.21.2 they warn that each layer misses it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PeftAdapter:
 
 
 def is_peft(path: str | Path) -> bool:
-    """Tell a folder that peft saved an adapter to, or the weights file in one."""
+    """Return whether peft saved an adapter to this folder, or to the folder of this file."""
     return (_folder(path) / _CONFIG).is_file()
 
 
@@ -164,8 +164,8 @@ def _shared_projections(adapter: Adapter, config: RandLoRA) -> dict[str, Tensor]
 def _pop_bases(folder: Path, tensors: dict[str, Tensor]) -> Bases:
     """Take the shared projections out.
 
-    There is one pair for the model, in files of peft up to 0.21.2 an equal one for each layer as
-    well, and one layer's alone where the adapter was injected into a model without `PeftModel`.
+    Files have one pair for the model, up to peft 0.21.2 an equal one for each layer as well, and
+    one layer's alone where the adapter was injected into a model without `PeftModel`.
     """
     a = [tensors.pop(key) for key in list(tensors) if key.endswith(".randlora_A")]
     b = [tensors.pop(key) for key in list(tensors) if key.endswith(".randlora_B")]
@@ -202,7 +202,7 @@ def _by_our_names(folder: Path, tensors: dict[str, Tensor], net: nn.Module) -> d
 
 
 def _selection(folder: Path, adapted: set[str], net: nn.Module) -> dict:
-    """Express a set of adapted parts, ``WEIGHT.TARGET``, as towers, targets and last blocks."""
+    """Return the towers, targets and last blocks that select these parts, ``WEIGHT.TARGET``."""
     weights = find_weights(net)
     present = [
         (weight, part)
