@@ -175,7 +175,7 @@ class Adapter:
 
     def shapes(self) -> list[Shape]:
         """Return (out, in) of every part of a weight that is adapted on its own."""
-        return [d.shape for adapted in self._adapted.values() for d in adapted.deltas.values()]
+        return [delta.shape for adapted in self._adapted.values() for delta in adapted.parts()]
 
     def deltas(self) -> dict[str, Tensor]:
         """Return ``{weight name: dW}`` at full strength, each in its weight's shape and dtype."""

@@ -1,16 +1,16 @@
 """Settings that methods share; each method's own settings are on its page."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
 
 from clip_randlora.adapters.delta import Delta, Shape
 from clip_randlora.errors import UserError, unknown_setting
 
 Tower = Literal["vision", "text"]
 Target = Literal["q", "k", "v", "out", "mlp", "conv"]
-_Config = TypeVar("_Config", bound="MethodConfig")
 
 
 class MethodConfig(BaseModel):
@@ -28,7 +28,7 @@ class MethodConfig(BaseModel):
         """
         return []
 
-    def with_seed(self: _Config, seed: int) -> _Config:
+    def with_seed(self, seed: int) -> Self:
         """Return the settings with this seed where they leave it open."""
         return self
 
@@ -55,7 +55,7 @@ class AdapterConfig(MethodConfig):
         """Whether the targets are others than the method's own."""
         return self.targets != type(self).model_fields["targets"].default
 
-    def with_seed(self: _Config, seed: int) -> _Config:
+    def with_seed(self, seed: int) -> Self:
         """Return the settings with this seed where they leave it open."""
         return self if self.seed is not None else self.model_copy(update={"seed": seed})
 

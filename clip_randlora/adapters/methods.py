@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from clip_randlora.adapters.config import MethodConfig, one_line
 from clip_randlora.adapters.delta import Delta, Shape
@@ -75,7 +76,7 @@ class Sum(MethodConfig):
             for shape, terms in zip(shapes, updates, strict=True)
         ]
 
-    def with_seed(self, seed: int) -> "Sum":
+    def with_seed(self, seed: int) -> Self:
         """Return the settings with this seed where a term leaves it open."""
         terms = tuple(term.with_seed(seed) for term in self.terms)
         return self.model_copy(update={"terms": terms})

@@ -26,6 +26,10 @@ class AdaptedWeight(nn.Module):
         self._is_caching = False
         self._cached: Tensor | None = None
 
+    def parts(self) -> list[Delta]:
+        """Return the updates, in the order of their rows."""
+        return [delta for delta in self.deltas.values() if isinstance(delta, Delta)]
+
     def set_caching(self, is_on: bool) -> None:
         """Form the weight once from now on, however often it is read; or anew at each reading."""
         self._is_caching, self._cached = is_on, None
@@ -48,7 +52,7 @@ class AdaptedWeight(nn.Module):
         """Return ``W + strength * dW`` in the weight's shape and in ``dtype``."""
         if strength == 0:
             return weight
-        rows, deltas = list(self.rows.values()), list(self.deltas.values())
+        rows, deltas = list(self.rows.values()), self.parts()
         flat = weight.reshape(len(weight), -1)
         with torch.autocast(weight.device.type, enabled=False):  # rounded once, at the end
             updated = add_updates(flat, rows, deltas, strength, dtype)

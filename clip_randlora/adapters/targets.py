@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from clip_randlora.adapters.config import AdapterConfig, MethodConfig
+from clip_randlora.adapters.config import AdapterConfig, MethodConfig, Tower
 from clip_randlora.adapters.full import Full
 from clip_randlora.adapters.methods import Sum
 from clip_randlora.errors import UserError
@@ -67,7 +67,7 @@ class TargetWeight:
     name: str
     module: nn.Module
     tensor_name: str
-    tower: str
+    tower: Tower
     block: int
     parts: tuple[AdaptedPart, ...]
 
@@ -81,7 +81,7 @@ class TargetWeight:
         """The same without an adapter's update."""
         if not is_parametrized(self.module, self.tensor_name):
             return self.weight
-        return self.module.parametrizations[self.tensor_name].original
+        return getattr(self.module.parametrizations, self.tensor_name).original
 
     def part_shape(self, part: AdaptedPart) -> tuple[int, int]:
         """Return (out, in) of one part."""
@@ -98,7 +98,7 @@ def _find(
     tensors_of: Callable[[str, nn.Module], Iterable[tuple[str, tuple[AdaptedPart, ...]]]],
 ) -> list[TargetWeight]:
     found = []
-    blocks: dict[str, dict[str, int]] = {"vision": {}, "text": {}}
+    blocks: dict[Tower, dict[str, int]] = {"vision": {}, "text": {}}
     for name, module in net.named_modules():
         tower = _tower(name)
         for tensor_name, parts in tensors_of(name, module):
@@ -111,7 +111,7 @@ def _find(
     return found
 
 
-def _tower(name: str) -> str:
+def _tower(name: str) -> Tower:
     """Return the tower that a module or tensor lies in, by its dotted name."""
     return "vision" if name.split(".")[0] == "visual" else "text"
 
@@ -139,7 +139,7 @@ def select_weights(net: nn.Module, config: MethodConfig) -> list[TargetWeight]:
 
 def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:
     weights = find_weights(net)
-    block_counts = Counter()
+    block_counts: Counter[Tower] = Counter()
     for weight in weights:
         block_counts[weight.tower] = max(block_counts[weight.tower], weight.block + 1)
     selected = []
@@ -240,7 +240,7 @@ def _adaptable_tensors(
 ) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
     """Yield the adaptable tensors that this module itself holds, with their parts."""
     if isinstance(module, nn.Linear):
-        targets = _linear_targets(net, name)
+        targets = _linear_targets(net, name, module)
         if targets:
             yield "weight", _equal_parts(module.weight, targets)
     elif isinstance(module, nn.Conv2d):
@@ -272,7 +272,7 @@ def _is_packed(module: nn.Module, weight: Tensor) -> bool:
     return any(weight.shape[0] == 3 * width for width in widths)
 
 
-def _linear_targets(net: nn.Module, name: str) -> tuple[str, ...]:
+def _linear_targets(net: nn.Module, name: str, layer: nn.Linear) -> tuple[str, ...]:
     """Return the targets of a linear layer by its own name, its parent's and its shape."""
     parent_name, _, leaf = name.rpartition(".")
     parent = net.get_submodule(parent_name)
@@ -284,9 +284,7 @@ def _linear_targets(net: nn.Module, name: str) -> tuple[str, ...]:
         return ("out",)
     if _MLP_PARENTS.search(parent_name) or re.search(r"layer\.\d+\.output$", parent_name):
         return ("mlp",)
-    if _is_packed(parent, net.get_submodule(name).weight):
-        return ("q", "k", "v")
-    return ()
+    return ("q", "k", "v") if _is_packed(parent, layer.weight) else ()
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -73,7 +73,7 @@ def identify(net: nn.Module, name: str | None = None) -> BaseModel:
         sample = flat[::stride][:_SAMPLES_PER_TENSOR].float().cpu().numpy().astype("<f4")
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(sample.tobytes())
-    name = name or getattr(net, "model_name", type(net).__name__)
+    name = name or str(getattr(net, "model_name", type(net).__name__))
     return BaseModel(name, digest.hexdigest(), _activation(net))
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -77,9 +77,8 @@ def read(path: str | Path, net: nn.Module) -> PeftAdapter:
             raise UserError(f"{folder / _CONFIG}: has no {needed}; save it from peft again")
     bases = _pop_bases(folder, tensors)
     found = _by_our_names(folder, tensors, net)
-    config = parse_method(
+    config = _parse(
         {
-            "method": "randlora",
             "rank": settings["r"],
             "alpha": settings["randlora_alpha"],
             "seed": settings["projection_prng_key"],
@@ -88,6 +87,12 @@ def read(path: str | Path, net: nn.Module) -> PeftAdapter:
         }
     )
     return PeftAdapter(config, bases, found)
+
+
+def _parse(settings: dict[str, Any]) -> RandLoRA:
+    config = parse_method({"method": "randlora", **settings})
+    assert isinstance(config, RandLoRA)
+    return config
 
 
 def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | None = None) -> None:
@@ -118,13 +123,13 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
     folder = Path(folder)
     RandLoraConfig(
         r=config.rank,
-        randlora_alpha=config.alpha * adapter.strength,
+        randlora_alpha=config.alpha * adapter.strength,  # type: ignore[arg-type]  # any number
         target_modules=list(modules.values()),
-        projection_prng_key=config.seed,
+        projection_prng_key=config.seed or 0,
         sparse=config.bases == "sparse",
         very_sparse=config.bases == "very_sparse",
         base_model_name_or_path=base_model,
-    ).save_pretrained(folder)
+    ).save_pretrained(str(folder))
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / _WEIGHTS) as temporary:
         save_file(contents, temporary, metadata={"format": "pt"})
@@ -201,7 +206,7 @@ def _by_our_names(folder: Path, tensors: dict[str, Tensor], net: nn.Module) -> d
     return found
 
 
-def _selection(folder: Path, adapted: set[str], net: nn.Module) -> dict:
+def _selection(folder: Path, adapted: set[str], net: nn.Module) -> dict[str, Any]:
     """Return the towers, targets and last blocks that select these parts, ``WEIGHT.TARGET``."""
     weights = find_weights(net)
     present = [
@@ -219,7 +224,7 @@ def _selection(folder: Path, adapted: set[str], net: nn.Module) -> dict:
     }
     selected = {
         f"{weight.name}.{part.target}"
-        for weight in select_weights(net, RandLoRA(**selection))
+        for weight in select_weights(net, _parse(selection))
         for part in weight.parts
     }
     missing = sorted(selected - adapted)
