@@ -16,8 +16,6 @@ from torch import nn
 
 import clip_randlora as cr
 from clip_randlora.adapters.bases import random_matrices
-from clip_randlora.adapters.nola import NoLADelta
-from clip_randlora.adapters.vera import VeRADelta
 from clip_randlora.evaluation import encode_images
 from clip_randlora.training.config import default_learning_rate
 from clip_randlora.training.linear_probe import choose_c
@@ -62,7 +60,7 @@ def small_clipart() -> cr.Data:
 def test_vera_by_the_papers_formula():
     """dW = diag(b) B diag(d) A, entry by entry, with Kaiming uniform matrices."""
     config = cr.VeRA(rank=2, seed=7)
-    delta = VeRADelta((3, 4), config, largest=(5, 6))
+    delta, _ = config.make_deltas([(3, 4), (5, 6)])
     with torch.no_grad():
         delta.b.copy_(torch.tensor([1.0, -2.0, 0.5]))
         delta.d.copy_(torch.tensor([3.0, 0.25]))
@@ -83,7 +81,7 @@ def test_vera_equals_peft():
         nn.Sequential(nn.Linear(12, 20)), peft.VeraConfig(r=5, target_modules=["0"])
     )
     layer = wrapped.base_model.model[0]
-    delta = VeRADelta((20, 12), cr.VeRA(rank=5, seed=0), largest=(30, 40))
+    delta, _ = cr.VeRA(rank=5, seed=0).make_deltas([(20, 12), (30, 40)])
     frozen_b, frozen_a = (
         random_matrices(1, side, 5, n, seed=0)[0] for n, side in ((0, 20), (1, 12))
     )
@@ -104,7 +102,7 @@ def test_vera_equals_peft():
 def test_nola_by_the_papers_formula():
     """dW = alpha / r * (sum_j beta_j B_j) (sum_i alpha_i A_i), with two matrices a factor."""
     config = cr.NoLA(rank=2, number_of_bases=2, alpha=3.0, seed=5)
-    delta = NoLADelta((3, 2), config, largest=(4, 4))
+    delta, _ = config.make_deltas([(3, 2), (4, 4)])
     assert delta.alpha.tolist() == [0.5, 0.5] and delta.beta.tolist() == [0, 0]
     with torch.no_grad():
         delta.beta.copy_(torch.tensor([1.0, -2.0]))

@@ -67,7 +67,7 @@ def test_a_tower_that_averages_its_tokens_runs_whole():
     text = {"width": 48, "heads": 2, "layers": 1}
     net = open_clip.CLIP(32, config | {"pool_type": "avg"}, text).eval()
     net.visual.preprocess_cfg = {"size": 32}
-    model = cr.models.Model(net, "averaging", None, torch.device("cpu"))
+    model = cr.Model(net, "averaging", None, torch.device("cpu"))
     with torch.no_grad():
         plain = net.encode_image(model.normalize(images()), normalize=True)
         with pooled_token_only(net.visual):
