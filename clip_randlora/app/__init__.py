@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clip_randlora.app.app_settings import Settings
+from clip_randlora.errors import needs_extra
 
 __all__ = ["Settings", "launch"]
 
@@ -31,11 +32,16 @@ def launch(
         port: TCP port.
         auth: user name and password to ask for.
         open_browser: also open it in a browser.
+
+    Raises:
+        UserError: Gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # uploads and workspaces share one folder, so that what is served need not be copied
     os.environ["GRADIO_TEMP_DIR"] = str(settings.folder)
     with _interrupts() as asked:
+        with needs_extra("the app", "app"):
+            import gradio  # noqa: F401
         from starlette.middleware import Middleware
 
         from clip_randlora.app.access import Gate

@@ -59,7 +59,7 @@ def datasets(
 def _list_datasets() -> None:
     with loading():
         from clip_randlora.data import DATASETS, find_dataset_spec, packaged_specs
-        from clip_randlora.data.download import is_on_disk, show_size
+        from clip_randlora.data.download import show_size
         from clip_randlora.utils.paths import data_root
 
         table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
@@ -72,7 +72,7 @@ def _list_datasets() -> None:
                 name,
                 str(entry.number_of_classes),
                 f"{sum(entry.images.values()):,}",
-                "yes" if is_on_disk(entry) else "",
+                _on_disk(entry),
                 show_size(entry.download_megabytes) if entry.download_megabytes else "?",
                 entry.licence,
                 entry.description,
@@ -86,9 +86,16 @@ def _list_datasets() -> None:
     )
 
 
-def _show_dataset(spec: DatasetSpec) -> None:
+def _on_disk(spec: DatasetSpec) -> str:
     from clip_randlora.data.download import is_on_disk
 
+    try:
+        return "yes" if is_on_disk(spec) else ""
+    except UserError:  # the library that keeps it is not installed
+        return "?"
+
+
+def _show_dataset(spec: DatasetSpec) -> None:
     shown = spec.model_dump(exclude={"file"}, exclude_defaults=True)
     table = Table(show_header=False)
     for field, value in shown.items():
@@ -97,5 +104,5 @@ def _show_dataset(spec: DatasetSpec) -> None:
         separator = "\n" if field in ("templates", "notes") else ", "
         text = separator.join(value) if isinstance(value, list | tuple) else str(value)
         table.add_row(field, Text(text))
-    table.add_row("on this machine", "yes" if is_on_disk(spec) else "no")
+    table.add_row("on this machine", _on_disk(spec) or "no")
     results.print(table)

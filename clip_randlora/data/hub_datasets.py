@@ -1,6 +1,7 @@
 """Images of Hugging Face data sets: rows of Arrow tables on disk, decoded one at a time.
 
-The ``datasets`` library takes a second to import: it waits until a data set needs it.
+The ``datasets`` library is optional and takes a second to import, so this module is imported only
+where a data set needs it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+
+import huggingface_hub
 
 from clip_randlora.data.dataset_spec import DatasetSpec
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.sources import File, LabelledFiles
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, needs_extra
 from clip_randlora.utils.shared_settings import SharedSetting
 
-if TYPE_CHECKING:
+with needs_extra("a data set of the Hugging Face hub", "data"):
     import datasets
 
 
@@ -65,9 +67,6 @@ def download(spec: DatasetSpec) -> None:
     """
     if _is_folder(spec):
         raise UserError(f"{spec.hub}: a folder, there is nothing to download")
-    import datasets
-    import huggingface_hub
-
     try:
         # asked first, since `datasets` tries again and again, at length, where there is no network
         huggingface_hub.HfApi().dataset_info(spec.hub, revision=spec.revision)
@@ -92,8 +91,6 @@ def read_split(spec: DatasetSpec, split: str | None) -> LabelledFiles:
     Raises:
         UserError: the split or a column is not there, or is of another type.
     """
-    import datasets
-
     split = split or "train"
     rows = _load(spec, split)
     image, label = spec.columns.image, spec.columns.label
@@ -114,8 +111,6 @@ def read_split(spec: DatasetSpec, split: str | None) -> LabelledFiles:
 
 
 def _labels(spec: DatasetSpec, rows: datasets.Dataset) -> tuple[list[int], tuple[str, ...] | None]:
-    import datasets
-
     column = spec.columns.label
     kind, values = rows.features[column], rows[column][:]
     if isinstance(kind, datasets.ClassLabel):
@@ -134,8 +129,6 @@ def _is_folder(spec: DatasetSpec) -> bool:
 
 
 def _load(spec: DatasetSpec, split: str) -> datasets.Dataset:
-    import datasets
-
     if _is_folder(spec):
         folder = str(spec.path_of(spec.hub).resolve())
         prepare = partial(datasets.load_dataset, folder, spec.config)
@@ -151,8 +144,6 @@ def _load(spec: DatasetSpec, split: str) -> datasets.Dataset:
 
 def _cached(spec: DatasetSpec) -> datasets.DatasetBuilder | None:
     """What the cache of ``datasets`` holds; the hub is not asked."""
-    import datasets
-
     with _offline.active():
         try:
             builder = datasets.load_dataset_builder(spec.hub, spec.config)
@@ -163,8 +154,6 @@ def _cached(spec: DatasetSpec) -> datasets.DatasetBuilder | None:
 
 def _go_offline() -> Callable[[], None]:
     """Let ``datasets`` look into its cache only, and not warn that it does."""
-    import datasets
-
     before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
     datasets.config.HF_HUB_OFFLINE = True
     datasets.logging.set_verbosity_error()

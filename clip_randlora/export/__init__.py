@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory
+from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory, needs_extra
 from clip_randlora.export import card
 from clip_randlora.export.export_source import Source
 from clip_randlora.export.upload import push, require_token
@@ -170,12 +170,8 @@ def _known(format: str) -> _Format:
 
 
 def _load(format: str) -> ModuleType:
-    try:
+    with needs_extra(f"--format {format}", "export"):
         return import_module(f"{__name__}.{_FORMATS[format].module}")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--format {format}: needs {error.name}; pip install 'clip-randlora[export]'"
-        ) from error
 
 
 def _empty(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, needs_extra
 from clip_randlora.sweep.config import Cell, Resources
 from clip_randlora.sweep.display import Progress
 from clip_randlora.sweep.runner import Runner, describe
@@ -61,10 +61,8 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
-    try:
+    with needs_extra("--engine ray", "cluster"):
         import ray
-    except ImportError:
-        raise UserError("--engine ray: pip install 'clip-randlora[cluster]'") from None
     _connect(address)
     try:
         _check_fits(ray.cluster_resources(), resources)

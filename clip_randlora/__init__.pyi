@@ -1,0 +1,75 @@
+"""The public names: this list alone says what `clip_randlora` offers, and where it lives."""
+
+from .adapters import (
+    METHODS as METHODS,
+    Adapter as Adapter,
+    CLIPLoRA as CLIPLoRA,
+    Full as Full,
+    LinearProbe as LinearProbe,
+    LoRA as LoRA,
+    NoLA as NoLA,
+    RandLoRA as RandLoRA,
+    VeRA as VeRA,
+    ZeroShot as ZeroShot,
+    add_adapters as add_adapters,
+    attach as attach,
+    find_weights as find_weights,
+    load_adapter as load_adapter,
+    randlora_delta as randlora_delta,
+    save_peft_adapter as save_peft_adapter,
+    select_weights as select_weights,
+)
+from .classifier import (
+    Classifier as Classifier,
+)
+from .clip.models import (
+    SUGGESTIONS as SUGGESTIONS,
+    Model as Model,
+    Suggestion as Suggestion,
+    load_model as load_model,
+)
+from .data import (
+    DATASETS as DATASETS,
+    Data as Data,
+    decode_image as decode_image,
+    list_images as list_images,
+    load_data as load_data,
+)
+from .errors import (
+    UserError as UserError,
+)
+from .evaluation import (
+    PairedPredictor as PairedPredictor,
+    SideBySide as SideBySide,
+    as_mapping as as_mapping,
+)
+from .export import (
+    export_formats as export_formats,
+    export_precisions as export_precisions,
+    export_run as export_run,
+    loading_snippet as loading_snippet,
+)
+from .few_shot import (
+    Interrupted as Interrupted,
+    Run as Run,
+    Step as Step,
+    TrainConfig as TrainConfig,
+    fit as fit,
+)
+from .runs.held_out import (
+    CountedImages as CountedImages,
+    find_test_images as find_test_images,
+)
+from .runs.task import (
+    Task as Task,
+    read_task as read_task,
+)
+from .training.presets import (
+    PRESETS as PRESETS,
+    read_preset as read_preset,
+)
+from .training.trainer import (
+    training_forward as training_forward,
+)
+
+__version__: str
