@@ -16,6 +16,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(PYTEST) $(TOGETHER) -m "not slow and not alone"
 	$(PYTEST) -m "not slow and alone" $(ALONE)
 
@@ -28,7 +29,7 @@ test-cuda: $(VENV)/.installed-test
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[app,data]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml
@@ -37,4 +38,4 @@ $(VENV)/.installed-test: pyproject.toml
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
