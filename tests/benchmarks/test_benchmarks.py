@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import clip_randlora as cr
-from benchmarks import __main__ as command_line, blocks, fewshot, infer, scale, step
+from benchmarks import __main__ as command_line
+from benchmarks import blocks, fewshot, infer, scale, step
 from benchmarks.common.processes import Row, measure_rounds, run_row
 from benchmarks.common.ratios import Ratio
 from benchmarks.common.report import markdown_table

@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 from helpers.images import encoded, picture
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
