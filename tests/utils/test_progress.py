@@ -10,7 +10,7 @@ from helpers.images import write_colors
 from rich.console import Console
 
 import clip_randlora as cr
-from clip_randlora.cli import console
+from clip_randlora.cli import console, progress_bars
 from clip_randlora.runs.held_out import find_test_images
 
 
@@ -70,8 +70,8 @@ def test_a_training_tells_how_far_every_stage_is(method, stages, tiny, colors, t
 @pytest.fixture
 def shown(monkeypatch):
     """What the command shows, with a second that is 50 times as short."""
-    for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES", "_SECONDS_BETWEEN_LOOKS"):
-        monkeypatch.setattr(console, name, getattr(console, name) / 50)
+    for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES"):
+        monkeypatch.setattr(progress_bars, name, getattr(progress_bars, name) / 50)
 
     def show(is_terminal: bool) -> str:
         output = io.StringIO()
