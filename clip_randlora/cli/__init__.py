@@ -1,4 +1,4 @@
-"""The command ``clip-randlora``. Heavy imports wait until a command needs them."""
+"""The command ``clip-randlora``. Commands import heavy libraries only when they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
 from clip_randlora.cli.evaluate_command import evaluate
 from clip_randlora.cli.export_command import export
-from clip_randlora.cli.interrupts import heeded
+from clip_randlora.cli.interrupts import handle_signals
 from clip_randlora.cli.predict_command import predict
 from clip_randlora.cli.sweep_command import report, sweep
 from clip_randlora.cli.train_command import demo, train
@@ -43,34 +43,34 @@ for _name, _command in _COMMANDS.items():
 
 
 def main() -> None:
-    """Run the command; exit status 0 done, 2 wrong input, 130 interrupted.
+    """Run the command and exit.
 
-    1: cells of a sweep failed.
+    The status is 0 when done, 1 if cells of a sweep failed, 2 for wrong input, 130 if interrupted.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # a polite end of the process is a Ctrl-C: states are saved, temporary files removed
-    with heeded():
+    # SIGTERM is handled as Ctrl-C, so that states are saved and temporary files removed
+    with handle_signals():
         _run()
 
 
 def _run() -> None:
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the main one prints
+    if os.environ.get("RANK", "0") != "0":  # only the main one of several processes prints
         results.quiet = messages.quiet = True
     try:
         status = app(standalone_mode=False)
-        if status == INTERRUPTED:  # what the command line library makes of a Ctrl-C
+        if status == INTERRUPTED:  # typer turns Ctrl-C into this status
             raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         fail(2, f"error: {error}")
     except OSError as error:
         fail(2, f"error: {error.filename or 'input or output'}: {error.strerror or error}")
-    except (KeyboardInterrupt, typer.Abort):  # its older versions make the one of the other
+    except (KeyboardInterrupt, typer.Abort):  # older versions of typer raise Abort for Ctrl-C
         fail(INTERRUPTED, "interrupted; start again")
     except Exception as error:
         if is_out_of_memory(error):
             fail(2, "error: out of memory; end other programs, or use smaller settings")
-        # usage errors of the command line library, which would print more than one line
+        # click's usage errors have this method; click itself would print more than one line
         if not hasattr(error, "format_message"):
             raise
         fail(2, f"error: {error.format_message()}")

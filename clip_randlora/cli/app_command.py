@@ -14,30 +14,30 @@ from clip_randlora.cli.console import loading
 from clip_randlora.cli.options import DeviceOption
 from clip_randlora.errors import UserError
 
-_SECONDS_TO_FLUSH = 2  # nobody may read what is printed
+_SECONDS_TO_FLUSH = 2
 
 
 def browser_app(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port.")] = 7860,
     auth: Annotated[
-        str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for these.")
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")
     ] = None,
     max_upload_mb: Annotated[int, typer.Option(help="Size of one upload, megabytes.")] = 200,
-    max_images: Annotated[int, typer.Option(help="Images that one person may gather.")] = 5000,
+    max_images: Annotated[int, typer.Option(help="Images that one visitor may gather.")] = 5000,
     max_train_minutes: Annotated[
-        float, typer.Option(help="A longer training is stopped; what it learned is kept.")
+        float, typer.Option(help="Stop a longer training and keep what it learned.")
     ] = 30,
     keep_hours: Annotated[
-        float, typer.Option(help="Delete images and runs so long after their last use.")
+        float, typer.Option(help="Delete images and runs this long after their last use.")
     ] = 24,
     folder: Annotated[
-        Path | None, typer.Option(help="Where images and runs are kept. Default: a cache folder.")
+        Path | None, typer.Option(help="Folder for images and runs. Default: a cache folder.")
     ] = None,
     device: DeviceOption = None,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser, too.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Also open a browser.")] = False,
 ) -> None:
-    """Open the app for the browser: gather, train, compare, take away."""
+    """Serve the app for the browser: gather images, train, compare, export."""
     with loading():
         from clip_randlora.app import Settings, launch
         from clip_randlora.app.app_settings import default_folder
@@ -52,10 +52,11 @@ def browser_app(
             device=str(find_device(device)),
         )
     launch(settings, host, port, _parse_auth(auth), open_browser)
-    # a training may be under way in its thread; Python would abort if it ended beside that
-    at_the_latest = threading.Timer(_SECONDS_TO_FLUSH, os._exit, [0])
-    at_the_latest.daemon = True
-    at_the_latest.start()
+    # A training may still run in its thread, and Python aborts if it exits normally beside that.
+    # Flushing blocks if nobody reads the output, so the timer ends the process in any case.
+    timer = threading.Timer(_SECONDS_TO_FLUSH, os._exit, [0])
+    timer.daemon = True
+    timer.start()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

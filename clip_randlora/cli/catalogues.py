@@ -1,4 +1,4 @@
-"""The commands that list what there is: models, datasets."""
+"""The commands models and datasets, which list what is available."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def models() -> None:
-    """List the models, with the weights that each gets by default."""
+    """List the models with their default and other weights."""
     with loading():
         import open_clip
 
@@ -34,11 +34,11 @@ def models() -> None:
 
 def datasets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of them, or a YAML file.")
+        str | None, typer.Argument(metavar="[NAME]", help="A listed name, or a YAML file.")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch it.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download it.")] = False,
 ) -> None:
-    """List the data sets and what is on disk; show one; download one."""
+    """List the data sets, or show or download one."""
     if name is None:
         if download:
             raise UserError("--download: name the data set")
@@ -79,9 +79,9 @@ def _list_datasets() -> None:
             )
     results.print(table)
     results.print(
-        f"torchvision's lie in {data_root()} (set CLIP_RANDLORA_DATA to change that), those of the "
-        f"Hugging Face hub in its cache. Your own: a folder of class folders, a .zip of one, or a "
-        f"YAML file that describes it.",
+        f"Data sets of torchvision are in {data_root()} (CLIP_RANDLORA_DATA changes that), data "
+        f"sets of the Hugging Face hub in its cache. Your own: a folder of class folders, a .zip "
+        f"of one, or a YAML file that describes it.",
         markup=False,
     )
 

@@ -1,4 +1,4 @@
-"""The command that asks a run about labelled images: eval."""
+"""The command eval: a run's accuracy on labelled images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="WHICH",
-            help="held-out: those that the run held out, where DATA has them, else as unseen. "
-            "unseen: all that it was not trained on. all: those too.",
+            help="held-out: the images of DATA that the run held out; if there are none, as "
+            "unseen. unseen: all that it was not trained on. all: every image.",
         ),
     ] = "held-out",
     class_folders: ClassFoldersOption = None,

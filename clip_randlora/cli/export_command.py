@@ -17,7 +17,7 @@ def export(
     format: Annotated[
         str, typer.Option(help="adapter, open_clip, transformers, peft, onnx or head.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for onnx.")] = "fp32",
     add: Annotated[
@@ -26,7 +26,7 @@ def export(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Factors of RUN and of each --add, as 0.7,0.3. Default: the average."),
+        typer.Option(help="Weights of RUN and of each --add, as 0.7,0.3. Default: equal."),
     ] = None,
     push_to: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Also upload to the Hugging Face hub.")

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a command, wherever Python is when they come.
+"""Ctrl-C and SIGTERM end a command at any point.
 
-A signal raises KeyboardInterrupt in whatever runs just then. Python ignores what is raised in a
-destructor or in a callback from C, and some code catches everything, an import of something
-optional say: the signal would be lost there.
+A signal raises KeyboardInterrupt in the code that runs at that moment. Python ignores exceptions in
+destructors and in callbacks from C, and some code catches every exception, such as imports of
+optional libraries. Without this module the signal would be lost there.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SECONDS_TO_LEAVE = 0.1  # the destructor in which an interrupt was ignored
-_HEEDED = (signal.SIGINT, signal.SIGTERM)
-_asked = False
+_SECONDS_TO_LEAVE = 0.1  # until the destructor that ignored the interrupt has returned
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_interrupted = False
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does inside, and send an interrupt again that Python ignored.
+def handle_signals() -> Iterator[None]:
+    """Handle SIGTERM as Ctrl-C inside the block, and repeat an interrupt that Python ignored.
 
-    Only in the main thread, which alone gets signals.
+    Does nothing outside the main thread, because Python handles signals only there.
     """
-    global _asked
-    _asked = False
+    global _interrupted
+    _interrupted = False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     hook = sys.unraisablehook
-    before = {number: signal.getsignal(number) for number in _HEEDED}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     sys.unraisablehook = lambda unraisable: _send_again(unraisable, hook)
     signal.signal(signal.SIGTERM, _terminate)
-    if before[signal.SIGINT] is signal.default_int_handler:  # ignored in a script's background
+    # a shell's background job ignores Ctrl-C, and should go on doing so
+    if before[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -47,19 +48,19 @@ def heeded() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if one was raised before and got lost."""
-    if _asked:
+    """Raise KeyboardInterrupt if an earlier one was caught by other code."""
+    if _interrupted:
         raise KeyboardInterrupt
 
 
 def _interrupt(*_: object) -> None:
-    global _asked
-    _asked = True
+    global _interrupted
+    _interrupted = True
     raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does, also in the background of a shell's script, which ignores Ctrl-C."""
+    """Interrupt as Ctrl-C does, also in a shell's background job, which ignores Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     signal.raise_signal(signal.SIGINT)

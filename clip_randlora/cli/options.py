@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is made of them."""
+"""Options that several commands share, and how they are read."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ PretrainedOption = Annotated[
     str | None,
     typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cuda, mps or cpu. Default: the best available.")
+]
 ClassFoldersOption = Annotated[
     str | None,
-    typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested ones."),
+    typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested folders."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def preset_settings(preset: str | None) -> dict[str, Any]:
-    """Return the training settings of a preset; of None, none."""
+    """Return the training settings of a preset, or no settings for None."""
     if preset is None:
         return {}
     from clip_randlora.training.presets import read_preset
@@ -49,7 +51,7 @@ def settings_of_file(config: Path | None) -> dict[str, Any]:
     settings = read_mapping(config, "settings as `name: value` lines", f"--config {config}")
     if not isinstance(settings.get("train"), dict):
         return settings
-    if "classes" in settings:  # as a run has it
+    if "classes" in settings:  # a run's config.yaml
         from clip_randlora.runs.run_config import check_config
 
         settings = check_config(config, settings)
@@ -57,7 +59,7 @@ def settings_of_file(config: Path | None) -> dict[str, Any]:
 
 
 def merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Lay the command line's adapter options over the file's, unless the method is another."""
+    """Override the file's method settings by the options; another method starts from defaults."""
     if isinstance(configured, str):
         configured = {"method": configured}
     if not isinstance(configured, dict | None):
@@ -69,7 +71,7 @@ def merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_shots(shots: str) -> int | None:
-    """Return the number of images per class, None for all."""
+    """Return the number of images per class, or None for `all`."""
     if shots == "all":
         return None
     if not shots.isdecimal() or int(shots) < 1:
@@ -78,5 +80,5 @@ def parse_shots(shots: str) -> int | None:
 
 
 def absolute(source: str) -> str:
-    """Return a path that holds from any folder; the name of a data set stays."""
+    """Make a path absolute; the name of a data set stays as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else source

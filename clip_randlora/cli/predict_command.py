@@ -1,4 +1,4 @@
-"""The command that asks a run about images: predict."""
+"""The command predict: a run's answers for images."""
 
 from __future__ import annotations
 
@@ -35,14 +35,12 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Files, folders, .zip, globs or URLs; - for standard input: an image, or paths, "
-            "one a line.",
+            help="Files, folders, .zip files, globs or URLs; - reads an image, or one path a "
+            "line, from standard input.",
         ),
     ],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
-    figure: Annotated[
-        Path | None, typer.Option(help="Also draw the answers side by side to this PNG.")
-    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the answers to this PNG.")] = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write every probability to this new file.")
     ] = None,
@@ -51,8 +49,8 @@ def predict(
 ) -> None:
     """Classify images, zero-shot and tuned side by side.
 
-    Images that cannot be read are named on standard error, and the others are answered; the exit
-    status is 2 if none can be read.
+    Images that cannot be read are named on standard error; the others are classified. The exit
+    status is 2 if no image can be read.
     """
     if csv_file and csv_file.exists():
         raise UserError(f"--csv {csv_file}: exists; choose another file")
@@ -61,7 +59,7 @@ def predict(
 
         classifier = Classifier.load(run, strength=strength, device=device)
     entries = _entries(images)
-    total = len(entries) if isinstance(entries, list) else 0  # of standard input, not known
+    total = len(entries) if isinstance(entries, list) else 0  # unknown for standard input
     entries, asked = tee(entries)
     bad: list[str] = []
     drawn: list[tuple[Input, dict[str, Any]]] = []
@@ -70,7 +68,7 @@ def predict(
         outputs = [stack.enter_context(_csv(csv_file, classifier.classes))] if csv_file else []
         if as_json or not csv_file:
             outputs.append(stack.enter_context(_json() if as_json else _table()))
-        # a bar would lie between the lines of JSON on a terminal
+        # on a terminal a bar would mix with the lines of JSON
         hidden = as_json and sys.stdout.isatty()
         on_progress = None if hidden else stack.enter_context(progress())
         answers = zip(asked, classifier.predict_each(entries, on_error="return"), strict=True)
@@ -95,7 +93,7 @@ def predict(
 
 
 def _entries(images: list[str]) -> list[Input] | Iterator[Input]:
-    """Return what to classify: a list, but for paths that come through standard input."""
+    """Return the images to classify; an iterator if paths come from standard input."""
     from clip_randlora.data.inputs import each_input, read_standard_input
 
     sources = chain.from_iterable(
@@ -112,7 +110,7 @@ def _say_left_out(left_out: list[Skipped]) -> None:
 
 
 def _name(bad: list[str], answered: int) -> None:
-    """Name every image that could not be read, and count them."""
+    """Print every image that could not be read, and their number."""
     for error in bad:
         messages.print(f"- {error}", markup=False)
     if bad:
@@ -129,12 +127,9 @@ def _nothing_answered(bad: list[str]) -> UserError:
     return UserError(f"none of {len(bad)} images can be read, e.g. {bad[0]}")
 
 
-# --- where answers go -----------------------------------------------------------------------
-
-
 @contextmanager
 def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
-    """Write a row for each answer to a file that is there when it is whole."""
+    """Write a row for each answer; the file appears when it is complete."""
     from clip_randlora.runs.predictions_file import probability_cells, probability_columns
     from clip_randlora.utils.outputs import atomic_write
 
@@ -156,7 +151,7 @@ def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
 
 @contextmanager
 def _json() -> Iterator[Write]:
-    """Print one JSON list, answer by answer; nothing if there is none."""
+    """Print one JSON list, answer by answer, or nothing without answers."""
     before = "["
 
     def write(name: str, answer: dict[str, Any]) -> None:
@@ -188,7 +183,7 @@ def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) 
     """Draw the first answers side by side.
 
     Raises:
-        UserError: it cannot be drawn or written.
+        UserError: the figure cannot be drawn or written.
     """
     from clip_randlora.utils.outputs import figure_errors_to_notes
 

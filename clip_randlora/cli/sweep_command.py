@@ -10,27 +10,27 @@ import typer
 from clip_randlora.cli.console import CELLS_FAILED, INTERRUPTED, fail, loading, messages, results
 from clip_randlora.cli.options import DeviceOption
 
-_NAMED = 5  # failed cells in the last line; each has a line of its own when it fails
+_NAMED = 5  # failed cells in the last line; each also had a line of its own when it failed
 
 
 def sweep(
     config: Annotated[
         str,
-        typer.Argument(metavar="CONFIG", help="YAML of the sweep, or a name of configs/sweeps."),
+        typer.Argument(metavar="CONFIG", help="YAML file, or the name of one in configs/sweeps."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same one goes on with it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; an existing one is continued.")],
     data: Annotated[
         list[str] | None, typer.Option(help="One more data set; may be repeated.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster. Default: one started here.")
+        str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Run data sets x methods x shots x seeds; finished cells are never run again.
+    """Run data sets x methods x shots x seeds; finished cells are not run again.
 
-    Exit status 1: cells failed. They are named, and tried again by the same command.
+    The exit status is 1 if cells failed. They are named, and the same command tries them again.
     """
     with loading():
         from clip_randlora.sweep import Stopped, read_sweep, run_sweep

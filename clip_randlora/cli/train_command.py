@@ -1,4 +1,4 @@
-"""The commands that make a run: demo, train."""
+"""The commands demo and train, which make a run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _PROMPTS_SHOWN = 4  # classes
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
-    from clip_randlora.cli.console import Progress
+    from clip_randlora.cli.progress_bars import ProgressBars
     from clip_randlora.data import Data
     from clip_randlora.few_shot import Run, Step, TrainConfig
 
 
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of shots and the training.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the shots drawn and of training.")] = 1,
     device: DeviceOption = None,
 ) -> None:
     """Teach the bundled model the bundled drawings, offline, and compare."""
@@ -69,7 +69,7 @@ def train(
         str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the draw of shots and the training. Default: 1.")
+        int | None, typer.Option(help="Seed of the shots drawn and of training. Default: 1.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="fast, balanced or thorough. Default: balanced.")
@@ -78,11 +78,9 @@ def train(
         Path | None, typer.Option(help="YAML of settings; options on this line win.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Rank of each base (RandLoRA), or of the update.")
+        int | None, typer.Option(help="Rank of each basis (RandLoRA), or of the update.")
     ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="The update is scaled by alpha / rank.")
-    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale of the update.")] = None,
     towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
     targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
@@ -93,35 +91,37 @@ def train(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     device: DeviceOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     prompts: Annotated[
-        bool, typer.Option("--prompts", help="Show every prompt before training, not a few.")
+        bool, typer.Option("--prompts", help="Show every prompt before training.")
     ] = False,
 ) -> None:
     """Teach a model your classes, compare it with zero-shot, save the run."""
     settings = preset_settings(preset) | settings_of_file(config)
-    adapter = {
-        "method": method,
-        "rank": rank,
-        "alpha": alpha,
-        "towers": towers and towers.split(","),
-        "targets": targets and targets.split(","),
-        "blocks": blocks,
-    }
-    chosen = {
-        "seed": seed,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "templates": template,
-        "precision": precision,
-    }
-    settings |= {key: value for key, value in chosen.items() if value is not None}
+    settings |= _given(
+        seed=seed,
+        steps=steps,
+        learning_rate=learning_rate,
+        templates=template,
+        precision=precision,
+    )
     if shots is not None:
         settings["shots"] = parse_shots(shots)
-    adapter = {key: value for key, value in adapter.items() if value is not None}
+    adapter = _given(
+        method=method,
+        rank=rank,
+        alpha=alpha,
+        towers=towers and towers.split(","),
+        targets=targets and targets.split(","),
+        blocks=blocks,
+    )
     if adapter:
         settings["method"] = merge_method(settings.get("method"), adapter)
     _train(data, test, model, pretrained, settings, out, device, resume, class_folders, prompts)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _train(
@@ -177,7 +177,7 @@ def _train(
                 on_progress=on_progress,
                 on_start=start,
             )
-    except Interrupted as stop:  # caught here: the command line library knows no way to go on
+    except Interrupted as stop:
         if stop.folder is None:
             fail(INTERRUPTED, "interrupted before the first step: nothing is saved; start again")
         fail(
@@ -192,7 +192,7 @@ def _train(
 
 
 def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:
-    """List the prompts of the first classes, or all prompts of all."""
+    """Print the prompts of the first classes, or every prompt."""
     from clip_randlora.clip.prompts import list_prompts
 
     lines = list_prompts(prompts, most=None if all_of_them else 1)
@@ -202,25 +202,25 @@ def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:
     for line in shown:
         messages.print(f"  {line}", markup=False)
     if more:
-        messages.print(f"  and those of {more} more classes (--prompts shows all)")
+        messages.print(f"  and {more} more classes (--prompts shows all)")
 
 
 def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
-    """List what will be adapted, and what the user should know of the data."""
+    """Print what will be adapted, and notes on the data."""
     from clip_randlora.data import summarize_skipped
 
-    table = Table("tower", "target", "weights", "trained numbers")
+    table = Table("tower", "target", "weights", "trainable parameters")
     for row in adapter.summary():
         table.add_row(row.tower, row.target, str(row.weights), f"{row.parameters:,}")
     table.add_section()
-    table.add_row("", "in all", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
+    table.add_row("", "total", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
     messages.print(table)
     for note in [*notes, summarize_skipped(data.skipped)]:
         if note:
             messages.print(f"- {note}", markup=False)
 
 
-def _show_step(step: Step, on_progress: Progress) -> None:
+def _show_step(step: Step, on_progress: ProgressBars) -> None:
     details = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
     on_progress("training", step.step, step.steps, details)
 
@@ -242,6 +242,6 @@ def _print_run(run: Run, config: TrainConfig) -> None:
 
 
 def _free_folder(folder: Path) -> Path:
-    """Return the folder, or its first numbered sibling that is not there yet."""
+    """Return the folder if it does not exist, or else its first numbered sibling that is free."""
     candidates = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -33,7 +33,7 @@ def run(tiny_folder, colors, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"Saved to {folder}" in done.stdout
     assert "held out" in done.stderr.lower()
-    assert "trained numbers" in done.stderr  # what is adapted is listed
+    assert "trainable parameters" in done.stderr  # what is adapted is listed
     assert "on cpu" in done.stderr
     return folder
 
@@ -228,7 +228,7 @@ def test_train_shows_the_prompts_before_it_trains(tiny_folder, tmp_path):
     done = command(*options, tmp_path / "few")
     assert done.returncode == 0, done.stderr
     assert "  00_a: a photo of a a.\n" in done.stderr and "05_f" not in done.stderr
-    assert "and those of 2 more classes (--prompts shows all)" in done.stderr
+    assert "and 2 more classes (--prompts shows all)" in done.stderr
     both = ["--template", "a {}.", "--template", "the {}."]
     done = command(*options, tmp_path / "all", *both, "--prompts")
     for number, name in enumerate("abcdef"):
