@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from clip_randlora.cli.console import loading, results
 from clip_randlora.errors import UserError
@@ -81,8 +80,7 @@ def _list_datasets() -> None:
     results.print(
         f"Data sets of torchvision are in {data_root()} (CLIP_RANDLORA_DATA changes that), data "
         f"sets of the Hugging Face hub in its cache. Your own: a folder of class folders, a .zip "
-        f"of one, or a YAML file that describes it.",
-        markup=False,
+        f"of one, or a YAML file that describes it."
     )
 
 
@@ -103,6 +101,6 @@ def _show_dataset(spec: DatasetSpec) -> None:
             value = [f"{key}: {what}" for key, what in value.items()]
         separator = "\n" if field in ("templates", "notes") else ", "
         text = separator.join(value) if isinstance(value, list | tuple) else str(value)
-        table.add_row(field, Text(text))
+        table.add_row(field, text)
     table.add_row("on this machine", _on_disk(spec) or "no")
     results.print(table)

@@ -8,15 +8,17 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from clip_randlora.cli.interrupts import check
 
 if TYPE_CHECKING:
     from clip_randlora.cli.progress_bars import ProgressBars
 
-results, messages = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+# names of files and classes are printed as they are
+results = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 INTERRUPTED, CELLS_FAILED = 130, 1
 
 
@@ -42,10 +44,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     """Print per-class accuracy, top-1 and calibration error, zero-shot beside tuned."""
     table = Table("", "zero-shot", "tuned")
     for name, row in metrics["per_class"].items():
-        table.add_row(escape(name), f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}")
+        table.add_row(name, f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}")
     table.add_section()
     both = metrics["zero_shot"], metrics["tuned"]
-    table.add_row("top-1", *(f"[bold]{row['top1']:.1%}[/bold]" for row in both))
+    table.add_row("top-1", *(Text(f"{row['top1']:.1%}", style="bold") for row in both))
     table.add_row("calibration error", *(f"{row['ece']:.3f}" for row in both))
     results.print(table)
 

@@ -44,7 +44,7 @@ def evaluate(
         images = find_test_images(run, data, count, class_folders, on_progress=on_progress)
         predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
     for note in images.notes:
-        messages.print(f"- {note}", markup=False)
+        messages.print(f"- {note}")
     skipped = [*images.skipped, *predictions.skipped]
     metrics = score(predictions) | {
         "images": len(predictions.names),
@@ -53,7 +53,7 @@ def evaluate(
         "skipped": len(skipped),
     }
     if skipped:
-        messages.print(summarize_skipped(skipped), markup=False)
+        messages.print(summarize_skipped(skipped))
     if not as_json:
         print_metrics(metrics)
         return

@@ -49,13 +49,11 @@ def export(
             weights=factors,
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    results.print(
-        f"Saved to {out}, {size / 1e6:.1f} MB; README.md there says how to load it", markup=False
-    )
+    results.print(f"Saved to {out}, {size / 1e6:.1f} MB; README.md there says how to load it")
     if push_to:
         with messages.status("uploading"):
             address = push(out, push_to)
-        results.print(f"Uploaded to {address}", markup=False)
+        results.print(f"Uploaded to {address}")
 
 
 def _parse_weights(weights: str | None) -> list[float] | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, progress, results
@@ -87,7 +86,7 @@ def predict(
             raise _nothing_answered(bad)
     _name(bad, answered)
     if csv_file:
-        messages.print(f"{answered} images answered: saved to {csv_file}", markup=False)
+        messages.print(f"{answered} images answered: saved to {csv_file}")
     if figure:
         _draw(drawn, answered, figure)
 
@@ -106,16 +105,16 @@ def _entries(images: list[str]) -> list[Input] | Iterator[Input]:
 def _say_left_out(left_out: list[Skipped]) -> None:
     from clip_randlora.data import summarize_skipped
 
-    messages.print(f"- {summarize_skipped(left_out)}", markup=False)
+    messages.print(f"- {summarize_skipped(left_out)}")
 
 
 def _name(bad: list[str], answered: int) -> None:
     """Print every image that could not be read, and their number."""
     for error in bad:
-        messages.print(f"- {error}", markup=False)
+        messages.print(f"- {error}")
     if bad:
         of = len(bad) + answered
-        messages.print(f"- {len(bad)} of {of} images could not be read.", markup=False)
+        messages.print(f"- {len(bad)} of {of} images could not be read.")
 
 
 def _nothing_answered(bad: list[str]) -> UserError:
@@ -169,7 +168,7 @@ def _table() -> Iterator[Write]:
     table = Table("image", "zero-shot", "tuned")
 
     def write(name: str, answer: dict[str, Any]) -> None:
-        table.add_row(*map(escape, [name, _top(answer["zero_shot"]), _top(answer["tuned"])]))
+        table.add_row(name, _top(answer["zero_shot"]), _top(answer["tuned"]))
 
     yield write
     results.print(table)

@@ -64,7 +64,7 @@ class ProgressBars(Progress):
         if is_due and not task.finished and _seconds(task) >= _SECONDS_UNSEEN:
             self._printed = time.monotonic()
             line = f"{task.description}: {_describe(task)}"
-            self.console.print(line, markup=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True, markup=False)
 
 
 class _Facts(ProgressColumn):

@@ -46,10 +46,8 @@ def sweep(
             f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
             f"command to go on",
         )
-    results.print(
-        f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}", markup=False
-    )
-    results.print(f"clip-randlora report {out}", markup=False)
+    results.print(f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}")
+    results.print(f"clip-randlora report {out}")
     if progress.failed:
         names, count = list(progress.failed), len(progress.failed)
         named = ", ".join(names[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
@@ -67,4 +65,4 @@ def report(
         from clip_randlora.report import write_report
 
         written = write_report(folder, out)
-    results.print(f"Saved {written}", markup=False)
+    results.print(f"Saved {written}")

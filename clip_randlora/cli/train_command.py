@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from clip_randlora.cli.console import (
     INTERRUPTED,
@@ -151,8 +151,9 @@ def _train(
         weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
         loaded = load_model(model, weights, device)
     messages.print(
-        f"[bold]{escape(loaded.net.model_name)}[/bold], on {loaded.device}; "
-        f"{escape(labelled.name)}: {len(labelled.classes)} classes"
+        Text(loaded.net.model_name, style="bold"),
+        f", on {loaded.device}; {labelled.name}: {len(labelled.classes)} classes",
+        sep="",
     )
     _print_prompts(class_prompts(labelled, config, out if resume else None), all_prompts)
     source = {"data": absolute(data), "test": test and absolute(test)}
@@ -187,7 +188,7 @@ def _train(
         )
     for note in run.notes:
         if note not in said:
-            messages.print(f"- {note}", markup=False)
+            messages.print(f"- {note}")
     _print_run(run, config)
 
 
@@ -200,7 +201,7 @@ def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:
     more = len(lines) - len(shown)
     messages.print("prompts:")
     for line in shown:
-        messages.print(f"  {line}", markup=False)
+        messages.print(f"  {line}")
     if more:
         messages.print(f"  and {more} more classes (--prompts shows all)")
 
@@ -217,7 +218,7 @@ def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
     messages.print(table)
     for note in [*notes, summarize_skipped(data.skipped)]:
         if note:
-            messages.print(f"- {note}", markup=False)
+            messages.print(f"- {note}")
 
 
 def _show_step(step: Step, on_progress: ProgressBars) -> None:
@@ -230,7 +231,7 @@ def _print_run(run: Run, config: TrainConfig) -> None:
 
     print_metrics(run.metrics)
     if run.skipped:
-        messages.print(summarize_skipped(run.skipped), markup=False)
+        messages.print(summarize_skipped(run.skipped))
     images = run.metrics["images"]
     shots = f"{config.shots} shots" if config.shots else "all images"
     results.print(
@@ -238,7 +239,7 @@ def _print_run(run: Run, config: TrainConfig) -> None:
         f"{config.seed}); trained {run.metrics['steps']} steps in "
         f"{run.metrics['train_seconds']:.1f} s"
     )
-    results.print(f"Saved to {run.folder}", markup=False)
+    results.print(f"Saved to {run.folder}")
 
 
 def _free_folder(folder: Path) -> Path:
