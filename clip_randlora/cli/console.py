@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,6 +38,12 @@ def progress() -> Iterator[ProgressBars]:
     bars = ProgressBars(messages)
     with nullcontext() if bars.disable else bars:
         yield bars
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print each note on a line of standard error; empty ones are left out."""
+    for note in filter(None, notes):
+        messages.print(f"- {note}")
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:

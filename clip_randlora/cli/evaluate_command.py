@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import loading, messages, print_metrics, progress
+from clip_randlora.cli.console import loading, messages, print_metrics, print_notes, progress
 from clip_randlora.cli.options import (
     ClassFoldersOption,
     DataArgument,
@@ -43,8 +43,7 @@ def evaluate(
     with progress() as on_progress:
         images = find_test_images(run, data, count, class_folders, on_progress=on_progress)
         predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
-    for note in images.notes:
-        messages.print(f"- {note}")
+    print_notes(images.notes)
     skipped = [*images.skipped, *predictions.skipped]
     metrics = score(predictions) | {
         "images": len(predictions.names),

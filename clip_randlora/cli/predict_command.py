@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, progress, results
+from clip_randlora.cli.console import loading, messages, print_notes, progress, results
 from clip_randlora.cli.options import DeviceOption, JsonOption, RunArgument
 from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import report_progress
@@ -105,16 +105,14 @@ def _entries(images: list[str]) -> list[Input] | Iterator[Input]:
 def _say_left_out(left_out: list[Skipped]) -> None:
     from clip_randlora.data import summarize_skipped
 
-    messages.print(f"- {summarize_skipped(left_out)}")
+    print_notes([summarize_skipped(left_out)])
 
 
 def _name(bad: list[str], answered: int) -> None:
     """Print every image that could not be read, and their number."""
-    for error in bad:
-        messages.print(f"- {error}")
     if bad:
         of = len(bad) + answered
-        messages.print(f"- {len(bad)} of {of} images could not be read.")
+        print_notes([*bad, f"{len(bad)} of {of} images could not be read."])
 
 
 def _nothing_answered(bad: list[str]) -> UserError:
@@ -196,4 +194,4 @@ def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) 
     if notes:
         raise UserError(notes[0])
     if count > len(answered):
-        messages.print(f"- The figure shows the first {len(answered)} of {count} images.")
+        print_notes([f"The figure shows the first {len(answered)} of {count} images."])

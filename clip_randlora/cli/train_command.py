@@ -15,6 +15,7 @@ from clip_randlora.cli.console import (
     loading,
     messages,
     print_metrics,
+    print_notes,
     progress,
     results,
 )
@@ -35,7 +36,6 @@ _PROMPTS_SHOWN = 4  # classes
 
 if TYPE_CHECKING:
     from clip_randlora.adapters import Adapter
-    from clip_randlora.cli.progress_bars import ProgressBars
     from clip_randlora.data import Data
     from clip_randlora.few_shot import Run, Step, TrainConfig
 
@@ -165,6 +165,10 @@ def _train(
         said.extend(notes)
         _print_start(adapter, notes, labelled)
 
+    def show_step(step: Step) -> None:
+        details = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
+        on_progress("training", step.step, step.steps, details)
+
     try:
         with progress() as on_progress:
             run = fit(
@@ -174,7 +178,7 @@ def _train(
                 out,
                 resume=resume,
                 source=source,
-                on_step=lambda step: _show_step(step, on_progress),
+                on_step=show_step,
                 on_progress=on_progress,
                 on_start=start,
             )
@@ -186,9 +190,7 @@ def _train(
             f"interrupted after step {stop.step}: saved to {out}; run the same command with "
             f"--resume to go on",
         )
-    for note in run.notes:
-        if note not in said:
-            messages.print(f"- {note}")
+    print_notes(note for note in run.notes if note not in said)
     _print_run(run, config)
 
 
@@ -216,14 +218,7 @@ def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
     table.add_section()
     table.add_row("", "total", str(len(adapter.weights)), f"{adapter.num_parameters():,}")
     messages.print(table)
-    for note in [*notes, summarize_skipped(data.skipped)]:
-        if note:
-            messages.print(f"- {note}")
-
-
-def _show_step(step: Step, on_progress: ProgressBars) -> None:
-    details = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}"
-    on_progress("training", step.step, step.steps, details)
+    print_notes([*notes, summarize_skipped(data.skipped)])
 
 
 def _print_run(run: Run, config: TrainConfig) -> None:
