@@ -251,7 +251,6 @@ def peft_on_transformers(
     """
     import peft
     import transformers
-
     from clip_randlora.export.transformers_model import clip_config
 
     model = workload.load()
