@@ -6,30 +6,18 @@ Starts the app on the bundled model and drawings, trains with the preset fast, a
 tab in light and dark. Needs Chromium (Debian: ``apt install chromium``) and playwright.
 """
 
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from playwright.sync_api import Browser, Page, sync_playwright
 
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.app import CHROMIUM, CHROMIUM_FLAGS, App
+
 WIDTHS = {"desktop": 1280, "phone": 390}
 TABS = {
     "gather": "1 Gather",
@@ -46,11 +34,13 @@ def main(
 ) -> None:
     """Take the pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    with serve() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS
-        )
-        storage = train_once(browser, url, sample, out)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(App(Path(folder))) as app,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        storage = train_once(browser, app.url, sample, out)
         for device, width in WIDTHS.items():
             for scheme in ("light", "dark"):
                 context = browser.new_context(
@@ -58,33 +48,9 @@ def main(
                     color_scheme=scheme,
                     storage_state=storage,
                 )
-                photograph(context.new_page(), url, out, f"{device}-{scheme}")
+                photograph(context.new_page(), app.url, out, f"{device}-{scheme}")
                 context.close()
         browser.close()
-
-
-@contextmanager
-def serve() -> Iterator[str]:
-    """Start the app as a user would, on a free port; yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "clip_randlora", "app"]
-        app = subprocess.Popen([*command, "--port", str(port), "--folder", folder], env=os.environ)
-        try:
-            for _ in range(120):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            app.terminate()
-            try:
-                app.wait(10)
-            finally:
-                app.kill()
 
 
 def train_once(browser: Browser, url: str, sample: str, out: Path) -> dict:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clip_randlora.errors import UserError
+from benchmarks.common.machine import usable_cores
 
 OutOption = Annotated[
     Path | None,
@@ -23,8 +22,11 @@ ResumeOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
 
 
-def require_known(option: str, given: Iterable[str] | None, known: Iterable[str]) -> None:
-    """Raise a UserError if a value of an option is not one of those known."""
-    for name in given or ():
-        if name not in known:
-            raise UserError(f"{option} {name}: one of {', '.join(known)}")
+def folder_of(name: str, out: Path | None) -> Path:
+    """Return the folder that a benchmark writes to."""
+    return out or Path("runs") / "benchmarks" / name
+
+
+def threads_of(threads: int | None) -> int:
+    """Return the number of threads that every measured process gets."""
+    return threads or usable_cores()

@@ -14,7 +14,7 @@ from clip_randlora.errors import needs_extra
 
 __all__ = ["Settings", "launch"]
 
-_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_CHECKS = 0.25
 
 
 def launch(
@@ -39,12 +39,12 @@ def launch(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # uploads and workspaces share one folder, so that what is served need not be copied
     os.environ["GRADIO_TEMP_DIR"] = str(settings.folder)
-    with _interrupts() as asked:
+    with _signals_collected() as signals:
         with needs_extra("the app", "app"):
             import gradio  # noqa: F401
         from starlette.middleware import Middleware
 
-        from clip_randlora.app.access import Gate
+        from clip_randlora.app.access import AccessMiddleware
         from clip_randlora.app.page import CSS, Page, theme
         from clip_randlora.app.service import Service
 
@@ -62,36 +62,36 @@ def launch(
             share=False,
             show_error=True,
             prevent_thread_lock=True,  # Gradio's own waiting ends only seconds after an interrupt
-            app_kwargs={"middleware": [Middleware(Gate, service.visitors)]},
+            app_kwargs={"middleware": [Middleware(AccessMiddleware, service.workspaces)]},
         )
-        while not asked:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        while not signals:
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
 
 
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Yield a list to which Ctrl-C and SIGTERM add themselves; a second one raises at once.
+def _signals_collected() -> Iterator[list[int]]:
+    """Yield a list to which Ctrl-C and SIGTERM are added; a second signal raises at once.
 
-    The first one raises nothing, as that is lost where it comes in a destructor or a callback. And
-    whoever waits looks at the list now and then: the system may hand a signal to another thread,
-    which wakes nobody.
+    The first signal raises nothing: an exception is lost if it comes in a destructor or a callback.
+    The caller checks the list now and then, because the system may hand a signal to another
+    thread, which wakes nobody.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
-    def ask(number: int, _: object) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+    def collect(number: int, _: object) -> None:
+        signals.append(number)
+        if len(signals) > 1:
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield asked
+        yield signals
         return
-    heeded = [signal.SIGTERM]
+    handled = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # in the background of a script
-        heeded.append(signal.SIGINT)
-    before = {number: signal.signal(number, ask) for number in heeded}
+        handled.append(signal.SIGINT)
+    before = {number: signal.signal(number, collect) for number in handled}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

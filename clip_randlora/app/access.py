@@ -1,40 +1,41 @@
-"""The gate before every route: the password, and nobody else's files."""
+"""What is checked before every route: the password, and whose files are asked for."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from http.cookies import SimpleCookie
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clip_randlora.app.visitors import COOKIE, Visitors, new_visitor, visitor_in
+from clip_randlora.app.workspaces import COOKIE, Workspaces, new_visitor, visitor_in
 
 _API = "/gradio_api/"
 _FILE = re.compile(_API + "file[=/](.*)", re.DOTALL)
 _LARGEST_BODY = 16 * 2**20  # bytes, of what is no upload
-OPEN = re.compile(
+_SECONDS_TO_KEEP = 365 * 24 * 3600  # the cookie, so that closing the browser loses nothing
+PUBLIC_ROUTES = re.compile(
     "/|/login/?|/(static|assets|svelte|pwa_icon)/.*|/(favicon.ico|robots.txt|manifest.json)"
     "|/pwa_icon|(/gradio_api)?/theme.css|/gradio_api/(login_check/?|startup-events)"
 )
-"""What is answered without the password: the login page, how it looks, and a call that Gradio makes
-to itself, which starts the queue if it is not running."""
+"""The routes that need no password: the login page, its looks, and a call that Gradio makes to
+itself, which starts the queue if it is not running."""
 
 
-class Gate:
+class AccessMiddleware:
     """Middleware that gives each visitor a secret cookie and refuses what is not theirs.
 
-    - With a password set, every route but those of `OPEN` answers 401 without it; Gradio itself
+    - With a password set, every route but the `PUBLIC_ROUTES` answers 401 without it; Gradio itself
       asks on some of its routes only.
     - Files below the app's folder are served, and taken as input, for their owners only.
     """
 
-    def __init__(self, app: ASGIApp, visitors: Visitors):
-        self.app, self.visitors = app, visitors
+    def __init__(self, app: ASGIApp, workspaces: Workspaces):
+        self.app, self.workspaces = app, workspaces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -46,48 +47,46 @@ class Gate:
         visitor = visitor_in(cookies)
         if visitor is None:
             visitor = new_visitor()
-            scope, send = _with_cookie(scope, visitor), _setting_cookie(scope, visitor, send)
-        if not _is_let_in(scope["app"], cookies) and not OPEN.fullmatch(path):
+            scope, send = _with_cookie(scope, visitor), _send_with_cookie(scope, visitor, send)
+        if not _is_authenticated(scope["app"], cookies) and not PUBLIC_ROUTES.fullmatch(path):
             await _refuse(401, "Not authenticated")(scope, receive, send)
             return
         file = _FILE.fullmatch(path)
-        if file and not self.visitors.owns(visitor, file[1]):
+        if file and not self.workspaces.owns(visitor, file[1]):
             await _refuse(403, "Not a file of yours")(scope, receive, send)
         elif path.rstrip("/") == _API + "upload":
-            await self.app(scope, receive, self._owning_uploads(visitor, send))
+            await self.app(scope, receive, self._claim_uploads(visitor, send))
         elif scope["method"] == "POST" and path.startswith(_API):
-            await self._judge_body(visitor, scope, receive, send)
+            await self._check_body(visitor, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _judge_body(self, visitor: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_body(self, visitor: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a call on, unless it names somebody else's file."""
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            body += message.get("body", b"")
-            if len(body) > _LARGEST_BODY:
-                await _refuse(413, "Too large")(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
+        try:
+            async for part in Request(scope, receive).stream():
+                body += part
+                if len(body) > _LARGEST_BODY:
+                    await _refuse(413, "Too large")(scope, receive, send)
+                    return
+        except ClientDisconnect:
+            return
         try:
             named = list(_paths(json.loads(bytes(body)))) if body else []
         except (ValueError, RecursionError):  # the route takes JSON only, and says so
             named = []
-        if any(self.visitors.is_below(p) and not self.visitors.owns(visitor, p) for p in named):
+        if any(self.workspaces.has(p) and not self.workspaces.owns(visitor, p) for p in named):
             await _refuse(403, "Not a file of yours")(scope, receive, send)
             return
-        whole = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+        replayed = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def replay() -> Message:
-            return next(whole, None) or await receive()
+            return next(replayed, None) or await receive()
 
         await self.app(scope, replay, send)
 
-    def _owning_uploads(self, visitor: str, send: Send) -> Send:
+    def _claim_uploads(self, visitor: str, send: Send) -> Send:
         """Note whose the uploaded files are that the answer names, before it is sent."""
         held: list[Message] = []
 
@@ -96,15 +95,15 @@ class Gate:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 body = b"".join(part.get("body", b"") for part in held)
                 if held[0]["status"] == 200:
-                    self.visitors.give(visitor, json.loads(body))
+                    self.workspaces.add_uploads(visitor, json.loads(body))
                 for part in held:
                     await send(part)
 
         return hold
 
 
-def _is_let_in(app: Any, cookies: dict[str, str]) -> bool:
-    """Tell whether there is no password, or whoever asks has given it, as Gradio notes it."""
+def _is_authenticated(app: Any, cookies: dict[str, str]) -> bool:
+    """Return whether there is no password, or whoever asks has given it, as Gradio notes it."""
     if app.auth is None:
         return True
     names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
@@ -123,15 +122,17 @@ def _with_cookie(scope: Scope, visitor: str) -> Scope:
     return {**scope, "headers": [*headers, (b"cookie", cookie)]}
 
 
-def _setting_cookie(scope: Scope, visitor: str, send: Send) -> Send:
-    cookie = SimpleCookie({COOKIE: visitor})
-    cookie[COOKIE].update({"httponly": True, "samesite": "Lax", "path": "/"})
-    cookie[COOKIE]["secure"] = scope["scheme"] == "https"
-    header = (b"set-cookie", cookie.output(header="").strip().encode())
+def _send_with_cookie(scope: Scope, visitor: str, send: Send) -> Send:
+    answer = Response()
+    is_secure = scope["scheme"] == "https"
+    answer.set_cookie(
+        COOKIE, visitor, _SECONDS_TO_KEEP, secure=is_secure, httponly=True, samesite="lax"
+    )
 
     async def send_with_cookie(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), header]}
+            message.setdefault("headers", [])
+            MutableHeaders(scope=message).append("set-cookie", answer.headers["set-cookie"])
         await send(message)
 
     return send_with_cookie

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 import clip_randlora as cr
 from clip_randlora.app import rendering
-from clip_randlora.app.events import PRIVATE, as_sentences
 from clip_randlora.app.service import Service
+from clip_randlora.app.view import Update, View, gallery
 from clip_randlora.app.workspace import Added, Workspace
 from clip_randlora.data import summarize_skipped
 
-_SHOWN = 200  # images of the chosen class
-
-Update = dict[gr.components.Component, Any]
+_MAX_THUMBNAILS = 200  # of the chosen class
 
 
-class GatherTab:
+class DataTab(View):
     """Add classes and images, look through them, correct them."""
 
     def __init__(self, service: Service):
-        self.service = service
+        super().__init__(service)
         self._build_sources()
         self.message = gr.HTML(elem_id="gather-message")
         self.overview = gr.HTML(elem_id="overview")
@@ -31,6 +30,7 @@ class GatherTab:
         self._build_editor()
         self._build_prompts()
         self.outputs = [
+            self.message,
             self.overview,
             self.warnings,
             self.chosen,
@@ -46,13 +46,10 @@ class GatherTab:
 
     def show(self, workspace: Workspace) -> Update:
         """Return the tab's contents, with the first class opened in the editor."""
-        return {
-            **self._open_class(workspace),
-            self.templates: "\n".join(workspace.templates),
-        }
+        return {**self._open_class(workspace), self.templates: "\n".join(workspace.templates)}
 
     def _open_class(self, workspace: Workspace, chosen: str | None = None) -> Update:
-        """Open a class in the editor, the first if it is not there."""
+        """Open a class in the editor, or the first one if it does not exist."""
         classes = workspace.classes
         if chosen not in classes:
             chosen = classes[0] if classes else None
@@ -64,15 +61,20 @@ class GatherTab:
         }
 
     def _refresh(self, workspace: Workspace, chosen: str | None) -> Update:
-        """Show what changed; the text boxes are left alone, as someone may be typing there."""
+        """Show what changed. The text boxes stay as they are: somebody may be typing there."""
         if chosen is not None and chosen not in workspace.classes:  # removed in another window
             return self._open_class(workspace)
+        pictures = workspace.pictures(chosen) if chosen else []
         has_split = workspace.has_test_split
         return {
+            self.message: "",
             self.overview: rendering.overview(workspace),
             self.warnings: rendering.messages(workspace.warnings(), "warning"),
             self.chosen: gr.update(choices=workspace.classes, value=chosen),
-            self.gallery: _thumbnails(workspace, chosen),
+            self.gallery: [
+                (str(workspace.thumbnail(picture.path)), "for testing" if picture.is_test else "")
+                for picture in pictures[:_MAX_THUMBNAILS]
+            ],
             self.selected: None,
             self.prompts: rendering.prompts(workspace.prompts()),
             self.held_out: gr.update(
@@ -144,17 +146,7 @@ class GatherTab:
                         )
                         self.set_words = gr.Button("Use these words", size="sm")
                 with gr.Column(scale=2):
-                    self.gallery = gr.Gallery(
-                        label="Images of the class",
-                        show_label=False,
-                        buttons=[],
-                        columns=6,
-                        height=360,
-                        object_fit="cover",
-                        allow_preview=False,
-                        interactive=False,
-                        elem_id="class-gallery",
-                    )
+                    self.gallery = gallery("Images of the class", 6, 360, "class-gallery")
                     self.selected = gr.State(None)
                     with gr.Row():
                         self.remove = gr.Button("Remove the selected image", elem_id="remove")
@@ -177,147 +169,108 @@ class GatherTab:
             self.start_over = gr.Button("Remove all classes and images")
 
     def _bind(self) -> None:
-        outputs = [*self.outputs, self.message]
-        added = {"outputs": [*outputs, self.archive, self.files, self.webcam, self.class_name]}
-        self.load_sample.click(as_sentences(self._load_sample), [self.sample], **added, **PRIVATE)
-        self.archive.upload(as_sentences(self._load_archive), [self.archive], **added, **PRIVATE)
-        gr.on(
-            [self.add_class.click, self.class_name.submit],
-            as_sentences(self._add_class),
-            [self.class_name],
-            **added,
-            **PRIVATE,
-        )
-        self.files.upload(
-            as_sentences(self._add_files), [self.chosen, self.files], **added, **PRIVATE
-        )
-        self.add_photo.click(
-            as_sentences(self._add_photo), [self.chosen, self.webcam], **added, **PRIVATE
-        )
-        self.chosen.input(as_sentences(self._choose), [self.chosen], outputs, **PRIVATE)
-        self.gallery.select(_index_of_selected, None, [self.selected], **PRIVATE)
-        self.remove.click(
-            as_sentences(self._remove), [self.chosen, self.selected], outputs, **PRIVATE
-        )
-        self.rename.click(
-            as_sentences(self._rename), [self.chosen, self.new_name], outputs, **PRIVATE
-        )
-        self.remove_class.click(as_sentences(self._remove_class), [self.chosen], outputs, **PRIVATE)
-        self.set_words.click(
-            as_sentences(self._set_words), [self.chosen, self.words], outputs, **PRIVATE
-        )
-        self.set_templates.click(
-            as_sentences(self._set_templates), [self.chosen, self.templates], outputs, **PRIVATE
-        )
-        self.held_out.release(self._set_held_out, [self.held_out], None, **PRIVATE)
-        self.start_over.click(self._start_over, None, outputs, **PRIVATE)
+        with_boxes = [*self.outputs, self.archive, self.files, self.webcam, self.class_name]
+        add_class = partial(gr.on, [self.add_class.click, self.class_name.submit])
+        for trigger, handler, inputs, outputs in (
+            (self.load_sample.click, self._add_data, [self.sample], with_boxes),
+            (self.archive.upload, self._add_archive, [self.archive], with_boxes),
+            (add_class, self._add_class, [self.class_name], with_boxes),
+            (self.files.upload, self._add_files, [self.chosen, self.files], with_boxes),
+            (self.add_photo.click, self._add_photo, [self.chosen, self.webcam], with_boxes),
+            (self.chosen.input, self._open_class, [self.chosen], self.outputs),
+            (self.gallery.select, self._select, [], [self.selected]),
+            (self.remove.click, self._remove, [self.chosen, self.selected], self.outputs),
+            (self.rename.click, self._rename, [self.chosen, self.new_name], self.outputs),
+            (self.remove_class.click, self._remove_class, [self.chosen], self.outputs),
+            (self.set_words.click, self._set_words, [self.chosen, self.words], self.outputs),
+            (
+                self.set_templates.click,
+                self._set_templates,
+                [self.chosen, self.templates],
+                self.outputs,
+            ),
+            (self.held_out.release, self._set_held_out, [self.held_out], []),
+            (self.start_over.click, self._start_over, [], self.outputs),
+        ):
+            self.on(trigger, handler, inputs, outputs)
 
-    def _load_sample(self, name: str, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
-        added = workspace.add_data(name, name)
-        return {**self.show(workspace), **self._say(*_lines(added))}
+    def _add_data(self, workspace: Workspace, source: str | Path) -> Update:
+        added = workspace.add_data(source)
+        return {**self.show(workspace), **self._say(*_describe(added))}
 
-    def _load_archive(self, archive: str, request: gr.Request) -> Update:
-        workspace, path = self.service.workspace(request), Path(archive)
+    def _add_archive(self, workspace: Workspace, archive: str) -> Update:
         try:
-            added = workspace.add_data(path, path.name)
+            return self._add_data(workspace, Path(archive))
         except cr.UserError as error:
             # the page keeps the sentence, and the box is free for another try
             return {**self._open_class(workspace), **self._say(str(error))}
-        return {**self.show(workspace), **self._say(*_lines(added))}
 
-    def _add_class(self, name: str, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _add_class(self, workspace: Workspace, name: str) -> Update:
         name = workspace.add_class(name)
         said = self._say(f"{name} is there: add images to it.")
         return {**self._open_class(workspace, name), **said, self.class_name: ""}
 
-    def _add_files(self, name: str | None, files: list[str], request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _add_files(self, workspace: Workspace, name: str | None, files: Sequence[str]) -> Update:
         if name is None:
             return self._say("Add a class first, then its images.")
         added = workspace.add_images(name, [Path(file) for file in files])
-        return {**self._refresh(workspace, name), **self._say(*_lines(added))}
+        return {**self._refresh(workspace, name), **self._say(*_describe(added))}
 
-    def _add_photo(self, name: str | None, photo: str | None, request: gr.Request) -> Update:
+    def _add_photo(self, workspace: Workspace, name: str | None, photo: str | None) -> Update:
         if photo is None:
             raise cr.UserError("take a photo first")
-        return self._add_files(name, [photo], request)
+        return self._add_files(workspace, name, [photo])
 
-    def _choose(self, name: str, request: gr.Request) -> Update:
-        return {**self._open_class(self.service.workspace(request), name), self.message: ""}
+    def _select(self, workspace: Workspace, event: gr.SelectData) -> int:
+        return event.index
 
-    def _remove(self, name: str | None, index: int | None, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _remove(self, workspace: Workspace, name: str | None, index: int | None) -> Update:
         pictures = workspace.pictures(name) if name else []
         if index is None or index >= len(pictures):
             raise cr.UserError("select an image first")
         workspace.remove_picture(pictures[index])
-        return {**self._refresh(workspace, name), self.message: ""}
+        return self._refresh(workspace, name)
 
-    def _rename(self, name: str | None, new: str, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _rename(self, workspace: Workspace, name: str | None, new: str) -> Update:
         if name is None:
             raise cr.UserError("there is no class to rename")
-        name = workspace.rename_class(name, new)
-        return {**self._open_class(workspace, name), self.message: ""}
+        return self._open_class(workspace, workspace.rename_class(name, new))
 
-    def _remove_class(self, name: str | None, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _remove_class(self, workspace: Workspace, name: str | None) -> Update:
         if name is not None:
             workspace.remove_class(name)
-        return {**self._open_class(workspace), self.message: ""}
+        return self._open_class(workspace)
 
-    def _set_words(self, name: str | None, words: str, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _set_words(self, workspace: Workspace, name: str | None, words: str) -> Update:
         if name is not None:
-            chosen = [word.strip().rstrip(".") for word in words.split(",")]  # words, no prompts
-            chosen = tuple(word for word in chosen if word)
+            # a full stop would make a whole prompt of them
+            chosen = tuple(filter(None, (word.strip().rstrip(".") for word in words.split(","))))
             workspace.set_prompts(workspace.templates, {**workspace.names, name: chosen})
-        return {**self._open_class(workspace, name), self.message: ""}
+        return self._open_class(workspace, name)
 
-    def _set_templates(self, name: str | None, templates: str, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _set_templates(self, workspace: Workspace, name: str | None, templates: str) -> Update:
         lines = [line.strip() for line in templates.splitlines() if line.strip()]
         workspace.set_prompts(lines, workspace.names)
-        shown = {self.templates: "\n".join(workspace.templates), self.message: ""}
-        return {**self._refresh(workspace, name), **shown}
+        templates = "\n".join(workspace.templates)
+        return {**self._refresh(workspace, name), self.templates: templates}
 
-    def _set_held_out(self, percent: float, request: gr.Request) -> None:
-        workspace = self.service.workspace(request)
+    def _set_held_out(self, workspace: Workspace, percent: float) -> None:
         workspace.held_out = percent / 100
         workspace.save_state()
 
-    def _start_over(self, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _start_over(self, workspace: Workspace) -> Update:
         workspace.clear_images()
-        return {**self.show(workspace), self.message: ""}
+        return self.show(workspace)
 
     def _say(self, *lines: str) -> Update:
-        """Show lines in the page, and empty the boxes that things were put into."""
-        return {
-            self.message: rendering.messages(lines),
-            self.archive: None,
-            self.files: None,
-            self.webcam: None,
-        }
+        """Show lines in the page, and empty the boxes that files were put into."""
+        emptied: Update = dict.fromkeys([self.archive, self.files, self.webcam])
+        return {**emptied, self.message: rendering.messages(lines)}
 
 
-def _lines(added: Added) -> list[str]:
-    """Tell what was added, what was there already, and what was left out."""
+def _describe(added: Added) -> list[str]:
+    """Say what was added, what was there already, and what was left out."""
     lines = [f"Added {added.images} {'image' if added.images == 1 else 'images'}."]
     if added.known:
         lines.append(f"{added.known} were there already.")
     return [*lines, *added.notes, summarize_skipped(added.skipped)]
-
-
-def _index_of_selected(event: gr.SelectData) -> int:
-    return event.index
-
-
-def _thumbnails(workspace: Workspace, name: str | None) -> list[tuple[str, str]]:
-    pictures = workspace.pictures(name)[:_SHOWN] if name else []
-    return [
-        (str(workspace.thumbnail(picture.path)), "for testing" if picture.is_test else "")
-        for picture in pictures
-    ]

@@ -8,22 +8,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import clip_randlora as cr
-from clip_randlora.runs.run_folder import read_metrics
 
-WATCHED_IMAGES = 48  # test images that the live curve is measured on
+_WATCHED_IMAGES = 48  # test images that the live curve is measured on
 
 State = Literal["waiting", "preparing", "training", "measuring", "done", "stopped", "failed"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One training, from the queue to the finished run.
 
-    ``folder`` is where its run goes; ``history`` has a row for each report of a step; ``error`` is
-    the sentence that says why it failed.
+    ``folder`` is where its run goes; ``history`` has the steps that were reported; ``error`` is the
+    sentence that says why it failed.
     """
 
     model: str
@@ -33,8 +32,7 @@ class Job:
     source: str
     state: State = "waiting"
     device: str = ""
-    last: cr.Step | None = None
-    history: list[dict[str, float | None]] = field(default_factory=list)
+    history: list[cr.Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -46,15 +44,17 @@ class Job:
 
     @property
     def is_learning(self) -> bool:
-        """Whether there is something left to stop: what only measures what it learned is not."""
+        """Whether it can still be stopped: it waits or trains, and was not told to stop."""
         return self.state in ("waiting", "preparing", "training") and not self.stop.is_set()
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the finished run's metrics."""
-        return read_metrics(self.folder)
+    def record_step(self, step: cr.Step) -> None:
+        """Note what a step of the training reported."""
+        self.history.append(step)
+        is_last = step.step == step.steps or self.stop.is_set()
+        self.state = "measuring" if is_last else "training"
 
 
-class Trainer:
+class TrainingQueue:
     """Trains jobs in the order in which they came, in a thread of its own.
 
     ``on_model`` is called with the base model of each before it is trained on.
@@ -65,57 +65,64 @@ class Trainer:
     ):
         self.max_minutes, self.device, self.on_model = max_minutes, device, on_model
         self._changed = threading.Condition()
-        self._waiting: list[Job] = []
-        self._current: Job | None = None
+        self._jobs: list[Job] = []  # the first one is trained, the others wait
         self._model: cr.Model | None = None
         threading.Thread(target=self._work, name="training", daemon=True).start()
 
     def submit(self, job: Job) -> None:
         """Put a job at the end of the queue."""
         with self._changed:
-            self._waiting.append(job)
-            self._changed.notify_all()
+            self._jobs.append(job)
+            self._changed.notify()
 
     def place(self, job: Job) -> int:
         """Return how many trainings are before a waiting job."""
         with self._changed:
-            ahead = self._waiting.index(job) if job in self._waiting else 0
-            return ahead + (self._current is not None and self._current is not job)
+            return self._jobs.index(job) if job in self._jobs else 0
 
     def stop(self, job: Job) -> None:
-        """Stop a job: what it has learned is kept; one that still waits leaves the queue."""
+        """Stop a job. What it has learned is kept; one that still waits leaves the queue."""
         job.stop.set()
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if job.state == "waiting":
+                self._jobs.remove(job)
                 job.state = "stopped"
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
-                self._current = job = self._waiting.pop(0)
+                self._changed.wait_for(lambda: self._jobs)
+                job = self._jobs[0]
                 job.state = "preparing"
             try:
-                self._train(job)
-                job.state = "done"
+                model = self._load(job.model)
+                if job.stop.is_set():  # before it has learned anything
+                    job.state = "stopped"
+                else:
+                    self._train(job, model)
+                    job.state = "done"
             except cr.UserError as error:
                 job.error, job.state = str(error), "failed"
             except Exception as error:  # the person gets a sentence, the log the traceback
-                if not job.folder.parent.exists():  # everything was deleted meanwhile
+                if job.stop.is_set() and not job.folder.exists():  # everything was deleted
                     job.state = "stopped"
-                    continue
-                traceback.print_exc()
-                job.error = f"training failed ({type(error).__name__}: {error})"
-                job.state = "failed"
+                else:
+                    traceback.print_exc()
+                    job.error = f"training failed ({type(error).__name__}: {error})"
+                    job.state = "failed"
             finally:
-                job.data = None  # a finished job needs no images
+                del job.data  # a finished job needs no images
                 with self._changed:
-                    self._current = None
+                    self._jobs.remove(job)
 
-    def _train(self, job: Job) -> None:
-        model = self._load(job.model)
+    def _load(self, name: str) -> cr.Model:
+        """Return the base model, kept from job to job as long as it is the same."""
+        if self._model is None or self._model.name != name:
+            self._model = None  # its memory is free before the next needs it
+            self._model = cr.load_model(name, device=self.device)
+        return self._model
+
+    def _train(self, job: Job, model: cr.Model) -> None:
         job.device = str(model.device)
         self.on_model(model)
         ends = time.monotonic() + 60 * self.max_minutes
@@ -125,38 +132,10 @@ class Trainer:
             job.config,
             out=job.folder,
             source={"data": job.source},
-            on_step=_Follow(job),
+            on_step=job.record_step,
             on_start=lambda adapter, notes: job.notes.extend(notes),
             should_stop=lambda: job.stop.is_set() or time.monotonic() > ends,
-            watch=WATCHED_IMAGES,
+            watch=_WATCHED_IMAGES,
         )
         job.notes = run.notes
         run.adapter.detach()  # the model is the next job's
-
-    def _load(self, name: str) -> cr.Model:
-        """Return the base model, kept from job to job as long as it is the same."""
-        if self._model is None or self._model.name != name:
-            self._model = None  # its memory is free before the next needs it
-            self._model = cr.load_model(name, device=self.device)
-        return self._model
-
-
-class _Follow:
-    """Writes a training's steps down in its job."""
-
-    def __init__(self, job: Job):
-        self.job = job
-
-    def __call__(self, step: cr.Step) -> None:
-        job = self.job
-        job.last = step
-        job.history.append(
-            {
-                "step": step.step,
-                "loss": step.loss,
-                "accuracy": step.accuracy,
-                "test_accuracy": step.test_accuracy,
-            }
-        )
-        ends = step.step == step.steps or job.stop.is_set()
-        job.state = "measuring" if ends else "training"

@@ -12,6 +12,8 @@ from typing import Any
 import clip_randlora as cr
 from clip_randlora.app.jobs import Job
 from clip_randlora.app.workspace import Workspace
+from clip_randlora.runs.run_folder import read_metrics
+from clip_randlora.utils.progress import format_seconds
 
 _BARS = 5
 _THUMBNAILS = 8  # of each class, in the overview
@@ -72,39 +74,44 @@ def progress(job: Job | None, place: int) -> str:
     """Draw the state of a training: a bar, the step, the time left, the device."""
     if job is None:
         return _progress_box("Ready", "Choose a preset and press Start.", 0, "")
-    step = job.last
-    share = step.step / step.steps if step else 0.0
-    headline = _STATES[job.state]
-    details = []
+    headline, details, share = _STATES[job.state], [], 0.0
     if job.state == "waiting":
         details.append(f"{place} training{'s' if place != 1 else ''} before yours")
-    if step:
+    if job.history:
+        step = job.history[-1]
+        share = step.step / step.steps
         details.append(f"step {step.step} of {step.steps}")
-    if job.state == "training" and step:
-        details.append(f"{_duration(step.seconds_left)} left")
-        details.append(f"loss {step.loss:.3f}")
+        if job.state == "training":
+            details += [f"{format_seconds(step.seconds_left)} left", f"loss {step.loss:.3f}"]
     if job.device:
         details.append(f"on {job.device}")
     if job.state == "done":
-        metrics = job.metrics()
+        metrics = read_metrics(job.folder)
         before, after = metrics["zero_shot"]["top1"], metrics["tuned"]["top1"]
         headline = f"Done: {before:.1%} zero-shot, {after:.1%} tuned"
-        details.append(f"trained in {_duration(metrics['train_seconds'])}")
-    remark = job.error if job.state == "failed" else ""
-    return _progress_box(headline, " · ".join(details), share, remark)
+        details.append(f"trained in {format_seconds(metrics['train_seconds'])}")
+    return _progress_box(headline, " · ".join(details), share, job.error)
 
 
-def answer(probabilities: Mapping[str, float], title: str, other: str | None) -> str:
-    """Draw the likeliest classes as bars.
+def side_by_side(answers: Mapping[str, Mapping[str, float]], strength: float) -> tuple[str, str]:
+    """Draw both answers for one image, zero-shot and tuned, the most probable class first."""
+    tuned = "Tuned" if strength == 1 else f"Tuned, strength {strength:.2f}"
+    return (
+        answer(answers["zero_shot"], "Zero-shot"),
+        answer(answers["tuned"], tuned, other=next(iter(answers["zero_shot"]))),
+    )
+
+
+def answer(probabilities: Mapping[str, float], title: str, other: str | None = None) -> str:
+    """Draw the most probable classes as bars.
 
     Args:
-        probabilities: class -> probability.
+        probabilities: ``{class: probability}``, the most probable first.
         title: which of the two answers this is.
-        other: the first answer of the other; where it differs, this one's is marked.
+        other: the class that the other answers; if this one differs, it is marked.
     """
-    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:_BARS]
     rows = []
-    for place, (name, p) in enumerate(top):
+    for place, (name, p) in enumerate(list(probabilities.items())[:_BARS]):
         changed = place == 0 and other is not None and other != name
         mark = '<span class="changed">changed</span>' if changed else ""
         rows.append(
@@ -116,14 +123,13 @@ def answer(probabilities: Mapping[str, float], title: str, other: str | None) ->
     return f'<section class="answer"><h3>{title}</h3><ol>{"".join(rows)}</ol></section>'
 
 
-def side_by_side(answers: Mapping[str, Mapping[str, float]], strength: float) -> tuple[str, str]:
-    """Draw both answers for one image, zero-shot and tuned."""
-    first = max(answers["zero_shot"], key=answers["zero_shot"].get)
-    tuned = "Tuned" if strength == 1 else f"Tuned, strength {strength:.2f}"
-    return (
-        answer(answers["zero_shot"], "Zero-shot", None),
-        answer(answers["tuned"], tuned, first),
+def no_answer(reason: str) -> tuple[str, str]:
+    """Fill the places of the answers before there are any."""
+    zero_shot, tuned = (
+        f'<section class="answer"><h3>{title}</h3><p class="hint">{escape(reason)}</p></section>'
+        for title in ("Zero-shot", "Tuned")
     )
+    return zero_shot, tuned
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -141,21 +147,14 @@ def summary(metrics: Mapping[str, Any]) -> str:
         )
         facts = (
             f"{metrics['images']['test']} held-out images · trained on "
-            f"{metrics['images']['train']} · {metrics['trainable_parameters']:,} trained numbers · "
-            f"{metrics['steps']} steps in {_duration(metrics['train_seconds'])} · "
+            f"{metrics['images']['train']} · "
+            f"{metrics['trainable_parameters']:,} trainable parameters · "
+            f"{metrics['steps']} steps in {format_seconds(metrics['train_seconds'])} · "
             f"{metrics['method']}, {metrics['model']}"
         )
     except (KeyError, TypeError, ValueError) as error:
         raise cr.UserError(f"the run's metrics are damaged ({error})") from error
     return f'<ul class="summary">{cards}</ul><p class="hint">{escape(facts)}</p>'
-
-
-def no_answer(reason: str) -> tuple[str, str]:
-    """Fill the places of the answers before there are any."""
-    return tuple(
-        f'<section class="answer"><h3>{title}</h3><p class="hint">{escape(reason)}</p></section>'
-        for title in ("Zero-shot", "Tuned")
-    )
 
 
 def _progress_box(headline: str, details: str, share: float, remark: str) -> str:
@@ -167,11 +166,6 @@ def _progress_box(headline: str, details: str, share: float, remark: str) -> str
         f'</div><div class="details">{escape(details)}&nbsp;</div>'
         f"{messages([remark], 'warning')}</div>"
     )
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
 
 
 @lru_cache(maxsize=4096)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 import clip_randlora as cr
 from clip_randlora.app import rendering
-from clip_randlora.app.events import sentence
 from clip_randlora.app.service import Service
+from clip_randlora.app.uploads import hidden_paths
+from clip_randlora.app.view import Update, View, gallery, sentence
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.runs.predictions_file import read_answers
 from clip_randlora.runs.run_folder import read_metrics
 
-_IN_GALLERY = 24
-
-Update = dict[gr.components.Component, Any]
+_MAX_THUMBNAILS = 24
 
 
-class HoodTab:
+class ResultsTab(View):
     """Accuracy per class, confusion, calibration, and the images that tuning fixed or broke."""
 
     def __init__(self, service: Service):
-        self.service = service
+        super().__init__(service)
         self.summary = gr.HTML(elem_id="summary")
         self.per_class = gr.Dataframe(
             headers=["class", "images", "zero-shot", "tuned"],
@@ -34,61 +31,56 @@ class HoodTab:
         )
         with gr.Row():
             with gr.Column():
-                self.fixed = _gallery("Fixed by tuning", "fixed")
+                gr.Markdown("#### Fixed by tuning")
+                self.fixed = gallery("Fixed by tuning", 4, 300, "fixed")
             with gr.Column():
-                self.broken = _gallery("Broken by tuning", "broken")
-        self.confusion = _figure("Confusion matrices")
-        self.calibration = _figure("Calibration: how often it is right, by how sure it is")
-        self.curves = _figure("Training curves")
+                gr.Markdown("#### Broken by tuning")
+                self.broken = gallery("Broken by tuning", 4, 300, "broken")
+        self.figures = {
+            "confusion.png": _figure("Confusion matrices"),
+            "calibration.png": _figure("Calibration: how often it is right, by how sure it is"),
+            "curves.png": _figure("Training curves"),
+        }
         self.outputs = [
             self.summary,
             self.per_class,
             self.fixed,
             self.broken,
-            self.confusion,
-            self.calibration,
-            self.curves,
+            *self.figures.values(),
         ]
 
     def show(self, workspace: Workspace) -> Update:
         """Return the tab's contents for the run in use."""
         try:
-            run = self.service.finished_run(workspace)
-            metrics, answers = read_metrics(run), read_answers(run)
-            summary, rows = rendering.summary(metrics), _rows(metrics)
+            run = workspace.finished_run()
+            with hidden_paths(workspace.folder):
+                metrics, answers = read_metrics(run), read_answers(run)
+            summary = rendering.summary(metrics)
         except cr.UserError as error:
-            empty = dict.fromkeys(self.outputs)
+            empty: Update = dict.fromkeys(self.outputs)
             return {**empty, self.summary: rendering.messages([sentence(error)])}
-        fixed, broken = _changed(answers)
+        files = workspace.test_images()
+        fixed: list[tuple[str, str]] = []
+        broken: list[tuple[str, str]] = []
+        for row in answers:
+            before, after = row["zero_shot"] == row["label"], row["tuned"] == row["label"]
+            if before != after and row["image"] in files:
+                thumbnail = str(workspace.thumbnail(files[row["image"]]))
+                changed = fixed if after else broken
+                changed.append((thumbnail, f"{row['zero_shot']} → {row['tuned']}"))
         return {
             self.summary: summary,
-            self.per_class: rows,
-            self.fixed: _with_captions(workspace, fixed),
-            self.broken: _with_captions(workspace, broken),
+            self.per_class: [
+                [name, row["images"], f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}"]
+                for name, row in metrics["per_class"].items()
+            ],
+            self.fixed: fixed[:_MAX_THUMBNAILS],
+            self.broken: broken[:_MAX_THUMBNAILS],
             **{
-                component: str(run / name) if (run / name).exists() else None
-                for component, name in (
-                    (self.confusion, "confusion.png"),
-                    (self.calibration, "calibration.png"),
-                    (self.curves, "curves.png"),
-                )
+                figure: str(run / name) if (run / name).exists() else None
+                for name, figure in self.figures.items()
             },
         }
-
-
-def _gallery(label: str, name: str) -> gr.Gallery:
-    gr.Markdown(f"#### {label}")
-    return gr.Gallery(
-        label=label,
-        show_label=False,
-        buttons=[],
-        columns=4,
-        height=300,
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        elem_id=name,
-    )
 
 
 def _figure(label: str) -> gr.Image:
@@ -100,28 +92,3 @@ def _figure(label: str) -> gr.Image:
         buttons=["download", "fullscreen"],
         elem_classes="figure",
     )
-
-
-def _rows(metrics: dict[str, Any]) -> list[list[str | int]]:
-    return [
-        [name, row["images"], f"{row['zero_shot']:.1%}", f"{row['tuned']:.1%}"]
-        for name, row in metrics["per_class"].items()
-    ]
-
-
-def _changed(answers: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the answers that tuning made right, and those that it made wrong."""
-    right = [(row["zero_shot"] == row["label"], row["tuned"] == row["label"]) for row in answers]
-    fixed = [row for row, (before, after) in zip(answers, right, strict=True) if after > before]
-    broken = [row for row, (before, after) in zip(answers, right, strict=True) if before > after]
-    return fixed, broken
-
-
-def _with_captions(workspace: Workspace, answers: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return thumbnails of the images that are still there, with what changed."""
-    there = workspace.tested()
-    return [
-        (str(workspace.thumbnail(there[row["image"]])), f"{row['zero_shot']} → {row['tuned']}")
-        for row in answers
-        if row["image"] in there
-    ][:_IN_GALLERY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,8 +10,8 @@ import pandas as pd
 
 import clip_randlora as cr
 from clip_randlora.app import rendering
-from clip_randlora.app.events import PRIVATE, as_sentences
 from clip_randlora.app.service import Service
+from clip_randlora.app.view import Update, View
 from clip_randlora.app.workspace import Workspace
 
 _PRESET_HELP = (
@@ -28,16 +29,19 @@ _TARGETS = [
     ("MLP", "mlp"),
     ("1x1 convolutions", "conv"),
 ]
+_METHOD_SETTINGS = ("rank", "alpha", "bases", "blocks", "towers", "targets")
+_MEASURED_ON = ("training images", "held-out images")
 _PLOT_HEIGHT = 240
 
-Update = dict[gr.components.Component, Any]
 
+class TrainTab(View):
+    """Choose how to train, start and stop it, and watch.
 
-class TrainTab:
-    """Choose how to train, start and stop it, and watch."""
+    ``advanced`` has the boxes of the settings, by name; ``shown_run`` changes with the run in use.
+    """
 
     def __init__(self, service: Service):
-        self.service = service
+        super().__init__(service)
         with gr.Row():
             with gr.Column(scale=1):
                 self._build_choices()
@@ -54,22 +58,28 @@ class TrainTab:
             self.timer,
             self.shown_run,
         ]
-        self._bind()
+        self.on(
+            self.start.click,
+            self._start,
+            [self.model, self.method, self.preset, *self.advanced.values()],
+            self.outputs,
+        )
+        self.on(self.stop.click, self._stop, outputs=self.outputs)
+        self.on(self.timer.tick, self.show, outputs=self.outputs, show_progress="hidden")
 
     def show(self, workspace: Workspace) -> Update:
         """Return the state of the workspace's training, and whether to go on looking."""
         job = workspace.job
-        place = self.service.trainer.place(job) if job else 0
-        runs = job is not None and job.is_running
+        is_learning = job is not None and job.is_learning
         loss, accuracy = _curves(job.history if job else [])
         return {
-            self.progress: rendering.progress(job, place),
+            self.progress: rendering.progress(job, self.service.queue.place(job) if job else 0),
             self.loss: loss,
             self.accuracy: accuracy,
             self.notes: rendering.messages(job.notes if job else []),
-            self.start: gr.update(visible=not (job and job.is_learning)),
-            self.stop: gr.update(visible=bool(job and job.is_learning)),
-            self.timer: gr.Timer(active=runs),
+            self.start: gr.update(visible=not is_learning),
+            self.stop: gr.update(visible=is_learning),
+            self.timer: gr.Timer(active=job is not None and job.is_running),
             self.shown_run: f"{workspace.run} {job.state if job else ''}",
         }
 
@@ -128,138 +138,88 @@ class TrainTab:
         self.shown_run = gr.State("")
 
     def _build_advanced(self) -> None:
+        boxes: dict[str, gr.components.Component] = {}
+        self.advanced = boxes
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             gr.Markdown("Leave a box empty, or at 0, for the default.", elem_classes="hint")
             with gr.Row():
-                self.rank = gr.Number(
-                    None,
-                    label="Rank",
-                    precision=0,
-                    info="Of each base or of the update. RandLoRA: a higher rank trains fewer "
-                    "numbers; default 6.",
+                boxes["rank"] = _whole_number(
+                    "Rank",
+                    "Of each base or of the update. RandLoRA: a higher rank trains fewer "
+                    "parameters; default 6.",
                 )
-                self.alpha = gr.Number(
+                boxes["alpha"] = gr.Number(
                     None,
                     label="Alpha",
                     info="The update is scaled by alpha / rank; VeRA's by alpha.",
                 )
-                self.bases = gr.Dropdown(
-                    [("default", ""), "uniform", "sparse", "very sparse"],
+                boxes["bases"] = gr.Dropdown(
+                    [("default", ""), "uniform", "sparse", ("very sparse", "very_sparse")],
                     value="",
                     label="Bases",
                     info="RandLoRA's random bases: dense or with few entries.",
                 )
-                self.blocks = gr.Number(
-                    None, label="Blocks", precision=0, info="Adapt only the last K of each tower."
-                )
+                boxes["blocks"] = _whole_number("Blocks", "Adapt only the last K of each tower.")
             with gr.Row():
-                self.towers = gr.CheckboxGroup(
-                    _TOWERS,
-                    value=["vision", "text"],
-                    label="Towers",
-                    info="The encoders that are changed.",
-                )
-                self.targets = gr.CheckboxGroup(
+                boxes["towers"] = _checkboxes("Towers", "The encoders that are changed.", _TOWERS)
+                boxes["targets"] = _checkboxes(
+                    "Targets",
+                    "The kinds of weight that are changed, where a model has them.",
                     _TARGETS,
-                    value=[target for _, target in _TARGETS],
-                    label="Targets",
-                    info="The kinds of weight that are changed, where a model has them.",
                 )
             with gr.Row():
-                self.learning_rate = gr.Number(
+                boxes["learning_rate"] = gr.Number(
                     None, label="Learning rate", info="Peak; by method and model otherwise."
                 )
-                self.steps = gr.Number(
-                    None, label="Steps", precision=0, info="In place of the preset's."
+                boxes["steps"] = _whole_number("Steps", "In place of the preset's.")
+                boxes["shots"] = _whole_number(
+                    "Shots", "Training images of each class; all of them otherwise."
                 )
-                self.shots = gr.Number(
-                    None,
-                    label="Shots",
-                    precision=0,
-                    info="Training images of each class; all of them otherwise.",
+                boxes["seed"] = _whole_number(
+                    "Seed", "Same seed, same result, on one machine.", value=1
                 )
-                self.seed = gr.Number(
-                    1, label="Seed", precision=0, info="Same seed, same result, on one machine."
-                )
-                self.precision = gr.Dropdown(
+                boxes["precision"] = gr.Dropdown(
                     ["auto", "fp32", "bf16", "fp16"],
                     value="auto",
                     label="Precision",
                     info="Auto: bf16 where the hardware is fast in it.",
                 )
 
-    def _bind(self) -> None:
-        choices = [self.model, self.method, self.preset]
-        advanced = [
-            self.rank,
-            self.alpha,
-            self.bases,
-            self.blocks,
-            self.towers,
-            self.targets,
-            self.learning_rate,
-            self.steps,
-            self.shots,
-            self.seed,
-            self.precision,
-        ]
-        self.start.click(as_sentences(self._start), [*choices, *advanced], self.outputs, **PRIVATE)
-        self.stop.click(self._stop, None, self.outputs, **PRIVATE)
-        self.timer.tick(
-            self._look, None, self.outputs, show_progress="hidden", queue=True, **PRIVATE
-        )
-
     def _start(
-        self,
-        model: str,
-        method: str,
-        preset: str,
-        rank: int | None,
-        alpha: float | None,
-        bases: str,
-        blocks: int | None,
-        towers: list[str],
-        targets: list[str],
-        learning_rate: float | None,
-        steps: int | None,
-        shots: int | None,
-        seed: int | None,
-        precision: str,
-        request: gr.Request,
+        self, workspace: Workspace, model: str, method: str, preset: str, *values: Any
     ) -> Update:
-        workspace = self.service.workspace(request)
-        adapter = {
-            "rank": rank,
-            "alpha": alpha,
-            "bases": bases.replace(" ", "_") if method == "randlora" else None,
-            "blocks": blocks,
-        }
-        adapter = {key: value for key, value in adapter.items() if value}
         settings = {
-            "method": {"method": method, "towers": towers, "targets": targets, **adapter},
-            "learning_rate": learning_rate or None,  # an empty box may come as 0
-            "steps": steps or None,
-            "shots": shots or None,
-            "seed": 1 if seed is None else seed,
-            "precision": precision,
+            name: value
+            for name, value in zip(self.advanced, values, strict=True)
+            if value not in (None, "") and (value != 0 or name == "seed")
         }
+        settings.setdefault("shots", None)  # all images
+        if method != "randlora":
+            settings.pop("bases", None)
+        own = {name: settings.pop(name) for name in _METHOD_SETTINGS if name in settings}
+        settings["method"] = {"method": method, **own}
         self.service.start(workspace, model, preset, settings)
         return self.show(workspace)
 
-    def _stop(self, request: gr.Request) -> Update:
-        workspace = self.service.workspace(request)
+    def _stop(self, workspace: Workspace) -> Update:
         if workspace.job is not None:
-            self.service.trainer.stop(workspace.job)
+            self.service.queue.stop(workspace.job)
         return self.show(workspace)
 
-    def _look(self, request: gr.Request) -> Update:
-        return self.show(self.service.workspace(request))
+
+def _whole_number(label: str, info: str, value: int | None = None) -> gr.Number:
+    return gr.Number(value, label=label, info=info, precision=0)
+
+
+def _checkboxes(label: str, info: str, choices: list[tuple[str, str]]) -> gr.CheckboxGroup:
+    every = [value for _, value in choices]
+    return gr.CheckboxGroup(choices, value=every, label=label, info=info)
 
 
 def _describe_methods() -> str:
     """Return the methods' names with the first words of their documentation."""
     return " ".join(
-        f"{method.__name__}: {method.__doc__.split(' (')[0].lower()}."
+        f"{method.__name__}: {(method.__doc__ or '').split(' (')[0].lower()}."
         for method in _METHODS.values()
     )
 
@@ -269,21 +229,19 @@ def _describe(model: cr.Suggestion) -> str:
         where = "bundled"
     else:
         where = "downloaded" if model.is_downloaded else "not downloaded yet"
-    return f"{model.name}: {model.parameters / 1e6:.0f} M numbers, {where}"
+    return f"{model.name}: {model.parameters / 1e6:.0f} M parameters, {where}"
 
 
-def _curves(history: list[dict[str, float | None]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _curves(history: Sequence[cr.Step]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the loss by step, and both accuracies by step in long form."""
-    loss = pd.DataFrame(history, columns=["step", "loss"], dtype=float)
-    lines = {"accuracy": "training images", "test_accuracy": "held-out images"}
+    loss = pd.DataFrame(
+        [(step.step, step.loss) for step in history], columns=["step", "loss"], dtype=float
+    )
     # both names from the beginning: the plot fixes its colours by the first data that it gets
-    rows = [(0, None, label) for label in lines.values()]
-    rows += [
-        (row["step"], row[key], label)
-        for key, label in lines.items()
-        for row in history
-        if row[key] is not None
-    ]
+    rows: list[tuple[int, float | None, str]] = [(0, None, label) for label in _MEASURED_ON]
+    for step in history:
+        accuracies = zip((step.accuracy, step.test_accuracy), _MEASURED_ON, strict=True)
+        rows += [(step.step, value, label) for value, label in accuracies if value is not None]
     accuracy = pd.DataFrame(rows, columns=["step", "accuracy", "measured on"])
     # a column without numbers would be taken for words
     return loss, accuracy.astype({"step": float, "accuracy": float})

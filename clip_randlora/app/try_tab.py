@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 import clip_randlora as cr
 from clip_randlora.app import rendering
-from clip_randlora.app.events import PRIVATE, as_sentences, sentence
-from clip_randlora.app.service import TRAIN_FIRST, Service
-from clip_randlora.app.workspace import Workspace
+from clip_randlora.app.service import Service
+from clip_randlora.app.uploads import hidden_paths
+from clip_randlora.app.view import Update, View, gallery, sentence, share_slider
+from clip_randlora.app.workspace import TRAIN_FIRST, Workspace
 from clip_randlora.data import summarize_skipped
 
 _EXAMPLES = 12
 _COLUMNS = ["image", "zero-shot", "probability", "tuned", "probability "]
 
-Update = dict[gr.components.Component, Any]
 
-
-class CompareTab:
+class TryTab(View):
     """Try the run in use, at any strength."""
 
     def __init__(self, service: Service):
-        self.service = service
+        super().__init__(service)
         with gr.Row():
             with gr.Column(scale=2):
                 self.image = gr.Image(
@@ -35,30 +34,17 @@ class CompareTab:
                     height=300,
                     elem_id="try-image",
                 )
-                self.strength = gr.Slider(
-                    0,
-                    1,
+                self.strength = share_slider(
+                    "Strength",
+                    "0 is zero-shot, 1 is tuned; between, the weights are interpolated.",
+                    "strength",
                     value=1,
-                    step=0.05,
-                    label="Strength",
-                    info="0 is zero-shot, 1 is tuned; between, the weights are interpolated.",
-                    elem_id="strength",
                 )
             with gr.Column(scale=3), gr.Row():
                 self.zero_shot = gr.HTML(elem_id="zero-shot", min_height=280)
                 self.tuned = gr.HTML(elem_id="tuned", min_height=280)
         gr.Markdown("#### Held-out images to try: choose one")
-        self.examples = gr.Gallery(
-            label="Held-out images",
-            show_label=False,
-            buttons=[],
-            columns=6,
-            height=190,
-            object_fit="cover",
-            allow_preview=False,
-            interactive=False,
-            elem_id="try-examples",
-        )
+        self.examples = gallery("Held-out images", 6, 190, "try-examples")
         self.example_files = gr.State([])
         with gr.Accordion("Many images at once", open=False, elem_id="many"):
             self.files = gr.File(
@@ -78,35 +64,32 @@ class CompareTab:
 
     def show(self, workspace: Workspace, image: str | None, strength: float) -> Update:
         """Return the answers for the image that is there, and held-out images to try."""
-        pictures = _held_out(workspace)
         zero_shot, tuned = self._answer(workspace, image, strength)
+        files = list(workspace.test_images().values())
+        examples = files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]  # of all classes
         return {
             self.zero_shot: zero_shot,
             self.tuned: tuned,
-            self.examples: [(str(workspace.thumbnail(path)), "") for path in pictures],
-            self.example_files: [str(path) for path in pictures],
+            self.examples: [(str(workspace.thumbnail(path)), "") for path in examples],
+            self.example_files: [str(path) for path in examples],
         }
 
     def _bind(self) -> None:
-        gr.on(
-            [self.image.change, self.strength.change],
-            self._predict,
+        self.on(
+            partial(gr.on, [self.image.change, self.strength.change]),
+            self._answer,
             [self.image, self.strength],
             [self.zero_shot, self.tuned],
             trigger_mode="always_last",
             show_progress="hidden",
-            **PRIVATE,
         )
-        self.examples.select(_chosen, [self.example_files], [self.image], **PRIVATE)
-        self.classify.click(
-            as_sentences(self._classify),
+        self.on(self.examples.select, self._select, [self.example_files], [self.image])
+        self.on(
+            self.classify.click,
+            self._classify,
             [self.files, self.strength],
             [self.table, self.csv, self.message],
-            **PRIVATE,
         )
-
-    def _predict(self, image: str | None, strength: float, request: gr.Request) -> tuple[str, str]:
-        return self._answer(self.service.workspace(request), image, strength)
 
     def _answer(self, workspace: Workspace, image: str | None, strength: float) -> tuple[str, str]:
         if workspace.run is None:
@@ -114,34 +97,28 @@ class CompareTab:
         if image is None:
             return rendering.no_answer("Choose an image.")
         try:
-            (answers,) = self.service.classify(workspace, [Path(image)], strength)
+            with hidden_paths(workspace.folder):
+                answer = self.service.classify(workspace, Path(image), strength)
         except cr.UserError as error:
             return rendering.no_answer(sentence(error))
-        return rendering.side_by_side(answers, strength)
+        return rendering.side_by_side(answer, strength)
+
+    def _select(self, workspace: Workspace, files: list[str], event: gr.SelectData) -> str:
+        return files[event.index]
 
     def _classify(
         self,
+        workspace: Workspace,
         files: list[str] | None,
         strength: float,
-        request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[list[list[str]], str, str]:
         if not files:
             raise cr.UserError("add images or a zip first")
         rows, table, skipped = self.service.classify_many(
-            self.service.workspace(request),
+            workspace,
             [Path(file) for file in files],
             strength,
             lambda done, images: progress((done, images), unit="images"),
         )
         return rows, str(table), rendering.messages([summarize_skipped(skipped)])
-
-
-def _chosen(files: list[str], event: gr.SelectData) -> str:
-    return files[event.index]
-
-
-def _held_out(workspace: Workspace) -> list[Path]:
-    """Return some of the images that the run was not trained on, of every class in turn."""
-    files = list(workspace.tested().values())
-    return files[:: max(1, len(files) // _EXAMPLES)][:_EXAMPLES]

@@ -1,24 +1,22 @@
-"""What strangers send: names made harmless, archives opened with care, errors without paths."""
+"""What strangers send: harmless names, the files of a run out of a zip, errors without paths."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
 import clip_randlora as cr
+from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
 from clip_randlora.data import Content
-from clip_randlora.runs.run_folder import ADAPTER
-
-T = TypeVar("T")
+from clip_randlora.data.sources import list_zip
 
 _LONGEST_NAME = 80
+_RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
 _RUN_FILES = (
     ADAPTER,
     "config.yaml",
@@ -27,8 +25,8 @@ _RUN_FILES = (
     "predictions.csv",
     "images.csv",
     "README.md",
+    *_RUN_FIGURES,
 )
-_RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
 
 
 def tidy_class_name(name: str) -> str:
@@ -53,37 +51,39 @@ def safe_file_name(name: str) -> str:
     return name[-60:] or "image"
 
 
-def write_content(content: Content | Path, path: Path) -> Path:
+def write_content(content: Content, path: Path) -> Path:
     """Write an image's bytes as they are; one that was never a file becomes a PNG."""
-    source = content if isinstance(content, Path) else content.read()
+    source = content.read()
     if isinstance(source, Image.Image):
         path = path.with_suffix(".png")
         source.save(path)
-    elif isinstance(source, bytes):
-        path.write_bytes(source)
-    else:
+    elif isinstance(source, str | Path):
         shutil.copyfile(source, path)
+    else:
+        path.write_bytes(source if isinstance(source, bytes) else source.read())
     return path
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def without_paths(read: Callable[[], T], folder: Path, called: str = "your images") -> T:
-    """Call ``read``; its error then names what the person knows, not folders of the server."""
+@contextmanager
+def hidden_paths(folder: Path, called: str = "your images") -> Iterator[None]:
+    """Name in errors what the person knows, and not folders of the server."""
     try:
-        return read()
+        yield
     except cr.UserError as error:
         line = str(error)
         for path in (folder / "train", folder / "test", folder):
-            line = line.replace(str(path) + "/", "").replace(str(path), called)
+            line = line.replace(f"{path}/", "").replace(str(path), called)
         raise cr.UserError(line) from error
 
 
-def check_task(run: Path) -> None:
-    """Refuse an uploaded run whose base model is not offered: no path from an upload is trusted."""
+def check_task(run: Path) -> cr.Task:
+    """Return the task of an uploaded run, whose base model must be one that is offered.
+
+    A path in an upload would otherwise be loaded.
+
+    Raises:
+        UserError: another base model, or no run.
+    """
     task = cr.read_task(run)
     offered = {(model.name, model.pretrained) for model in cr.SUGGESTIONS}
     if (task.model, task.pretrained) not in offered:
@@ -91,27 +91,23 @@ def check_task(run: Path) -> None:
             f"{run}: its base model {task.model} ({task.pretrained}) is not offered here; load it "
             f"with clip-randlora predict instead"
         )
+    return task
 
 
-def unpack_run(archive: Path, folder: Path, called: str, most_bytes: int) -> None:
-    """Copy a run's files, and nothing else, out of a zip."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            for name, info in _run_members(zipped):
-                if info.file_size > most_bytes:
-                    raise cr.UserError(f"{called}: {name} is larger than {most_bytes >> 20} MB")
-                (folder / name).write_bytes(zipped.read(info))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
-        raise cr.UserError(f"{called}: not a zip archive that can be read") from error
+def unpack_run(archive: Path, folder: Path, max_bytes: int) -> None:
+    """Copy a run's files, and nothing else, out of a zip.
+
+    Raises:
+        UserError: no zip, no run, or a file of more than ``max_bytes``.
+    """
+    for file in list_zip(archive).files:
+        name = file.parts[-1]
+        if name not in _RUN_FILES or len(file.parts) > 2:
+            continue
+        if file.content.size > max_bytes:
+            raise cr.UserError(f"{archive}: {name} is larger than {max_bytes >> 20} MB")
+        path = write_content(file.content, folder / name)
+        if name in _RUN_FIGURES:
+            cr.decode_image(path, name)
     if not (folder / ADAPTER).exists():
-        raise cr.UserError(f"{called}: not a run (there is no {ADAPTER} in it)")
-    for name in _RUN_FIGURES:
-        if (folder / name).exists():
-            cr.decode_image(folder / name, name)
-
-
-def _run_members(zipped: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    for info in zipped.infolist():
-        name = info.filename.rsplit("/", 1)[-1]
-        if name in _RUN_FILES + _RUN_FIGURES and info.filename.count("/") <= 1:
-            yield name, info
+        raise cr.UserError(f"{archive}: not a run (there is no {ADAPTER} in it)")

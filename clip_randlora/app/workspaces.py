@@ -1,4 +1,4 @@
-"""Whose workspace is whose, and when one is deleted."""
+"""Whose images, runs and uploads are whose, and when they are deleted."""
 
 from __future__ import annotations
 
@@ -8,88 +8,110 @@ import secrets
 import shutil
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clip_randlora.app.app_settings import Settings
 from clip_randlora.app.workspace import Workspace
 
+COOKIE = "clip-randlora-visitor"
+
+
+def new_visitor() -> str:
+    """Return a visitor's secret, 256 random bits: the value of the cookie."""
+    return secrets.token_urlsafe(32)
+
+
+def visitor_in(cookies: Mapping[str, str]) -> str | None:
+    """Return the visitor's secret among a request's cookies; None if there is none."""
+    found = cookies.get(COOKIE, "")
+    return found if re.fullmatch(r"[\w-]{43}", found) else None
+
 
 class Workspaces:
-    """Everybody's workspaces, found by the browser's secret token or by the page's session."""
+    """The folders directly below the app's folder: everybody's workspaces, and Gradio's uploads.
+
+    A visitor's secret gives the name of their workspace's folder, and so outlives a restart. An
+    upload's folder is named by what is in it: whoever uploaded the same is an owner too.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self.folder = settings.folder.resolve()
         self._lock = threading.Lock()
-        self._by_token: dict[str, Workspace] = {}
-        self._by_session: dict[str, Workspace] = {}
-        self._left: set[str] = set()  # sessions whose page was closed
-        settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._workspaces: dict[str, Workspace] = {}  # by the name of the folder
+        self._owners: dict[str, set[str]] = defaultdict(set)  # of uploads, by the folder's name
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def enter(self, session: str, token: str | None) -> tuple[Workspace, str]:
-        """Bind a page's session to the workspace of a token, or to a new one; return both."""
+    def of(self, visitor: str) -> Workspace:
+        """Return a visitor's workspace; the first call makes it."""
+        name = _folder_name(visitor)
         with self._lock:
-            if not isinstance(token, str) or not re.fullmatch(r"[\w-]{20,80}", token):
-                token = secrets.token_urlsafe(32)
-            if token not in self._by_token:
-                self._by_token[token] = Workspace(self._folder(token), self.settings)
-            workspace = self._by_session[session] = self._by_token[token]
-            self._left.discard(session)
-            return workspace, token
-
-    def of(self, session: str) -> Workspace:
-        """Return the workspace of a page's or a client's session; the first call makes it."""
-        with self._lock:
-            workspace = self._by_session.get(session)
-            self._left.discard(session)
-        if workspace is None:
-            workspace, _ = self.enter(session, None)
+            if name not in self._workspaces:
+                self._workspaces[name] = Workspace(self.folder / name, self.settings)
+            workspace = self._workspaces[name]
         workspace.last_used = time.time()
         return workspace
 
-    def leave(self, session: str) -> None:
-        """Note that a session's page was closed; it is open again when it next asks."""
+    def add_uploads(self, visitor: str, files: Iterable[str | Path]) -> None:
+        """Note who uploaded these files."""
         with self._lock:
-            if session in self._by_session:
-                self._left.add(session)
+            for folder in filter(None, map(self._folder_of, files)):
+                self._owners[folder].add(_folder_name(visitor))
 
-    def left(self, session: str) -> Workspace | None:
-        """Return the workspace of a session if none of the pages that show it is open."""
+    def owns(self, visitor: str, path: str | Path) -> bool:
+        """Return whether a file is an upload of the visitor's or in their workspace."""
+        name, folder = _folder_name(visitor), self._folder_of(path)
         with self._lock:
-            workspace = self._by_session.get(session)
-            pages = {name for name, value in self._by_session.items() if value is workspace}
-            return workspace if pages <= self._left else None
+            return folder is not None and (folder == name or name in self._owners.get(folder, ()))
 
-    def delete(self, session: str) -> None:
-        """Delete everything that a session's person has here."""
-        self._forget(self.of(session))
+    def has(self, path: str | Path) -> bool:
+        """Return whether a path is in somebody's folder."""
+        return self._folder_of(path) is not None
+
+    def delete(self, workspace: Workspace) -> None:
+        """Delete a workspace, and the uploads that only its owner has."""
+        name = workspace.folder.name
+        uploads = []
+        with self._lock:
+            self._workspaces.pop(name, None)
+            for folder, owners in self._owners.items():
+                if name in owners:
+                    owners.remove(name)
+                    uploads += [] if owners else [folder]
+        with workspace.lock:
+            for folder in (name, *uploads):
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def sweep(self, now: float | None = None) -> int:
-        """Delete what nobody has used for ``keep_hours``; return how many workspaces that were."""
+        """Delete the folders that nobody has used for ``keep_hours``; return how many."""
         oldest = (now or time.time()) - self.settings.keep_hours * 3600
-        with self._lock:
-            known = {workspace.folder: workspace for workspace in self._by_token.values()}
         swept = 0
-        for folder in self.settings.folder.iterdir():
-            workspace = known.get(folder)
-            used = workspace.last_used if workspace else folder.stat().st_mtime
-            if used >= oldest or (workspace and workspace.job and workspace.job.is_running):
-                continue
+        for path in self.folder.iterdir():
+            with self._lock:
+                workspace = self._workspaces.get(path.name)
+                used = workspace.last_used if workspace else path.stat().st_mtime
+                if used >= oldest or (workspace and workspace.job and workspace.job.is_running):
+                    continue
+                self._owners.pop(path.name, None)
             swept += 1
             if workspace:
-                self._forget(workspace)
-            elif folder.is_dir():
-                shutil.rmtree(folder, ignore_errors=True)
+                self.delete(workspace)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                folder.unlink()
+                path.unlink()
         return swept
 
-    def _folder(self, token: str) -> Path:
-        return self.settings.folder / hashlib.sha256(token.encode()).hexdigest()[:32]
+    def _folder_of(self, path: str | Path) -> str | None:
+        """Return the name of the folder directly below the app's that a path is in."""
+        try:
+            parts = Path(path).resolve().relative_to(self.folder).parts
+        except (ValueError, OSError):  # elsewhere, or no path at all
+            return None
+        return parts[0] if parts else None
 
-    def _forget(self, workspace: Workspace) -> None:
-        with self._lock:
-            for table in (self._by_token, self._by_session):
-                for key in [key for key, value in table.items() if value is workspace]:
-                    del table[key]
-            self._left &= self._by_session.keys()
-        workspace.delete()
+
+def _folder_name(visitor: str) -> str:
+    return hashlib.sha256(visitor.encode()).hexdigest()[:32]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 
 import typer
 
@@ -27,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
+_COMMANDS = {
     "demo": demo,
     "train": train,
     "eval": evaluate,

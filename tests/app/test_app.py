@@ -465,21 +465,27 @@ def test_what_is_old_or_deleted_is_gone(tmp_path):
     from clip_randlora.app.workspaces import Workspaces
 
     workspaces = Workspaces(Settings(folder=tmp_path / "all", keep_hours=1))
-    mine, token = workspaces.enter("page 1", None)
-    other, _ = workspaces.enter("page 2", None)
+    mine, other = workspaces.of("me"), workspaces.of("somebody else")
     mine.add_class("cat")
     mine.add_images("cat", [drawing("mammal", 1)])
-    assert workspaces.enter("page 3", token)[0] is mine
-    assert Workspaces(workspaces.settings).enter("after a restart", token)[0].classes == ["cat"]
+    assert workspaces.of("me") is mine
+    assert Workspaces(workspaces.settings).of("me").classes == ["cat"]  # after a restart
     assert other.classes == []
     assert workspaces.sweep() == 0
     assert workspaces.sweep(now=time.time() + 3700) == 2
     assert list((tmp_path / "all").iterdir()) == []
-    again, _ = workspaces.enter("page 4", token)
+    again = workspaces.of("me")
     assert again.classes == []
     again.add_class("dog")
-    workspaces.delete("page 4")
-    assert list((tmp_path / "all").iterdir()) == []
+    upload, shared = (tmp_path / "all" / name / "cat.png" for name in ("upload", "shared"))
+    for file in (upload, shared):
+        file.parent.mkdir()
+        file.touch()
+        workspaces.add_uploads("me", [file])
+    workspaces.add_uploads("somebody else", [shared])
+    workspaces.delete(again)
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["shared"]
+    assert workspaces.owns("somebody else", shared) and not workspaces.owns("me", shared)
 
 
 def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
@@ -499,14 +505,14 @@ def test_an_uploaded_run_may_not_name_a_path_of_the_server(tmp_path):
     adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
     adapter.save(tmp_path / "a.safetensors", task)
     with pytest.raises(cr.UserError, match="base model /etc"):
-        workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+        workspace.load_run(tmp_path / "a.safetensors")
     with zipfile.ZipFile(tmp_path / "run.zip", "w") as zipped:
         zipped.write(tmp_path / "a.safetensors", "run/adapter.safetensors")
         settings = {"model": "/etc", "pretrained": None, "classes": ["a"]}
         settings["train"] = cr.TrainConfig().model_dump(mode="json")
         zipped.writestr("run/config.yaml", yaml.safe_dump(settings))
     with pytest.raises(cr.UserError, match="base model /etc"):
-        workspace.load_run(tmp_path / "run.zip", "run.zip")
+        workspace.load_run(tmp_path / "run.zip")
     assert workspace.run is None
     assert list((tmp_path / "mine" / "runs").iterdir()) == []
 
@@ -518,7 +524,7 @@ def test_many_images_at_once_give_a_table(tmp_path):
     from clip_randlora.app.service import Service
 
     service = Service(Settings(folder=tmp_path / "all"))
-    workspace, _ = service.workspaces.enter("page", None)
+    workspace = service.workspaces.of("me")
     model = cr.load_model("lite0")
     task = {
         "model": "lite0",
@@ -529,7 +535,7 @@ def test_many_images_at_once_give_a_table(tmp_path):
     }
     adapter = cr.attach(model.net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
     adapter.save(tmp_path / "a.safetensors", task)
-    workspace.load_run(tmp_path / "a.safetensors", "a.safetensors")
+    workspace.load_run(tmp_path / "a.safetensors")
     archive = zip_of(tmp_path / "some.zip", {"any": "bird"}, images=3)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no")

@@ -70,8 +70,8 @@ class Blocks:
     def launch(self, **_):
         globals()[sys.argv[1]]()
 
-stand_in("access", Gate=None)
-stand_in("service", Service=lambda settings: types.SimpleNamespace(visitors=None))
+stand_in("access", AccessMiddleware=None)
+stand_in("service", Service=lambda settings: types.SimpleNamespace(workspaces=None))
 page = types.SimpleNamespace(blocks=Blocks())
 stand_in("page", CSS="", Page=lambda service: page, theme=lambda: None)
 from clip_randlora.app import Settings, launch

@@ -365,12 +365,12 @@ def test_the_app_shows_held_out_images_by_their_content(photos, run, tmp_path):
         workspace.add_class(name)
         workspace.add_images(name, sorted((photos / name).iterdir()))
     shutil.copytree(run, workspace.new_run())
-    shown = workspace.tested()
+    shown = workspace.test_images()
     assert Counter(map(digest, shown.values())) == held_out(run)
     removed = next(iter(shown.values()))
     (picture,) = (p for p in workspace.pictures() if p.path == removed)
     workspace.remove_picture(picture)
     shutil.copy(photos / names(run, "trained", "red")[0], removed)  # another under its name
-    assert Counter(map(digest, workspace.tested().values())) == held_out(run) - Counter(
+    assert Counter(map(digest, workspace.test_images().values())) == held_out(run) - Counter(
         [next(row["digest"] for row in recorded(run, "held out"))]
     )

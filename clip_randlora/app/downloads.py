@@ -1,0 +1,127 @@
+"""Files of a run to take away: the adapter, the whole run, or an export in another format."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import clip_randlora as cr
+from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
+from clip_randlora.app.workspace import Workspace
+from clip_randlora.utils.outputs import atomic_write
+
+_AS_TRAINED = ("adapter", "run")  # their strength is chosen where they are loaded
+
+
+def formats() -> dict[str, str]:
+    """Return what can be downloaded: ``{name: what it is}``."""
+    exports = {name: f"{name}: {text}" for name, text in cr.export_formats().items()}
+    return {
+        "adapter": "adapter: one small file that loads with clip-randlora.",
+        "run": "run: the adapter, metrics, predictions, figures and model card.",
+        **{name: text for name, text in exports.items() if name != "adapter"},
+    }
+
+
+def takes_strength(name: str) -> bool:
+    """Return whether a strength goes into a download, or is chosen where it is loaded."""
+    return name not in _AS_TRAINED
+
+
+def takes_share(name: str) -> bool:
+    """Return whether a download can be the average of two runs."""
+    return name not in ("run", "peft")
+
+
+def precisions(name: str) -> tuple[str, ...]:
+    """Return the precisions of a download, the default first."""
+    return ("fp32",) if name in _AS_TRAINED else cr.export_precisions(name)
+
+
+def export(
+    workspace: Workspace, name: str, strength: float, precision: str, share: float = 0.0
+) -> Path:
+    """Return a file of the run in use: the adapter, or a zip.
+
+    Args:
+        workspace: whose run.
+        name: one of `formats`.
+        strength: 0 (zero-shot) to 1 (tuned) where the format `takes_strength`, else 1.
+        precision: one of `precisions`.
+        share: weight of the run before in an average of two runs, 0 to 1.
+
+    Raises:
+        UserError: there is no run, the format does not fit its model or these settings, or there
+            is no run before.
+    """
+    if name not in formats():
+        raise cr.UserError(f"format {name}: choose {', '.join(formats())}")
+    if strength != 1 and not takes_strength(name):
+        raise cr.UserError(
+            f"strength {strength:g}: {name} is given as trained and its strength chosen where "
+            f"it is loaded; leave it at 1"
+        )
+    if precision not in precisions(name):
+        choices = " or ".join(precisions(name))
+        raise cr.UserError(f"precision {precision}: {name} is written in {choices}")
+    before = _run_to_average(workspace, name, share)
+    if name == "adapter" and before is None:
+        chosen = workspace.require_run()
+        return chosen if chosen.is_file() else chosen / ADAPTER
+    run = workspace.finished_run()
+    marks = f"{name}-strength{strength:g}-{precision}" if takes_strength(name) else name
+    marks += f"-share{share:g}-{before.name}" if before else ""
+    downloads = workspace.folder / "downloads"
+    path = downloads / f"{marks}-{run.name}.zip"
+    options: dict[str, Any] = {"strength": strength, "precision": precision}
+    if before:
+        options |= {"add": [before], "weights": (1 - share, share)}
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=downloads) as folder:
+            exported = Path(folder) / name
+            source = run if name == "run" else cr.export_run(run, name, exported, **options)
+            _zip_folder(source, path, name)
+    return path
+
+
+def snippet(workspace: Workspace, name: str, share: float = 0.0) -> str:
+    """Return the Python lines that load a download; see `export`."""
+    if name not in _AS_TRAINED:
+        return cr.loading_snippet(workspace.finished_run(), name, name)
+    folder = "adapter/" if share else ""
+    path = f"{folder}{ADAPTER}" if name == "adapter" else "run"
+    return (
+        "import clip_randlora as cr\n\n"
+        f'classifier = cr.Classifier.load("{path}")\n'
+        'print(classifier.predict(["image.jpg"]))\n'
+    )
+
+
+def _run_to_average(workspace: Workspace, name: str, share: float) -> Path | None:
+    """Return the run before if it has a share, and refuse what cannot be averaged."""
+    if not 0 <= share <= 1:
+        raise cr.UserError(f"share {share:g}: must lie between 0 and 1")
+    if share == 0:
+        return None
+    if not takes_share(name):
+        raise cr.UserError(f"share {share:g}: {name} is of one run alone; leave it at 0")
+    before = workspace.run_before
+    if before is None:
+        raise cr.UserError(
+            f"share {share:g}: there is no run before this one to average it with; train twice "
+            f"or load one"
+        )
+    return before
+
+
+def _zip_folder(folder: Path, path: Path, name: str) -> None:
+    """Zip a folder under a name."""
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped,
+    ):
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                zipped.write(file, f"{name}/{file.relative_to(folder).as_posix()}")
