@@ -9,6 +9,7 @@ import typer
 from benchmarks.ablation import ablation
 from benchmarks.ask import ask
 from benchmarks.blocks import blocks
+from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
 from benchmarks.scale import scale
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve):
+for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve, export):
     app.command()(command)
 
 
@@ -36,8 +37,7 @@ def main() -> None:
     except UserError as error:
         _fail(f"error: {error}")
     except Exception as error:
-        # usage errors of the command line library, which would print more than one line
-        if not hasattr(error, "format_message"):
+        if not hasattr(error, "format_message"):  # not a usage error, which typer shows in a box
             raise
         _fail(f"error: {error.format_message()}")
 

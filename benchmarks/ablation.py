@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any
 from unittest import mock
 
 import typer
 
 from benchmarks.common import report
+from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.options import (
     DeviceOption,
     OutOption,
     ResumeOption,
     ThreadsOption,
-    folder_of,
-    threads_of,
+    require_known,
 )
-from benchmarks.common.processes import Row, measure_rounds, run_row
-from benchmarks.common.ratios import divide
-from benchmarks.common.results import Results, spread
-
-_EVERYTHING = "everything on"
+from benchmarks.common.processes import Row
 
 
 @dataclass(frozen=True)
 class Part:
-    """An optimisation: what tables call it, and what leaves it out.
+    """An optimisation.
 
-    ``bases`` is the distribution of RandLoRA's bases that it is for; ``models`` those that have
-    what it makes faster, all if empty; ``precisions`` likewise.
+    Attributes:
+        label: its name in tables.
+        left_out: returns a context without it.
+        models, precisions: those that it is for; all if empty.
     """
 
     label: str
     left_out: Callable[[], AbstractContextManager]
-    bases: str = "uniform"
     models: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
 
@@ -51,7 +47,7 @@ def _no_context(*_: Any, **__: Any) -> AbstractContextManager:
 
 
 def _plain_updates(weight, rows, deltas, strength, dtype):
-    """Add each update to its own rows, then put the rows together."""
+    """Add each update, by its formula, to its own rows, then put the rows together."""
     import torch
 
     pieces, end = [], 0
@@ -69,7 +65,7 @@ def _plain_depthwise(images, weight, bias, stride, padding):
 
 
 class _PlainStrided:
-    """In place of the function that has a backward pass of its own."""
+    """Stands in for the function that has a backward pass of its own."""
 
     @staticmethod
     def apply(*arguments):
@@ -93,41 +89,25 @@ def _plain_adamw(parameters, **settings):
     return torch.optim.AdamW(list(parameters), **settings)
 
 
-_ADAPTER = "clip_randlora.adapters.adapter"
+_UPDATE = "clip_randlora.adapters.fast.weight_update"
+_STEPS = "benchmarks.common.training_steps"
 PARTS = {
     "formed-once": Part(
-        "each weight formed once a step", _patched(f"{_ADAPTER}.Adapter.formed_once", _no_context)
+        "each updated weight computed once a step",
+        _patched("clip_randlora.adapters.adapter.Adapter.cached_weights", _no_context),
     ),
-    "packed": Part(
-        "update added to packed q, k, v in place",
-        _patched(f"{_ADAPTER}.add_updates", _plain_updates),
+    "one-product": Part(
+        "update as one product with its own backward pass",
+        _patched("clip_randlora.adapters.parametrization.add_updates", _plain_updates),
     ),
-    "short-gradients": Part(
-        "factored gradients of linear layers",
-        _patched(f"{_ADAPTER}.Adapter.short_gradients", _no_context),
-    ),
-    "short-gradients-sparse": Part(
-        "factored gradients of linear layers, very sparse bases",
-        _patched(f"{_ADAPTER}.Adapter.short_gradients", _no_context),
-        bases="very_sparse",
-        models=("ViT-B-32",),
-    ),
-    "row-loop": Part(
-        "row by row on CPUs", _patched("clip_randlora.adapters.randlora._STEPWISE_ON", ())
-    ),
-    "compressed": Part(
-        "compressed rows, very sparse bases",
-        _patched("clip_randlora.adapters.fast.basis_matmul._DENSEST_COMPRESSED", 0.0),
-        bases="very_sparse",
-    ),
-    "formed-again": Part(
-        "weights formed again in backward, very sparse bases",
-        _patched("clip_randlora.adapters.randlora.RandLoRADelta.is_cheap", lambda *_: False),
-        bases="very_sparse",
-        models=("ViT-B-32",),
+    "row-loop": Part("row by row on CPUs", _patched(f"{_UPDATE}._ROW_LOOP_DEVICES", ())),
+    "rows-in-cache": Part(
+        "bf16 update added to a float32 weight in runs of rows",
+        _patched(f"{_UPDATE}._ROWS_IN_CACHE", 10**9),
+        precisions=("bf16",),
     ),
     "recompute": Part(
-        "GELUs and layer norms computed again in backward",
+        "GELUs and layer norms recomputed in backward",
         _patched("clip_randlora.forward.recompute._CHEAP", ()),
     ),
     "attention": Part(
@@ -154,15 +134,14 @@ PARTS = {
     ),
     "allocator": Part(
         "freed memory kept for the next step",
-        _patched("benchmarks.common.training_steps.freed_memory_kept", _no_context),
+        _patched(f"{_STEPS}.freed_memory_kept", _no_context),
     ),
     "adamw": Part(
-        "AdamW's moments made before the first step",
-        _patched("benchmarks.common.training_steps.adamw", _plain_adamw),
+        "AdamW's moments made before the first step", _patched(f"{_STEPS}.adamw", _plain_adamw)
     ),
     "folding": Part(
-        "batch norm folded into convolutions",
-        _patched("benchmarks.ablation._folded", _no_context),
+        "batch norms folded into convolutions",
+        _patched(f"{_STEPS}.folded", _no_context),
         models=("lite0",),
     ),
     "strided": Part(
@@ -199,181 +178,58 @@ def ablation(
     resume: ResumeOption = False,
 ) -> None:
     """Time one training step with each optimisation left out, against the step with all of them."""
+    require_known("--part", part, PARTS)
     settings = {"images": images, "classes": classes, "steps": steps, "device": device}
-    threads = threads_of(threads)
-    results = Results(
-        "ablation",
-        folder_of("ablation", out),
-        {**settings, "threads": threads, "repeats": repeats},
-        resume,
-    )
-    cases = [
-        (name, of, without)
-        for name in model or ("ViT-B-32", "lite0")
-        for of in precision or ("fp32", "bf16")
-        for without in _plan(name, of, part or list(PARTS))
-    ]
+    benchmark = Benchmark("ablation", settings, out, threads, resume)
     rows = [
-        Row(
-            _key(name, of, *without),
-            "benchmarks.ablation:measure_without",
-            {**settings, "model": name, "precision": of, "bases": without[0], "part": without[1]},
-            ("peft", "transformers"),
-        )
-        for name, of, without in cases
+        _row(of, precise, left_out, settings)
+        for of in model or ("ViT-B-32", "lite0")
+        for precise in precision or ("fp32", "bf16")
+        for left_out in (None, *_parts_of(of, precise, part or list(PARTS)))
     ]
-    measure_rounds(rows, repeats, results, lambda row: run_row(row, threads), _progress)
-    found = _summarize(results, cases)
-    report.publish(
-        results,
-        threads,
-        [_table(found)],
-        [
-            f"Random weights, both towers, {images} images, {classes} classes, RandLoRA r=6. Each "
-            f"row leaves out one optimisation. Its time and memory are those without it, divided "
-            f"by those of the step that has all of them and the same bases.",
-        ],
-        None,
-        {"rows": found},
-    )
+    found = benchmark.measure(rows, repeats)
+    notes = [
+        f"Random weights, both towers, {images} images, {classes} classes, RandLoRA r=6. Each row "
+        f"leaves out one optimisation; ratios are to the step that has all of them, of the same "
+        f"model and precision.",
+    ]
+    table = report.table(found, report.time_and_memory())
+    figure = report.figure(found, {"seconds": "seconds a step", "memory": "peak memory, GB"})
+    benchmark.publish(table, notes, figure)
 
 
-def _key(model: str, precision: str, bases: str, part: str | None) -> str:
-    return f"{model}, {precision}, {bases}, {part or _EVERYTHING}"
-
-
-def _plan(model: str, precision: str, parts: Sequence[str]) -> list[tuple[str, str | None]]:
-    """List ``(bases, part)`` to measure for a model, the step with everything on first."""
-    chosen = [
-        (PARTS[name].bases, name)
+def _parts_of(model: str, precision: str, parts: Sequence[str]) -> list[str]:
+    """Return those of the parts that are for a model and a precision."""
+    return [
+        name
         for name in parts
         if model in (PARTS[name].models or (model,))
         and precision in (PARTS[name].precisions or (precision,))
     ]
-    return [(bases, None) for bases in dict.fromkeys(b for b, _ in chosen)] + chosen
 
 
-def measure_without(
-    part: str | None,
-    model: str,
-    precision: str,
-    bases: str,
-    images: int,
-    classes: int,
-    steps: int,
-    device: str | None = None,
-) -> dict[str, Any]:
+def _row(model: str, precision: str, part: str | None, settings: dict[str, Any]) -> Row:
+    label = {
+        "left out": PARTS[part].label if part else "nothing",
+        "model": model,
+        "precision": precision,
+    }
+    return Row(
+        f"{model}, {precision}, {part or 'everything on'}",
+        label,
+        "benchmarks.ablation:measure_without",
+        {**settings, "model": model, "precision": precision, "part": part},
+        group=f"{model}, {precision}",
+        hidden=("peft", "transformers"),
+    )
+
+
+def measure_without(part: str | None, **settings: Any) -> dict[str, Any]:
     """Time training steps in this process without one of `PARTS`, or with all of them.
 
-    Returns:
-        ``seconds`` of every timed step.
+    ``settings`` and the result are those of `measure_step`.
     """
-    from benchmarks.common import training_steps
+    from benchmarks.common.training_steps import measure_step
 
-    left_out = PARTS[part].left_out if part else nullcontext
-    with left_out():
-        row = training_steps.StepRow(
-            "", "ours", _adapted, {"config": {"method": "randlora", "rank": 6, "bases": bases}}
-        )
-        with mock.patch.dict(training_steps.ROWS, {"": row}):
-            measured = training_steps.measure_step(
-                "", model, images, classes, precision, 1, steps, device, recorded=False
-            )
-    return {"seconds": measured["seconds"], "device": measured["device"]}
-
-
-def _adapted(workload: Any, config: Mapping[str, Any]) -> Any:
-    """Set up what `clip_randlora.fit` runs: the bench's step, with batch norms folded."""
-    import torch
-
-    import clip_randlora as cr
-    from benchmarks.common.training_steps import Setup
-    from clip_randlora.training.trainer import training_forward
-
-    model = workload.load()
-    model.net.eval()
-    adapter = cr.attach(model.net, cr.TrainConfig.parse({"method": config}).method)
-    text, images = workload.text(model), workload.pixels(model)
-
-    @contextmanager
-    def forward() -> Iterator[None]:
-        with _folded(model), training_forward(model.net, adapter):
-            yield
-
-    torch.manual_seed(0)
-    return Setup(
-        logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
-        parameters=adapter.parameters(),
-        text_tokens=text.tokens.shape[1],
-        forward_context=forward,
-    )
-
-
-def _folded(model: Any) -> AbstractContextManager:
-    from clip_randlora.forward.batch_norm import find_pairs, folded
-
-    return folded(_pairs_of(model, find_pairs))
-
-
-def _pairs_of(model: Any, find: Callable[[Any], list], kept: dict[int, list] = {}) -> list:  # noqa: B006
-    if id(model) not in kept:
-        kept[id(model)] = find(model)
-    return kept[id(model)]
-
-
-def _progress(result: Mapping[str, Any]) -> str:
-    memory = result.get("peak_cuda_bytes") or result["peak_memory_bytes"]
-    return f"{report.seconds(spread(result['seconds']))} s, {report.gigabytes(memory)} GB"
-
-
-def _summarize(results: Results, cases: Sequence[tuple]) -> list[dict[str, Any]]:
-    measured = partial(_measured, results)
-    found = []
-    for model, precision, (bases, part) in cases:
-        row = {"model": model, "precision": precision, "bases": bases, "part": part}
-        row |= measured(_key(model, precision, bases, part))
-        whole = measured(_key(model, precision, bases, None))
-        for quantity in ("seconds", "memory"):
-            row[f"{quantity}_ratio"] = divide(row.get(quantity), whole.get(quantity))
-        found.append(row)
-    return found
-
-
-def _measured(results: Results, key: str) -> dict[str, Any]:
-    rounds = results.of(key)
-    if not rounds:
-        return {"failed": results.failure(key)}
-    memory = "peak_cuda_bytes" if "peak_cuda_bytes" in rounds[0] else "peak_memory_bytes"
-    return {
-        "seconds": spread(second for one in rounds for second in one["seconds"]),
-        "memory": spread(one[memory] for one in rounds),
-    }
-
-
-def _table(found: Sequence[Mapping[str, Any]]) -> str:
-    columns = (
-        "left out",
-        "model",
-        "precision",
-        "seconds: median (min - max)",
-        "of the whole step's",
-    )
-    columns += ("peak GB", "of the whole step's")
-    lines = []
-    for row in found:
-        label = PARTS[row["part"]].label if row["part"] else f"nothing, {row['bases']} bases"
-        start = [label, row["model"], row["precision"]]
-        if "seconds" not in row:
-            lines.append([*start, f"failed: {row['failed']}", "", "", ""])
-            continue
-        time, memory = row["seconds_ratio"], row["memory_ratio"]
-        lines.append(
-            [
-                *start,
-                report.seconds(row["seconds"]),
-                f"{time:.2f}" if time else "",
-                report.gigabytes(row["memory"]["median"]),
-                f"{memory:.2f}" if memory else "",
-            ]
-        )
-    return report.markdown_table(columns, lines, 3)
+    with PARTS[part].left_out() if part else nullcontext():
+        return measure_step("randlora", **settings, warmup=1, recorded=False)

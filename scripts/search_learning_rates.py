@@ -3,8 +3,8 @@
     python scripts/search_learning_rates.py --out rates.json
 
 Every method gets the same number of rates, around its present default, on the same data and seeds.
-Only training images are used: of each class some are trained on, and others validate. The results
-are written after every run; the same command goes on where it was stopped.
+Only training images are used: some of each class to train on, and others to validate. The results
+are written after every run, and the same command goes on where it was stopped.
 """
 
 import json
@@ -19,6 +19,7 @@ import clip_randlora as cr
 from clip_randlora.data import Split
 from clip_randlora.data.sampling import draw_shots
 from clip_randlora.training.config import default_learning_rate
+from clip_randlora.utils.outputs import write_json
 
 _METHODS = [name for name in cr.METHODS if name not in ("linear_probe", "zero_shot")]
 _MOST_VALIDATED = 20  # images of each class
@@ -65,7 +66,7 @@ def main(
                     key["seed"] = seed
                     if not any(key.items() <= done.items() for done in results):
                         results.append(key | run(labelled, key, settings))
-                        _write(out, settings, results)
+                        write_json(out, {"settings": settings, "runs": results})
     print(table(results))
     print(f"\nWritten to {out}")
 
@@ -73,7 +74,7 @@ def main(
 def run(data: cr.Data, key: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Train once; return the accuracy on the validation images.
 
-    The rate is scaled as `default_learning_rate` scales it, so that it is one for 16 shots.
+    The rate is the one for 16 shots, scaled for fewer as `default_learning_rate` scales it.
     """
     shots, rank = settings["shots"], settings["rank"]
     config = cr.TrainConfig.parse(
@@ -89,7 +90,7 @@ def run(data: cr.Data, key: dict[str, Any], settings: dict[str, Any]) -> dict[st
     split = validation_split(data, shots, key["seed"])
     try:
         metrics = cr.fit(cr.load_model(settings["model"]), split, config).metrics
-    except cr.UserError as error:  # a rate that is too high: the loss is not a number
+    except cr.UserError as error:  # the rate is too high, and the loss NaN or infinite
         return {"failed": str(error)}
     return {
         "top1": metrics["tuned"]["top1"],
@@ -102,7 +103,7 @@ def validation_split(data: cr.Data, shots: int, seed: int) -> cr.Data:
     """Split the training images: ``shots`` of each class to train on, up to 20 others to test on.
 
     Raises:
-        UserError: there are too few.
+        UserError: a class has no image left to test on.
     """
     order = draw_shots(data.train, None, seed)
     if min(map(len, order.values())) <= shots:
@@ -127,7 +128,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         found = {}
         for rate in sorted({row["rate"] for row in of_method}):
             rows = [row for row in of_method if row["rate"] == rate]
-            # what diverged counts as nothing right
+            # a run that diverged counts as 0
             found[rate] = (mean(row.get("top1", 0.0) for row in rows), rows)
         best = max(found, key=lambda rate: found[rate][0])
         for rate, (top1, rows) in found.items():
@@ -146,13 +147,6 @@ def _read(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             f"--out {out}: begun with {stored['settings']}; choose another file"
         )
     return stored["runs"]
-
-
-def _write(out: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    temporary = out.with_name(out.name + ".tmp")
-    text = json.dumps({"settings": settings, "runs": results}, indent=1)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(out)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the benchmarks share: processes, results on disk, tables, figures, the machine."""
+"""What the benchmarks share: rows in processes of their own, rounds, tables, figures."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.common.machine import usable_cores
+from clip_randlora.errors import UserError
 
 OutOption = Annotated[
     Path | None,
@@ -22,11 +23,8 @@ ResumeOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, mps or cpu. Default: the best here.")]
 
 
-def folder_of(name: str, out: Path | None) -> Path:
-    """Return the folder that a benchmark writes to."""
-    return out or Path("runs") / "benchmarks" / name
-
-
-def threads_of(threads: int | None) -> int:
-    """Return the number of threads that every measured process gets."""
-    return threads or usable_cores()
+def require_known(option: str, given: Iterable[str] | None, known: Iterable[str]) -> None:
+    """Raise a UserError if a value of an option is not one of those known."""
+    for name in given or ():
+        if name not in known:
+            raise UserError(f"{option} {name}: one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Rows in processes of their own, each with the same number of threads, in interleaved rounds."""
+"""A row of a benchmark, measured in a process of its own with a fixed number of threads."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.common.results import Results
-
 ROOT = Path(__file__).parents[2]
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-messages = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a function ``module:name`` and the settings that it is called with.
+    """One line of a table, and how to measure it.
 
-    ``key`` identifies it among the benchmark's rows, in the JSON too. Packages in ``hidden`` are
-    as if not installed.
+    Attributes:
+        key: identifies the row within its benchmark.
+        label: its first cells, by column.
+        function: ``module:name``, called with the settings in a new process.
+        settings: keyword arguments, as JSON.
+        group: rows of one group are compared with the first of them.
+        hidden: packages that the process cannot import, as if they were not installed.
     """
 
     key: str
-    function: str
+    label: dict[str, str]
+    function: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    group: str = ""
     hidden: tuple[str, ...] = ()
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment of a measured process: the threads, no network, this checkout."""
-    paths = [str(ROOT), str(ROOT / "apps"), os.environ.get("PYTHONPATH", "")]
+    """Return the environment of a measured process: its threads, this checkout, no network."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
@@ -49,7 +49,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def run_row(row: Row, threads: int) -> dict[str, Any]:
-    """Measure a row in a new process: ``{"result": {...}}`` or ``{"failed": reason}``."""
+    """Measure a row in a new process; return ``{"result": {...}}`` or ``{"failed": reason}``."""
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.common.worker", row.function, *row.hidden],
         input=json.dumps(row.settings),
@@ -58,46 +58,16 @@ def run_row(row: Row, threads: int) -> dict[str, Any]:
         env=environment(threads),
     )
     if process.returncode:
-        return {"failed": _cause_of_death(process)}
+        return {"failed": cause_of_death(process)}
     answer = json.loads(process.stdout)
-    seen = answer.get("result", {}).get("threads", threads)
-    if seen != threads:
-        return {"failed": f"ran with {seen} threads, not {threads}"}
+    used = answer.get("result", {}).get("threads", threads)
+    if used != threads:
+        return {"failed": f"ran with {used} threads, not {threads}"}
     return answer
 
 
-def measure_rounds(
-    rows: Sequence[Row],
-    repeats: int,
-    results: Results,
-    run: Callable[[Row], dict[str, Any]],
-    describe: Callable[[dict[str, Any]], str],
-) -> None:
-    """Run each row once, then each again: what slows the machine for a while hits all alike.
-
-    Every answer is saved when it comes; those that ``results`` has already are not measured
-    again, nor is a row that failed.
-
-    Args:
-        rows: with different keys.
-        repeats: rounds.
-        results: where answers go.
-        run: measures one row, as `run_row`.
-        describe: turns a result into the words of the progress line.
-    """
-    for turn in range(1, repeats + 1):
-        for row in rows:
-            if results.has(row.key, turn) or results.failure(row.key):
-                continue
-            with messages.status(f"round {turn} of {repeats}: {row.key}"):
-                answer = run(row)
-            results.add(row.key, turn, row.settings, answer)
-            said = answer.get("failed")
-            said = f"failed: {said}" if said else describe(answer["result"])
-            messages.print(f"round {turn} of {repeats}: {row.key}: {said}", markup=False)
-
-
-def _cause_of_death(process: subprocess.CompletedProcess) -> str:
+def cause_of_death(process: subprocess.CompletedProcess[str]) -> str:
+    """Say in one line why a process ended with another status than 0."""
     if process.returncode == -signal.SIGKILL:
         return "killed, as the system does when memory runs out"
     lines = process.stderr.strip().splitlines()

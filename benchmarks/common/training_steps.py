@@ -1,9 +1,8 @@
-"""One training step, as this project and its peers take it, on random images and weights.
+"""One training step of this project and of its peers, on random images and weights.
 
 A step is the forward pass of a batch of images and of one prompt for each class, the cross
 entropy of their scaled cosine similarities, the backward pass and AdamW. The images are on the
-device already; nothing is decoded or augmented, except in the row that is `clip_randlora.fit`
-itself.
+device, and nothing is decoded or augmented, except in `measure_fit`.
 """
 
 from __future__ import annotations
@@ -23,29 +22,24 @@ import torch
 from torch import Tensor, nn
 
 import clip_randlora as cr
-from benchmarks.common.images import write_images
+from benchmarks.common.images import class_names, write_images
 from clip_randlora.clip.models import find_device
 from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, trim
+from clip_randlora.forward.batch_norm import find_pairs, folded
 from clip_randlora.training.trainer import adamw, freed_memory_kept, training_forward
 from clip_randlora.utils.devices import RecordedStep
-
-_COLOURS = (  # noqa: SIM905
-    "amber black blue bronze brown copper coral crimson cyan gold gray green indigo ivory lime "
-    "magenta maroon olive orange pink purple red silver teal turquoise violet white yellow"
-).split()
-_THINGS = (  # noqa: SIM905
-    "airplane anchor apple basket bicycle boat bottle bridge bucket camera candle carpet chair "
-    "clock coat cup desk dog door drum elephant flag flower fork fountain guitar hammer hat "
-    "helmet horse house jacket kettle key kite ladder lamp lizard"
-).split()
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """A way to train: what tables call it, who it belongs to, how it is set up.
+    """A way to train.
 
-    ``owner`` is ``ours``, ``peer`` or ``bound``; `fit` gives freed memory a second life on CPUs,
-    and so do the rows of ``ours`` and ``bound``, while peers run as their users run them.
+    Attributes:
+        label: its name in tables.
+        owner: ``ours``, ``peer`` or ``bound``. On CPUs, rows of ours and bounds keep freed memory
+            for the next step, as `fit` does; peers run as their users run them.
+        build: makes a `Setup` of a `Workload` and the settings.
+        settings: of ``build``.
     """
 
     label: str
@@ -62,14 +56,16 @@ class Setup:
         logits: the forward pass: scaled similarities (N, C).
         parameters: what AdamW trains; empty for the bound.
         text_tokens: length of the prompts that pass through the text tower.
+        context: entered around all steps.
         forward_context: entered around the forward pass, beside autocast.
-        autocasts: whether bf16 is autocast's; the bound's weights are bf16 themselves.
-        after_step: called when a step is done.
+        autocasts: whether bf16 is autocast; the bounds' weights are bf16 themselves.
+        after_step: called after each step.
     """
 
     logits: Callable[[], Tensor]
     parameters: list[Tensor]
     text_tokens: int
+    context: Callable[[], AbstractContextManager] = nullcontext
     forward_context: Callable[[], AbstractContextManager] = nullcontext
     autocasts: bool = True
     after_step: Callable[[], None] = lambda: None
@@ -107,33 +103,24 @@ class Workload:
         return model.tokenizer(prompts).to(model.device)
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """Return different names of two words each."""
-    most = len(_COLOURS) * len(_THINGS)
-    if count > most:
-        raise cr.UserError(f"--classes {count}: at most {most}")
-    pairs = itertools.product(_COLOURS, _THINGS)
-    every = [f"{colour} {thing}" for colour, thing in pairs]
-    # a stride that shares no factor with the number of names visits each of them once
-    return tuple(every[place * 37 % most] for place in range(count))
-
-
 def adapted(workload: Workload, config: dict[str, Any]) -> Setup:
-    """Set this project up: `attach`, each updated weight formed once a step, trimmed prompts."""
+    """Set this project up as `clip_randlora.fit` does, with all blocks adapted."""
     model = workload.load()
     text = workload.text(model)
+    model.net.eval()
     adapter = cr.attach(model.net, cr.TrainConfig.parse({"method": config}).method)
     images = workload.pixels(model)
     return Setup(
         logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
         parameters=adapter.parameters(),
         text_tokens=text.tokens.shape[1],
+        context=lambda: folded(find_pairs(model)),
         forward_context=lambda: training_forward(model.net, adapter),
     )
 
 
 def full_fine_tuning(workload: Workload) -> Setup:
-    """Set open_clip's model up to train every parameter, prompts trimmed."""
+    """Set open_clip's model up to train every parameter, with trimmed prompts."""
     model = workload.load()
     text = workload.text(model)
     images = workload.pixels(model)
@@ -145,16 +132,15 @@ def full_fine_tuning(workload: Workload) -> Setup:
 
 
 def _plain_logits(model: cr.Model, images: Tensor, text: TextClassifier) -> Tensor:
-    """Return (N, C) by open_clip's own forward pass, which leaves out nothing but trimmed text."""
+    """Return (N, C) by open_clip's own forward pass, on trimmed prompts."""
     image = model.net.encode_image(model.normalize(images), normalize=True)
     return model.logit_scale() * image @ encode_tokens(model.net, text.tokens).T
 
 
 def lower_bound(workload: Workload) -> Setup:
-    """Set up what no update of all the weights can undercut: only the inputs get gradients.
+    """Set up a frozen model with gradients to its inputs, which bounds every update from below.
 
-    The frozen weights are in the precision of the computation from the start; images and token
-    embeddings require gradients, so that the backward pass goes through every layer.
+    Images and token embeddings require gradients, so that the backward pass reaches every layer.
     """
     model, text, embedded = _frozen(workload)
     images = workload.pixels(model).to(model.net.visual.conv1.weight.dtype).requires_grad_()
@@ -174,10 +160,10 @@ def lower_bound(workload: Workload) -> Setup:
 
 
 def tight_lower_bound(workload: Workload) -> Setup:
-    """Set up the same for this project's own forward pass, from the first block on.
+    """Set up the same bound for this project's own forward pass, from the first block on.
 
-    It runs the prompts' common prefix once and the class token alone in the last block, and no
-    gradient passes through the patch embedding, below which nothing is trained.
+    The prompts' common prefix is encoded once, the last block computes the class token alone, and
+    no gradient passes through the patch embedding, below which nothing is trained.
     """
     model, text, embedded = _frozen(workload)
     images = workload.pixels(model).to(model.net.visual.conv1.weight.dtype)
@@ -197,7 +183,10 @@ def tight_lower_bound(workload: Workload) -> Setup:
 
 
 def _frozen(workload: Workload) -> tuple[cr.Model, TextClassifier, list[Tensor]]:
-    """Return a frozen model in the precision of the computation, and where embeddings appear."""
+    """Return a frozen model in the workload's precision, its prompts and its token embeddings.
+
+    The list of token embeddings is filled by each forward pass.
+    """
     model = workload.load()
     text = workload.text(model)
     dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float32
@@ -210,7 +199,7 @@ def _frozen(workload: Workload) -> tuple[cr.Model, TextClassifier, list[Tensor]]
 
 
 def _ask_for_gradients(module: nn.Module) -> list[Tensor]:
-    """Let a module's output require gradients; return a list that will hold it."""
+    """Let a module's output require gradients; return a list that will hold the output."""
     held: list[Tensor] = []
 
     def ask(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -222,15 +211,15 @@ def _ask_for_gradients(module: nn.Module) -> list[Tensor]:
 
 
 def _take_contiguous(attention: nn.MultiheadAttention) -> None:
-    """Hand an attention its sequences as (tokens, batch, width), contiguous in memory.
+    """Give an attention its sequences as (tokens, batch, width), contiguous in memory.
 
-    It would only view them so; torch then multiplies a frozen weight, copied, with each token.
+    It would view them so; torch then copies a frozen weight and multiplies each token with it.
     """
     attention.batch_first = False
 
     def turn(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         turned = {id(one): one.transpose(0, 1).contiguous() for one in inputs}
-        return tuple(turned[id(one)] for one in inputs)  # q, k, v may be one and the same
+        return tuple(turned[id(one)] for one in inputs)  # q, k and v may be one tensor
 
     attention.register_forward_pre_hook(turn)
     attention.register_forward_hook(lambda _, __, output: (output[0].transpose(0, 1), output[1]))
@@ -247,12 +236,12 @@ def peft_on_transformers(
     """Set peft up on a ``CLIPModel`` of the same sizes and activation, with random weights.
 
     Prompts are padded to the context length, as CLIP's users pad them, or with ``trims`` to the
-    longest of them. No padding mask is passed: attention is causal, and it would only cost time.
+    longest prompt. No padding mask is needed, as attention is causal.
     """
     import peft
     import transformers
 
-    from clip_randlora.export.transformers_model import clip_config
+    from clip_randlora.export.transformers_format import clip_config
 
     model = workload.load()
     tokens = workload.whole_tokens(model)
@@ -283,63 +272,44 @@ def peft_on_transformers(
     )
 
 
-def _randlora(**settings: Any) -> dict[str, Any]:
-    return {"config": {"method": "randlora", "rank": 6, **settings}}
+def _ours(label: str, method: str, rank: int, **settings: Any) -> StepRow:
+    config = {"method": method, "rank": rank, **settings}
+    return StepRow(label, "ours", adapted, {"config": config})
 
 
-_QKV = ("q_proj", "k_proj", "v_proj")
+def _peft(label: str, method: str, rank: int, **settings: Any) -> StepRow:
+    settings = {"method": method, "rank": rank, **settings}
+    return StepRow(label, "peer", peft_on_transformers, settings)
+
+
+_CLIP_LORA = {"targets": ("q_proj", "k_proj", "v_proj"), "dropout": 0.25}
 
 ROWS: dict[str, StepRow] = {
-    "randlora": StepRow("RandLoRA r=6, dense bases", "ours", adapted, _randlora()),
-    "randlora-sparse": StepRow(
-        "RandLoRA r=6, sparse bases", "ours", adapted, _randlora(bases="sparse")
+    "randlora": _ours("RandLoRA r=6, dense bases", "randlora", 6),
+    "randlora-sparse": _ours("RandLoRA r=6, sparse bases", "randlora", 6, bases="sparse"),
+    "randlora-very-sparse": _ours(
+        "RandLoRA r=6, very sparse bases", "randlora", 6, bases="very_sparse"
     ),
-    "randlora-very-sparse": StepRow(
-        "RandLoRA r=6, very sparse bases", "ours", adapted, _randlora(bases="very_sparse")
-    ),
-    "randlora-r2": StepRow("RandLoRA r=2, dense bases", "ours", adapted, _randlora(rank=2)),
-    "randlora-r32": StepRow("RandLoRA r=32, dense bases", "ours", adapted, _randlora(rank=32)),
-    "lora": StepRow("LoRA r=32", "ours", adapted, {"config": {"method": "lora", "rank": 32}}),
-    "peft-randlora": StepRow(
-        "peft RandLoRA r=6", "peer", peft_on_transformers, {"method": "randlora", "rank": 6}
-    ),
-    "peft-randlora-r2": StepRow(
-        "peft RandLoRA r=2", "peer", peft_on_transformers, {"method": "randlora", "rank": 2}
-    ),
-    "peft-randlora-r32": StepRow(
-        "peft RandLoRA r=32", "peer", peft_on_transformers, {"method": "randlora", "rank": 32}
-    ),
-    "peft-randlora-trimmed": StepRow(
-        "peft RandLoRA r=6, trimmed text",
-        "peer",
-        peft_on_transformers,
-        {"method": "randlora", "rank": 6, "trims": True},
-    ),
-    "peft-lora": StepRow(
-        "peft LoRA r=32", "peer", peft_on_transformers, {"method": "lora", "rank": 32}
-    ),
-    "peft-lora-trimmed": StepRow(
-        "peft LoRA r=32, trimmed text",
-        "peer",
-        peft_on_transformers,
-        {"method": "lora", "rank": 32, "trims": True},
-    ),
-    "clip-lora": StepRow(
-        "CLIP-LoRA's recipe: LoRA r=2 on q k v",
-        "peer",
-        peft_on_transformers,
-        {"method": "lora", "rank": 2, "targets": _QKV, "dropout": 0.25},
-    ),
+    "randlora-r2": _ours("RandLoRA r=2, dense bases", "randlora", 2),
+    "randlora-r32": _ours("RandLoRA r=32, dense bases", "randlora", 32),
+    "lora": _ours("LoRA r=32", "lora", 32),
+    "peft-randlora": _peft("peft RandLoRA r=6", "randlora", 6),
+    "peft-randlora-r2": _peft("peft RandLoRA r=2", "randlora", 2),
+    "peft-randlora-r32": _peft("peft RandLoRA r=32", "randlora", 32),
+    "peft-randlora-trimmed": _peft("peft RandLoRA r=6, trimmed text", "randlora", 6, trims=True),
+    "peft-lora": _peft("peft LoRA r=32", "lora", 32),
+    "peft-lora-trimmed": _peft("peft LoRA r=32, trimmed text", "lora", 32, trims=True),
+    "clip-lora": _peft("CLIP-LoRA's recipe: LoRA r=2 on q k v", "lora", 2, **_CLIP_LORA),
     "full": StepRow("full fine-tuning, trimmed text", "peer", full_fine_tuning),
     "bound": StepRow("lower bound: gradients to the inputs only", "bound", lower_bound),
     "bound-tight": StepRow(
         "tight bound: the same by this project's forward pass", "bound", tight_lower_bound
     ),
 }
-"""The rows by name; that of `clip_randlora.fit` itself is `measure_fit`."""
+"""The rows of `measure_step` by name."""
 
 GPU_WARMUP = 5
-"""Fewest steps that are not timed on a GPU: the first load kernels, the fourth is recorded."""
+"""Fewest warm-up steps on a GPU: the first ones load kernels, the fourth is recorded."""
 
 FIT = "randlora-fit"
 FIT_LABEL = "RandLoRA r=6 in `fit`, augmentation included"
@@ -365,16 +335,16 @@ def measure_step(
         model: an open_clip name or folder, taken with random weights.
         images, classes: in a step.
         precision: fp32, or bf16 mixed precision by autocast.
-        warmup: steps that are not timed, on a GPU at least `GPU_WARMUP`; the first also allocate.
-        steps: that are timed.
+        warmup: steps that are not timed; on a GPU at least `GPU_WARMUP`.
+        steps: steps that are timed.
         device: as `clip_randlora.load_model` takes it.
         plain_malloc: leave the C library's allocator as it is.
         recorded: on a GPU, take the steps of rows of ours as a CUDA graph, as `fit` does.
-        changes: adapter settings other than the row's, ``{"rank": 2}`` say, for rows of ours.
+        changes: adapter settings that replace the row's, as ``{"rank": 2}``, for rows of ours.
 
     Returns:
-        ``seconds`` of every timed step, the ``losses`` of all steps, the ``trained`` numbers,
-        ``text_tokens`` and the ``device``.
+        ``seconds`` of every timed step, ``losses`` of all steps, ``trained`` (the number of
+        trainable parameters), ``text_tokens`` and ``device``.
     """
     chosen = ROWS[row]
     settings = dict(chosen.settings)
@@ -395,7 +365,7 @@ def measure_step(
             take_step = RecordedStep(take_step, used)
     times: list[float] = []
     losses: list[float] = []
-    with freed_memory_kept(used) if keeps else nullcontext():
+    with freed_memory_kept(used) if keeps else nullcontext(), setup.context():
         for _ in range(warmup + steps):
             _wait_for(used)
             start = time.perf_counter()
@@ -406,7 +376,7 @@ def measure_step(
     if isinstance(take_step, RecordedStep) and take_step.failure:
         raise RuntimeError(f"the step could not be recorded: {take_step.failure}")
     if not all(map(math.isfinite, losses)):
-        raise RuntimeError(f"a loss is not a number: {losses}")
+        raise RuntimeError(f"a loss is NaN or infinite: {losses}")
     return {
         "seconds": times[warmup:],
         "losses": losses,

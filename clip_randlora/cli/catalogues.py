@@ -62,19 +62,19 @@ def _list_datasets() -> None:
         from clip_randlora.utils.paths import data_root
 
         table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
-        for name, entry in DATASETS.items():
-            row = str(entry.classes), f"{entry.images:,}", "bundled", "", entry.licence
-            table.add_row(name, *row, entry.description)
+        for name, known in DATASETS.items():
+            row = str(known.classes), f"{known.images:,}", "bundled", "", known.licence
+            table.add_row(name, *row, known.description)
         for name in packaged_specs():
-            entry = find_dataset_spec(name)
+            spec = find_dataset_spec(name)
             table.add_row(
                 name,
-                str(entry.number_of_classes),
-                f"{sum(entry.images.values()):,}",
-                _on_disk(entry),
-                show_size(entry.download_megabytes) if entry.download_megabytes else "?",
-                entry.licence,
-                entry.description,
+                str(spec.number_of_classes),
+                f"{sum(spec.images.values()):,}",
+                _on_disk(spec),
+                show_size(spec.download_megabytes) if spec.download_megabytes else "?",
+                spec.licence,
+                spec.description,
             )
     results.print(table)
     results.print(

@@ -41,7 +41,13 @@ def evaluate(
 
         classifier = Classifier.load(run, device=device)
     with progress() as on_progress:
-        images = find_test_images(run, data, count, class_folders, on_progress=on_progress)
+        images = find_test_images(
+            run,
+            data,
+            count,  # type: ignore[arg-type]  # checked there
+            class_folders,
+            on_progress=on_progress,
+        )
         predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
     print_notes(images.notes)
     skipped = [*images.skipped, *predictions.skipped]

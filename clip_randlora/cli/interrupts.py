@@ -77,6 +77,6 @@ def _send_again(unraisable: Any, hook: Callable[[Any], object]) -> None:
 
 def _wake_main_thread() -> None:
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:  # Windows
         signal.raise_signal(signal.SIGINT)

@@ -38,20 +38,24 @@ class ProgressBars(Progress):
 
     def __call__(self, stage: str, done: int, total: int, details: str | None = None) -> None:
         """Note that ``done`` of ``total`` are done; ``details`` stand beside the numbers."""
-        last = self._last
+        task = self._last
         if (
-            last is None
-            or (last.description, last.total) != (stage, total)
-            or done < last.completed
+            task is None
+            or (task.description, task.total) != (stage, total)
+            or done < task.completed
         ):
-            if last is not None:
-                self.stop_task(last.id)
-            number = self.add_task(stage, total=total, completed=done, details="")
-            self._last, self._printed = self._tasks[number], 0.0
+            task = self._begin(stage, done, total)
         fields: dict[str, Any] = {} if details is None else {"details": details}
-        self.update(self._last.id, completed=done, **fields)
+        self.update(task.id, completed=done, **fields)
         if self.disable:
-            self._print_line(self._last)
+            self._print_line(task)
+
+    def _begin(self, stage: str, done: int, total: int) -> Task:
+        if self._last is not None:
+            self.stop_task(self._last.id)
+        number = self.add_task(stage, total=total, completed=done, details="")
+        self._last, self._printed = self._tasks[number], 0.0
+        return self._last
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the bars of the stages that take long."""

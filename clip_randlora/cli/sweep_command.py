@@ -38,7 +38,12 @@ def sweep(
         settings = read_sweep(config, data or ())
     try:
         progress = run_sweep(
-            settings, out, engine=engine, address=address, device=device, console=messages
+            settings,
+            out,
+            engine=engine,  # type: ignore[arg-type]  # checked there
+            address=address,
+            device=device,
+            console=messages,
         )
     except Stopped as stop:
         fail(

@@ -146,12 +146,17 @@ def _train(
         if resume:
             class_folders = class_folders or read_class_folders(out)
     with progress() as on_progress:
-        labelled = load_data(data, test, class_folders=class_folders, on_progress=on_progress)
+        labelled = load_data(
+            data,
+            test,
+            class_folders=class_folders,  # type: ignore[arg-type]  # checked there
+            on_progress=on_progress,
+        )
     with loading():
         weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
         loaded = load_model(model, weights, device)
     messages.print(
-        Text(loaded.net.model_name, style="bold"),
+        Text(str(loaded.net.model_name), style="bold"),
         f", on {loaded.device}; {labelled.name}: {len(labelled.classes)} classes",
         sep="",
     )

@@ -1,4 +1,4 @@
-"""Uploading an export to the Hugging Face hub."""
+"""Upload of an export to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clip_randlora.errors import UserError
 
 
 def require_token() -> None:
-    """Raise a UserError that says what is needed if no token is set up."""
+    """Raise a UserError that says how to get a token if none is set up."""
     if get_token() is None:
         raise UserError(
             "--push-to: needs a Hugging Face token that may write; run `hf auth login`, or set "
@@ -20,7 +20,7 @@ def require_token() -> None:
 
 
 def push(folder: str | Path, repository: str) -> str:
-    """Upload a folder to a model repository, which is made if it is not there.
+    """Upload a folder to a model repository, which is created if it does not exist.
 
     Args:
         folder: as `export_run` wrote it.
@@ -30,7 +30,7 @@ def push(folder: str | Path, repository: str) -> str:
         The repository's address.
 
     Raises:
-        UserError: there is no token, or the hub refused or cannot be reached.
+        UserError: there is no token, or the hub refuses or cannot be reached.
     """
     require_token()
     api = HfApi()

@@ -1,25 +1,25 @@
-"""What came out of a sweep: ``report.md``, ``report.csv`` and figures."""
+"""The report of a sweep: ``report.md``, ``report.csv`` and figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clip_randlora.errors import UserError
-from clip_randlora.report.markdown import TITLE, as_csv, as_markdown
-from clip_randlora.report.results import Results, gather
+from clip_randlora.report.markdown import TITLE, as_markdown, write_csv
+from clip_randlora.report.results import read_cells, summarize_models
 from clip_randlora.sweep.sweep_folder import SweepFolder
-from clip_randlora.utils.outputs import atomic_write, figure_errors_to_notes
+from clip_randlora.utils.outputs import figure_errors_to_notes, write_text
 
-__all__ = ["Results", "gather", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
-    """Write a sweep's report; a sweep that is still running is reported as far as it is.
+    """Write the report of a sweep, which may still be running.
 
-    Figures that cannot be drawn are named in it.
+    Figures that cannot be drawn are named in the report.
 
     Args:
-        sweep: its folder.
+        sweep: the sweep's folder.
         out: folder for the report; by default the sweep's.
 
     Returns:
@@ -29,25 +29,22 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
         UserError: the folder is not a sweep's, a file in it is damaged, or ``out`` has a
             ``report.md`` that is not a sweep's.
     """
-    folder, out = SweepFolder(sweep), Path(out or sweep)
-    results = gather(folder)
+    out = Path(out or sweep)
+    cells = read_cells(SweepFolder(sweep))
+    models = summarize_models(cells)
     path = out / "report.md"
     if path.exists() and not path.read_text(encoding="utf-8").startswith(TITLE):
         raise UserError(f"--out {out}: has a report.md that is not a sweep's; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    drawn, notes = [], []
+    drawn: list[str] = []
+    notes: list[str] = []
     with figure_errors_to_notes("The figures", notes):
         from clip_randlora.report.plots import draw
-        from clip_randlora.runs import figures  # an error of matplotlib's must not cost the tables
+        from clip_randlora.runs import figures  # an error of matplotlib must not cost the tables
 
-        for name, figure in draw(results).items():
+        for name, figure in draw(models).items():
             figures.save(figure, out / name)
             drawn.append(name)
-    _write(out / "report.csv", as_csv(results))
-    _write(path, as_markdown(results, drawn, notes))
+    write_csv(models, out / "report.csv")
+    write_text(path, as_markdown(cells, models, drawn, notes))
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,249 +1,173 @@
-"""The numbers of a sweep: means and standard deviations over seeds."""
+"""The numbers of a sweep as pandas tables: every cell, and means and deviations over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from statistics import mean, stdev
-from typing import Any
+import math
+from dataclasses import dataclass
+
+import pandas as pd
 
 from clip_randlora.errors import UserError
-from clip_randlora.sweep.config import ZERO_SHOT, Cell
+from clip_randlora.sweep.config import ZERO_SHOT
 from clip_randlora.sweep.sweep_folder import SweepFolder
 
-Shots = int | str
+AVERAGE = "average"
+OPEN_SEED = "open"
+_FINISHED = "finished"
+_STATES = [_FINISHED, "failed", "missing"]
+_KEYS = ["data", "method", "shots"]
+_NUMBERS = ["top1", "zero_shot", "trainable_parameters", "train_seconds"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A finished cell's numbers: accuracies from 0 to 1, seconds."""
+def read_cells(folder: SweepFolder) -> pd.DataFrame:
+    """Read every cell of a sweep, a row each.
 
-    top1: float
-    zero_shot: float
-    parameters: int
-    train_seconds: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One place of a table: a method on a data set, at a number of shots, over its seeds.
-
-    Attributes:
-        measured: by seed; of zero-shot, which has no seed, by None.
-        failed: number of seeds that failed.
-        missing: number of seeds that are not run yet.
-    """
-
-    measured: dict[int | None, Measured]
-    failed: int = 0
-    missing: int = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no seed failed or is missing."""
-        return bool(self.measured) and not self.failed and not self.missing
-
-    @property
-    def mean(self) -> float | None:
-        """Mean accuracy over the seeds that finished; None if none did."""
-        return _mean([run.top1 for run in self.measured.values()])
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation (n - 1); 0 for zero-shot, None for fewer than two seeds."""
-        if list(self.measured) == [None]:
-            return 0.0
-        values = [run.top1 for run in self.measured.values()]
-        return stdev(values) if len(values) > 1 else None
-
-    def mean_of(self, field: str) -> float | None:
-        """Mean of another of the numbers."""
-        return _mean([getattr(run, field) for run in self.measured.values()])
-
-
-@dataclass(frozen=True)
-class ModelResults:
-    """The numbers of one model: ``entries`` by data set, method and shots."""
-
-    model: str
-    datasets: list[str]
-    methods: list[str]
-    full: str | None
-    shots: list[Shots]
-    entries: dict[tuple[str, str, Shots], Entry]
-
-    def entry(self, data: str, method: str, shots: Shots) -> Entry:
-        """Return one place; empty where that was not asked for."""
-        return self.entries.get((data, method, shots), Entry({}))
-
-    def average(self, method: str, shots: Shots) -> Entry:
-        """Average over the data sets, seed by seed, so that its spread is over seeds as well.
-
-        Empty unless every data set has all of its seeds.
-        """
-        of_sets = [self.entry(data, method, shots) for data in self.datasets]
-        failed, missing = (sum(getattr(e, k) for e in of_sets) for k in ("failed", "missing"))
-        seeds = set.intersection(*(set(entry.measured) for entry in of_sets))
-        if not all(entry.is_complete for entry in of_sets):
-            return Entry({}, failed, missing)
-        return Entry(
-            {
-                seed: _average([entry.measured[seed] for entry in of_sets])
-                for seed in sorted(seeds, key=str)
-            }
-        )
-
-    @cached_property
-    def zero_shot(self) -> dict[str, float]:
-        """The zero-shot accuracy by data set, which every finished cell measured."""
-        return {
-            data: next(iter(entry.measured.values())).zero_shot
-            for (data, _, _), entry in reversed(self.entries.items())
-            if entry.measured
-        }
-
-    def gap_closed(self, method: str, shots: Shots) -> float | None:
-        """Share of the way from zero-shot to full fine-tuning: (m - z) / (f - z).
-
-        m, z and f are averages over the data sets. None where one is not complete, or full
-        fine-tuning is not above zero-shot.
-        """
-        if self.full is None or set(self.datasets) - self.zero_shot.keys():
-            return None
-        reached = self.average(method, shots).mean
-        full = self.average(self.full, shots).mean
-        start = mean(self.zero_shot[data] for data in self.datasets)
-        if reached is None or full is None or full <= start:
-            return None
-        return (reached - start) / (full - start)
-
-
-@dataclass(frozen=True)
-class Results:
-    """The numbers of a sweep.
-
-    Attributes:
-        models: of each model.
-        failed: the reason of each failed cell.
-        missing: the cells that are not run yet.
-        fixed_seeds: the methods with a seed of their own, by label, which the cells' seeds do not
-            vary; of each the training seeds that are concerned, and what the method's seeds are.
-        open_seeds: the methods whose random start and bases vary with the cells' seeds.
-    """
-
-    models: list[ModelResults]
-    failed: dict[str, str]
-    missing: list[str]
-    fixed_seeds: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
-    open_seeds: list[str] = field(default_factory=list)
-
-
-def gather(folder: SweepFolder) -> Results:
-    """Read every cell of a sweep.
+    Returns:
+        A table with the columns
+        ``id``, ``model``, ``data``, ``method``: labels; ``kind``: the method's name;
+        ``shots``, ``seed``: as in `Cell`; ``method_seed``: the method's own seed, ``open`` if it
+        takes that of the training, None if the method has none;
+        ``state``: finished, failed or missing; ``reason``: why it failed;
+        ``top1``, ``zero_shot``: accuracies from 0 to 1, tuned and zero-shot;
+        ``trainable_parameters``, ``train_seconds``. Numbers are NaN unless the cell is finished.
 
     Raises:
         UserError: the folder is not a sweep's, or a file in it is damaged.
     """
-    cells = folder.asked()
-    if not cells:
-        raise UserError(f"{folder.path}: not the folder of a sweep (it has no sweep.json)")
-    measured = {c.id: _measured(folder.metrics(c)) for c in cells if folder.is_finished(c)}
-    failures = {cell.id: folder.failure(cell) for cell in cells if cell.id not in measured}
-    failed = {name: reason for name, reason in failures.items() if reason is not None}
-    missing = [name for name, reason in failures.items() if reason is None]
-    by_model: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_model.setdefault(cell.model.label, []).append(cell)
-    models = [_of_model(name, of, measured, failed) for name, of in by_model.items()]
-    return Results(models, failed, missing, *_seeds_of_methods(cells))
-
-
-def _seeds_of_methods(
-    cells: Sequence[Cell],
-) -> tuple[dict[str, tuple[list[int], list[int]]], list[str]]:
-    """Return the methods that have a seed of their own, and those that take the cells'."""
-    fixed: dict[str, tuple[set[int], set[int]]] = {}
-    of_cells: set[str] = set()
-    for cell in cells:
-        label, settings = cell.method.label, cell.method.settings
-        if not hasattr(settings, "seed"):  # nothing in it is random
-            continue
-        if settings.seed is None:
-            of_cells.add(label)
+    rows = []
+    for cell in folder.asked():
+        settings = cell.method.settings
+        method_seed = getattr(settings, "seed", None)
+        if method_seed is None and hasattr(settings, "seed"):
+            method_seed = OPEN_SEED
+        labels = (cell.id, cell.model.label, cell.data_label, cell.method.label, settings.method)
+        row = [*labels, cell.shots, cell.seed, method_seed]
+        if folder.is_finished(cell):
+            metrics = folder.metrics(cell)
+            accuracies = [metrics[which]["top1"] for which in ("tuned", "zero_shot")]
+            row += [_FINISHED, None, *accuracies, *(metrics[name] for name in _NUMBERS[2:])]
         else:
-            concerned, seeds = fixed.setdefault(label, (set(), set()))
-            concerned.add(cell.seed)
-            seeds.add(settings.seed)
-    return {
-        label: (sorted(concerned), sorted(seeds)) for label, (concerned, seeds) in fixed.items()
-    }, sorted(of_cells)
+            reason = folder.failure(cell)
+            row += ["missing" if reason is None else "failed", reason, *[math.nan] * 4]
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{folder.path}: not the folder of a sweep (it has no sweep.json)")
+    settings_columns = ["id", "model", *_KEYS[:2], "kind", "shots", "seed", "method_seed"]
+    cells = pd.DataFrame(
+        rows, columns=[*settings_columns, "state", "reason", *_NUMBERS], dtype=object
+    )
+    return cells.astype(dict.fromkeys(_NUMBERS, float))
 
 
-def best(entries: Sequence[Entry]) -> int | None:
-    """Return which entry stands out: its mean is above the second by more than their spread.
+@dataclass(frozen=True)
+class ModelResults:
+    """The numbers of one model.
 
-    That is by more than the sum of both standard deviations over seeds. None stands out where one
-    of the two has fewer than two seeds.
+    Attributes:
+        model: its label.
+        datasets, methods, shots: labels in the order of the tables, zero-shot first.
+        zero_shot, trained: the methods that train nothing, and those with trainable parameters.
+        full: the label of full fine-tuning; None without it.
+        cells: the cells, those of zero-shot at every number of shots.
+        table: a row for each ``(data, method, shots)``, and for ``average`` as the last data set;
+            columns ``top1_mean``, ``top1_std`` (n - 1; 0 for zero-shot, NaN for fewer than two
+            seeds), ``zero_shot``, ``trainable_parameters``, ``train_seconds``: means over seeds;
+            ``finished``, ``failed``, ``missing``: numbers of seeds. The average is taken seed by
+            seed, and is NaN unless every data set has all of its seeds.
+        gaps: (methods, shots), the share (m - z) / (f - z) of the way from zero-shot to full
+            fine-tuning, where m, z and f are averages over the data sets; NaN where one of them is
+            not complete, or full fine-tuning is not above zero-shot.
     """
-    known = [index for index, entry in enumerate(entries) if entry.mean is not None]
-    ranked = sorted(known, key=lambda index: -entries[index].mean)
-    if len(ranked) < 2:
-        return None
-    first, second = (entries[index] for index in ranked[:2])
-    if first.spread is None or second.spread is None:
-        return None
-    return ranked[0] if first.mean - second.mean > first.spread + second.spread else None
+
+    model: str
+    datasets: list[str]
+    methods: list[str]
+    shots: list[int | str]
+    zero_shot: list[str]
+    trained: list[str]
+    full: str | None
+    cells: pd.DataFrame
+    table: pd.DataFrame
+    gaps: pd.DataFrame
 
 
-def _of_model(
-    name: str, cells: list[Cell], measured: dict[str, Measured], failed: dict[str, str]
-) -> ModelResults:
-    shots = sorted({c.shots for c in cells if c.shots is not None}, key=_shots_order) or ["all"]
-    groups: dict[tuple[str, str, Shots], list[Cell]] = {}
-    for cell in cells:
-        for count in shots if cell.shots is None else [cell.shots]:  # zero-shot: at all of them
-            groups.setdefault((cell.data_label, cell.method.label, count), []).append(cell)
-    entries = {
-        key: Entry(
-            {cell.seed: measured[cell.id] for cell in of if cell.id in measured},
-            sum(cell.id in failed for cell in of),
-            sum(cell.id not in measured and cell.id not in failed for cell in of),
-        )
-        for key, of in groups.items()
-    }
-    methods = {cell.method.label: cell.method.settings.method for cell in cells}
+def summarize_models(cells: pd.DataFrame) -> list[ModelResults]:
+    """Summarize what `read_cells` returned, model by model."""
+    return [_summarize(model, own) for model, own in cells.groupby("model", sort=False)]
+
+
+def _summarize(model: str, cells: pd.DataFrame) -> ModelResults:
+    all_shots = cells["shots"].dropna().unique()
+    shots = sorted(all_shots, key=lambda n: math.inf if n == "all" else n) or ["all"]
+    datasets, kinds = (
+        list(cells["data"].unique()),
+        dict(zip(cells["method"], cells["kind"], strict=True)),
+    )
+    zero_shot = [method for method in kinds if kinds[method] == ZERO_SHOT]
+    methods = zero_shot + [method for method in kinds if method not in zero_shot]
+    full = next((method for method in kinds if kinds[method] == "full"), None)
+
+    # zero-shot needs no training images: it stands at every number of shots
+    at_shots = [shots if pd.isna(own) else [own] for own in cells["shots"]]
+    cells = cells.assign(shots=at_shots).explode("shots")
+    table = _statistics(pd.concat([cells, _averages(cells)]), datasets, methods, shots)
+    is_zero_shot = table.index.isin(zero_shot, level="method")
+    table.loc[is_zero_shot & (table["finished"] > 0), "top1_std"] = 0.0
+    trains = cells.groupby("method", sort=False)["trainable_parameters"].max()
+    trained = [method for method in methods if trains[method] > 0]
+
+    averages = table.loc[AVERAGE, "top1_mean"].unstack("shots")
+    start = cells.groupby("data")["zero_shot"].first().mean(skipna=False)
+    gap = (averages.loc[full] if full else averages.max() * math.nan) - start
+    gaps = (averages - start) / gap.where(gap > 0)
     return ModelResults(
-        name,
-        list(dict.fromkeys(cell.data_label for cell in cells)),
-        sorted(methods, key=lambda label: methods[label] != ZERO_SHOT),
-        next((label for label, method in methods.items() if method == "full"), None),
-        shots,
-        entries,
+        model, datasets, methods, shots, zero_shot, trained, full, cells, table, gaps
     )
 
 
-def _measured(metrics: dict[str, Any]) -> Measured:
-    return Measured(
-        metrics["tuned"]["top1"],
-        metrics["zero_shot"]["top1"],
-        metrics["trainable_parameters"],
-        metrics["train_seconds"],
-    )
+def _averages(cells: pd.DataFrame) -> pd.DataFrame:
+    """Average over the data sets seed by seed, where every data set has all of its seeds.
+
+    Elsewhere only the cells that failed or are missing are kept, to be counted.
+    """
+    datasets, parts = cells["data"].nunique(), []
+    for (method, shots), group in cells.groupby(["method", "shots"], sort=False):
+        unfinished = group[group["state"] != _FINISHED]
+        if unfinished.empty and group["data"].nunique() == datasets:
+            by_seed = group.fillna({"seed": 0}).groupby("seed")  # zero-shot has none
+            common = by_seed.filter(lambda cells: len(cells) == datasets).groupby("seed")
+            group = common[_NUMBERS].mean().assign(state=_FINISHED)
+        else:
+            group = unfinished
+        parts.append(group.assign(data=AVERAGE, method=method, shots=shots))
+    return pd.concat(parts)
 
 
-def _average(runs: Sequence[Measured]) -> Measured:
-    return Measured(
-        mean(run.top1 for run in runs),
-        mean(run.zero_shot for run in runs),
-        round(mean(run.parameters for run in runs)),
-        mean(run.train_seconds for run in runs),
-    )
+def _statistics(
+    cells: pd.DataFrame, datasets: list[str], methods: list[str], shots: list[int | str]
+) -> pd.DataFrame:
+    """Return the means, deviations and counts over seeds, for every place of the tables."""
+    orders = ([*datasets, AVERAGE], methods, shots)
+    ordered = {
+        key: pd.Categorical(cells[key], order) for key, order in zip(_KEYS, orders, strict=True)
+    }
+    counted = {state: cells["state"] == state for state in _STATES}
+    groups = cells.assign(**ordered, **counted).groupby(_KEYS, observed=False)
+    top1 = groups["top1"].agg(top1_mean="mean", top1_std="std")
+    return pd.concat([top1, groups[_NUMBERS[1:]].mean(), groups[_STATES].sum()], axis="columns")
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return mean(values) if values else None
+def best(entries: pd.DataFrame) -> str | None:
+    """Return the method whose mean is above the second's by more than the sum of both deviations.
 
+    None if there is no such method, or if either of the two has fewer than two seeds.
 
-def _shots_order(shots: Shots) -> float:
-    return float("inf") if shots == "all" else shots
+    Args:
+        entries: rows of `ModelResults.table` for one data set and number of shots, by method.
+    """
+    first_two = entries.dropna(subset="top1_mean").nlargest(2, "top1_mean")
+    if len(first_two) < 2:
+        return None
+    lead = first_two["top1_mean"].iloc[0] - first_two["top1_mean"].iloc[1]
+    deviations = first_two["top1_std"].sum(skipna=False)
+    return first_two.index[0] if lead > deviations else None

@@ -1,9 +1,10 @@
-"""What a sweep runs: its YAML file, and the cells that it unfolds into."""
+"""A sweep's YAML file, and the cells that it asks for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,15 @@ from clip_randlora.utils.paths import configs_folder
 from clip_randlora.utils.yaml_files import read_mapping
 
 ZERO_SHOT = "zero_shot"
-_OF_THE_GRID = ("method", "shots", "seed")
+_GRID = ("method", "shots", "seed")
+
+
+def _with_label(entry: Any, name: str) -> dict[str, Any]:
+    """Return an entry as a mapping; its label is by default what ``name`` says."""
+    mapping = {name: entry} if isinstance(entry, str) else entry
+    if isinstance(mapping, Mapping) and name in mapping:
+        return {"label": str(mapping[name]), **mapping}
+    raise UserError(f"{name}s: give a name or a mapping with {name}, not {entry}")
 
 
 class _Settings(BaseModel):
@@ -36,18 +45,23 @@ class _Settings(BaseModel):
 
 
 class ModelEntry(_Settings):
-    """A model of a sweep.
+    """A model of a sweep: a name, or a mapping of these settings.
 
     Attributes:
         name: as `load_model` takes it.
-        pretrained: a tag or file, None or ``none`` for random weights; by default the model's
+        pretrained: a tag or file; None or ``none`` for random weights; by default the model's
             default tag.
-        label: what tables call it; by default its name.
+        label: its name in tables; by default ``name``.
     """
 
     name: str
     pretrained: str | None = DEFAULT_TAG
     label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_label(cls, value: Any) -> Any:
+        return value if isinstance(value, cls) else _with_label(value, "name")
 
     @field_validator("pretrained")
     @classmethod
@@ -56,17 +70,32 @@ class ModelEntry(_Settings):
 
 
 class MethodEntry(_Settings):
-    """A method of a sweep.
+    """A method of a sweep: a name, or a mapping with ``method``, its settings and optional entries.
 
     Attributes:
         settings: the method's own.
-        label: what tables call it; by default the method's name.
-        training: settings of `TrainConfig` that only this method gets.
+        label: its name in tables; by default the method's name.
+        training: settings of `TrainConfig` for this method alone.
     """
 
     settings: Method
     label: str
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, cls) or (isinstance(value, Mapping) and "settings" in value):
+            return value  # parsed before: the record of a sweep has `settings`
+        mapping = _with_label(value, "method")
+        rest = ("label", "training")
+        own = {key: entry for key, entry in mapping.items() if key not in rest}
+        training = mapping.get("training") or {}
+        if not isinstance(training, Mapping):
+            raise UserError(f"methods: training: give `setting: value` lines, not {training}")
+        _refuse_grid_settings("methods: training", training)
+        settings = parse_method(own)
+        return {"settings": settings, "label": mapping["label"], "training": dict(training)}
 
     @field_serializer("settings")
     def _dump_settings(self, settings: BaseModel) -> dict[str, Any]:
@@ -78,7 +107,7 @@ class Resources(_Settings):
 
     Attributes:
         cpus: CPU cores, and threads.
-        gpus: GPUs; a fraction lets several cells share one.
+        gpus: GPUs; with a fraction several cells share one.
     """
 
     cpus: int = Field(1, ge=1)
@@ -89,13 +118,13 @@ class Cell(_Settings):
     """One training of a sweep.
 
     Attributes:
-        model: what is tuned.
-        data: a data set's name, or the absolute path of one.
-        data_label: what tables call it.
-        method: how.
-        shots: images per class, ``all``, or None for zero-shot, which has no shots and no seed.
+        model: the model to tune.
+        data: a data set's name, or its absolute path.
+        data_label: the data set's name in tables.
+        method: the method and its settings.
+        shots: images per class, or ``all``; None for zero-shot, which has no shots and no seed.
         seed: of the training.
-        training: settings of `TrainConfig`, less method, shots and seed.
+        training: settings of `TrainConfig` other than method, shots and seed.
     """
 
     model: ModelEntry
@@ -118,7 +147,7 @@ class Cell(_Settings):
         """Return the settings of its training.
 
         Raises:
-            UserError: one is unknown or wrong.
+            UserError: a setting is unknown or wrong.
         """
         grid: dict[str, Any] = {"method": self.method.settings}
         if self.shots is not None:
@@ -127,24 +156,24 @@ class Cell(_Settings):
 
 
 class SweepConfig(_Settings):
-    """A sweep: every data set x model x method x shots x seed is a cell.
+    """A sweep: each combination of data set, model, method, shots and seed is a cell.
 
     Attributes:
-        datasets: names, folders, zips or YAML files, as `load_data` takes them; paths are looked
-            for from the sweep's file.
-        models: names, or mappings with ``name``, ``pretrained`` and ``label``. ``model`` and
-            ``pretrained`` are short for a single one.
+        datasets: names, folders, zips or YAML files, as `load_data` takes them; paths are relative
+            to the sweep's file.
+        models: names, or mappings with ``name``, ``pretrained`` and ``label``. For a single model,
+            ``model`` and ``pretrained`` may be given instead.
         methods: names, or mappings with ``method``, its settings, and optionally a ``label`` and
-            settings of the ``training`` for this method alone.
+            ``training`` settings for this method alone.
         shots: images per class, or ``all``.
-        seeds: of the trainings, and so of the methods' random start and bases, but for those
-            methods whose settings have a ``seed``.
+        seeds: of the trainings. They also seed the methods' random start and bases, unless a
+            method's settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
         resources: what a cell takes of a Ray cluster.
     """
 
     datasets: tuple[str, ...] = Field(min_length=1)
-    models: tuple[ModelEntry, ...] = (ModelEntry(name="lite0", label="lite0"),)
+    models: tuple[ModelEntry, ...] = (ModelEntry(name="lite0"),)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     shots: tuple[int | Literal["all"], ...] = (16,)
     seeds: tuple[int, ...] = (1,)
@@ -164,24 +193,15 @@ class SweepConfig(_Settings):
             single["pretrained"] = value["pretrained"]
         return rest | {"models": [single]}
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _name_models(cls, value: Any) -> Any:
-        return [_labelled(entry, "name") for entry in _listed(value, "models")]
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _name_methods(cls, value: Any) -> Any:
-        return [_method_entry(entry) for entry in _listed(value, "methods")]
-
     @field_validator("training")
     @classmethod
     def _check_training(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _check_not_of_the_grid("training", value)
+        _refuse_grid_settings("training", value)
+        return value
 
     @field_validator("shots")
     @classmethod
-    def _check_shots(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    def _check_shots(cls, value: tuple[int | Literal["all"], ...]) -> tuple:
         for shots in value:
             if shots != "all" and shots < 1:
                 raise UserError(f"shots: {shots}; give numbers of images per class, or all")
@@ -189,50 +209,45 @@ class SweepConfig(_Settings):
 
     @model_validator(mode="after")
     def _check_every_cell(self) -> SweepConfig:
-        seen: dict[str, Cell] = {}
+        seen: set[str] = set()
         for cell in self.cells():
             if cell.id in seen:
                 raise UserError(
                     f"two cells would be called {cell.id}; take out what is listed twice, or give "
                     f"the methods, models or data sets different labels or names"
                 )
-            seen[cell.id] = cell
+            seen.add(cell.id)
             cell.train_config()
         return self
 
     def cells(self) -> Iterator[Cell]:
         """Yield every cell, those of one model and data set together."""
-        for model in self.models:
-            for data in self.datasets:
-                label = _data_label(data)
-                for method in self.methods:
-                    training = self.training | method.training
-                    for shots, seed in self._grid(method):
-                        yield Cell(
-                            model=model,
-                            data=data,
-                            data_label=label,
-                            method=method,
-                            shots=shots,
-                            seed=seed,
-                            training=training,
-                        )
-
-    def _grid(self, method: MethodEntry) -> Sequence[tuple[int | str | None, int | None]]:
-        if method.settings.method == ZERO_SHOT:
-            return [(None, None)]
-        return [(shots, seed) for shots in self.shots for seed in self.seeds]
+        grid = list(product(self.shots, self.seeds))
+        for model, data in product(self.models, self.datasets):
+            label = _data_label(data)
+            for method in self.methods:
+                is_zero_shot = method.settings.method == ZERO_SHOT
+                for shots, seed in [(None, None)] if is_zero_shot else grid:
+                    yield Cell(
+                        model=model,
+                        data=data,
+                        data_label=label,
+                        method=method,
+                        shots=shots,
+                        seed=seed,
+                        training=self.training | method.training,
+                    )
 
 
 def read_sweep(path: str | Path, more_data: Sequence[str] = ()) -> SweepConfig:
     """Read a sweep's YAML file.
 
     Args:
-        path: of the file, or the name of one of ``configs/sweeps`` (``offline``, say).
-        more_data: data sets beside the file's own; paths from the working directory.
+        path: of the file, or the name of a file in ``configs/sweeps`` such as ``offline``.
+        more_data: data sets to add to the file's; paths are relative to the working directory.
 
     Raises:
-        UserError: it cannot be read, or a setting is unknown or wrong; the line names it.
+        UserError: the file cannot be read, or a setting is unknown or wrong; the line names it.
     """
     path = Path(path).expanduser()
     packaged = configs_folder() / "sweeps" / f"{path}.yaml"
@@ -241,18 +256,27 @@ def read_sweep(path: str | Path, more_data: Sequence[str] = ()) -> SweepConfig:
     settings = read_mapping(path, "`setting: value` lines, as in configs/sweeps")
     added = [_locate(name, Path(), "--data") for name in more_data]
     try:
-        names = _listed(settings.get("datasets", []), "datasets")
+        names = settings.get("datasets", [])
+        if not isinstance(names, list):
+            raise UserError(f"datasets: give a list, as [{names}]")
         located = [_locate(str(name), path.parent, "datasets:") for name in names]
-        settings["datasets"] = [*located, *added]
-        return SweepConfig.model_validate(settings)
+        return SweepConfig.model_validate(settings | {"datasets": [*located, *added]})
     except ValidationError as error:
-        raise UserError(f"{path}: {_complaint(error)}") from None
+        is_top_level = len(error.errors()[0]["loc"]) == 1
+        known = ["model", "pretrained", *SweepConfig.model_fields] if is_top_level else []
+        raise UserError(f"{path}: {one_line(error, known)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def _locate(name: str, base: Path, where: str) -> str:
-    """Return a data set's name, or the absolute path of one; ``where`` it was asked for."""
+    """Return the name of a data set, or its absolute path.
+
+    Args:
+        name: a name, or a path relative to ``base``.
+        base: a folder.
+        where: the setting or option that has the name, for messages.
+    """
     path = base / Path(name).expanduser()
     if path.exists():
         return str(path.resolve())
@@ -273,49 +297,7 @@ def _data_label(data: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _listed(value: Any, field: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise UserError(f"{field}: give a list, as [{value}]")
-    return list(value)
-
-
-def _labelled(entry: Any, name: str) -> Any:
-    """Spell a name out as a mapping, and label what has no label by its name."""
-    if isinstance(entry, BaseModel):
-        return entry
-    mapping = {name: entry} if isinstance(entry, str) else entry
-    if isinstance(mapping, Mapping) and name in mapping:
-        return {"label": str(mapping[name]), **mapping}
-    raise UserError(f"{name}s: give a name or a mapping with {name}, not {entry}")
-
-
-def _method_entry(entry: Any) -> MethodEntry:
-    if isinstance(entry, MethodEntry):
-        return entry
-    if isinstance(entry, Mapping) and "settings" in entry:  # as a sweep's record spells it
-        return MethodEntry(**entry)
-    mapping = _labelled(entry, "method")
-    own = {key: value for key, value in mapping.items() if key not in ("label", "training")}
-    training = mapping.get("training") or {}
-    if not isinstance(training, Mapping):
-        raise UserError(f"methods: training: give `setting: value` lines, not {training}")
-    return MethodEntry(
-        settings=parse_method(own),
-        label=str(mapping["label"]),
-        training=_check_not_of_the_grid("methods: training", dict(training)),
-    )
-
-
-def _check_not_of_the_grid(field: str, training: dict[str, Any]) -> dict[str, Any]:
-    for key in _OF_THE_GRID:
+def _refuse_grid_settings(field: str, training: Mapping[str, Any]) -> None:
+    for key in _GRID:
         if key in training:
             raise UserError(f"{field}: {key}: not here; use methods, shots and seeds")
-    return training
-
-
-def _complaint(error: ValidationError) -> str:
-    """Return the first complaint, and the settings that there are where one is unknown."""
-    is_of_the_file = len(error.errors()[0]["loc"]) == 1
-    return one_line(
-        error, ["model", "pretrained", *SweepConfig.model_fields] if is_of_the_file else ()
-    )

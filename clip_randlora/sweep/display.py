@@ -13,38 +13,37 @@ from rich.text import Text
 
 from clip_randlora.sweep.config import Cell
 from clip_randlora.sweep.sweep_folder import SweepFolder
-from clip_randlora.training.logger import Step
 from clip_randlora.utils.progress import format_seconds
 
 
-class Progress:
+class SweepProgress:
     """Counts cells, estimates the time left, and shows both.
 
     Attributes:
-        done: cells that are finished, those of earlier starts among them.
-        failed: cells that failed since the start, with the reasons by cell.
-        left: number of cells that are still to run.
+        done: finished cells, those of earlier starts included.
+        failed: the error of each cell that failed since the start, by the cell's id.
+        at_once: number of cells that run at the same time.
     """
 
     def __init__(
         self, cells: Sequence[Cell], todo: Sequence[Cell], folder: SweepFolder, console: Console
     ):
         self._cells, self._todo, self._console = list(cells), list(todo), console
-        self._running: dict[str, str] = {}
+        self._running = ""
         self._measured: dict[tuple, list[float]] = defaultdict(list)
         waiting = {cell.id for cell in todo}
         self.done = [cell for cell in cells if cell.id not in waiting]
         self.failed: dict[str, str] = {}
-        self._at_once = 1
+        self.at_once = 1
         for cell in self.done:
             self._measure(cell, folder.seconds(cell))
         self._live = Live(
-            get_renderable=self._table, console=console, refresh_per_second=2, transient=True
+            get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SweepProgress:
         if self.done:
-            self._say(f"{len(self.done)} of {len(self._cells)} cells are finished already")
+            self._print(f"{len(self.done)} of {len(self._cells)} cells are finished already")
         if self._console.is_terminal and not self._console.quiet:
             self._live.start()
         return self
@@ -54,84 +53,72 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """Number of cells that are still to run, those in progress among them."""
+        """Number of cells that are still to run, including those in progress."""
         return len(self._todo)
 
-    def started(self, cell: Cell) -> None:
-        """A cell was begun."""
-        self._running[cell.id] = "loading"
+    def has_started(self, cell: Cell) -> None:
+        """Show that a cell was begun."""
+        self._running = f"running {cell.id}: loading"
 
-    def at_once(self, count: int) -> None:
-        """So many cells run at the same time."""
-        self._at_once = max(count, 1)
-
-    def reached(self, stage: str, done: int, total: int) -> None:
-        """The cell in progress, if it is one, is so far (`utils.progress.OnProgress`)."""
-        for cell in self._running:
-            self._running[cell] = f"{stage}, {done} of {total}"
-
-    def stepped(self, step: Step) -> None:
-        """The cell in progress, if it is one, has taken a step."""
-        for cell in self._running:
-            self._running[cell] = f"step {step.step} of {step.steps}, loss {step.loss:.3f}"
+    def has_reached(self, cell: Cell, stage: str, done: int, total: int) -> None:
+        """Show how far a cell is; see `clip_randlora.utils.progress.OnProgress`."""
+        self._running = f"running {cell.id}: {stage}, {done} of {total}"
 
     def has_finished(self, cell: Cell, seconds: float) -> None:
-        """A cell is done."""
+        """Count a finished cell."""
         self._end(cell)
         self.done.append(cell)
         self._measure(cell, seconds)
-        self._say(f"done    {cell.id}  ({format_seconds(seconds)}{self._rest()})")
+        left = ""
+        if self._todo:
+            left = f"; {self.left} cells left, about {format_seconds(self.seconds_left() or 0)}"
+        self._print(f"done    {cell.id}  ({format_seconds(seconds)}{left})")
 
     def has_failed(self, cell: Cell, error: str) -> None:
-        """A cell has failed, and will not be run again before the next start."""
+        """Count a failed cell, which only the next start will run again."""
         self._end(cell)
         self.failed[cell.id] = error
-        self._say(f"failed  {cell.id}: {error}")
+        self._print(f"failed  {cell.id}: {error}")
 
     def seconds_left(self) -> float | None:
-        """Estimate the rest by the cells that were measured; None before the first."""
+        """Estimate the time left from the finished cells; None before the first.
+
+        A cell is expected to take the mean time of the finished cells that are most like it.
+        """
         if not self._measured:
             return None
-        return sum(self._expect(cell) for cell in self._todo) / self._at_once
+        expected = (
+            next(mean(self._measured[kind]) for kind in _kinds(cell) if kind in self._measured)
+            for cell in self._todo
+        )
+        return sum(expected) / self.at_once
 
     def _end(self, cell: Cell) -> None:
-        self._running.pop(cell.id, None)
+        self._running = ""
         self._todo = [other for other in self._todo if other.id != cell.id]
 
     def _measure(self, cell: Cell, seconds: float) -> None:
         for kind in _kinds(cell):
             self._measured[kind].append(seconds)
 
-    def _expect(self, cell: Cell) -> float:
-        """Return the mean of the measured cells that are most like this one."""
-        return next(mean(self._measured[kind]) for kind in _kinds(cell) if kind in self._measured)
-
-    def _rest(self) -> str:
-        left = self.seconds_left()
-        if not self._todo or left is None:
-            return ""
-        return f"; {self.left} cells left, about {format_seconds(left)}"
-
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def _table(self) -> Group:
-        done, left = (_count_by_data(cells) for cells in (self.done, self._todo))
-        failed = _count_by_data([cell for cell in self._cells if cell.id in self.failed])
+    def _draw(self) -> Group:
+        failed = [cell for cell in self._cells if cell.id in self.failed]
+        counts = [Counter(map(_row_name, cells)) for cells in (self.done, failed, self._todo)]
         table = Table("data set", "done", "failed", "left")
-        for name in dict.fromkeys(map(_place, self._cells)):
-            table.add_row(Text(name), str(done[name]), str(failed[name]), str(left[name]))
+        for name in dict.fromkeys(map(_row_name, self._cells)):
+            table.add_row(Text(name), *(str(count[name]) for count in counts))
         table.add_section()
-        table.add_row("in all", str(len(self.done)), str(len(self.failed)), str(self.left))
-        lines = [f"running {cell}: {state}" for cell, state in list(self._running.items())[:8]]
+        table.add_row("in all", *(str(count.total()) for count in counts))
         seconds = self.seconds_left()
-        if seconds is not None:
-            lines.append(f"time left: about {format_seconds(seconds)}")
-        return Group(table, *map(Text, lines))
+        left = [] if seconds is None else [f"time left: about {format_seconds(seconds)}"]
+        return Group(table, *map(Text, [self._running, *left]))
 
 
 def _kinds(cell: Cell) -> list[tuple]:
-    """Return what cells that take about as long have in common, the most alike first."""
+    """Return what cells have in common that take about as long, the most similar first."""
     model, method, shots = cell.model.label, cell.method.label, cell.shots
     return [
         (model, cell.data_label, method, shots),
@@ -142,9 +129,5 @@ def _kinds(cell: Cell) -> list[tuple]:
     ]
 
 
-def _place(cell: Cell) -> str:
+def _row_name(cell: Cell) -> str:
     return f"{cell.data_label} ({cell.model.label})"
-
-
-def _count_by_data(cells: Sequence[Cell]) -> Counter[str]:
-    return Counter(map(_place, cells))

@@ -1,4 +1,4 @@
-"""Puts the towers together as an ordinary open_clip model: one JSON and one safetensors file."""
+"""Both towers as an ordinary open_clip model: one JSON and one safetensors file."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def state_dict(
 
 
 def to_storage(name: str, tensor: torch.Tensor, wide_table: bool) -> torch.Tensor:
-    """Half precision; 8-bit floats for a token table that would be too large otherwise."""
+    """Half precision; 8-bit floats for a wide token table, which would be too large."""
     if not tensor.is_floating_point():
         return tensor.contiguous()
     if wide_table and name == "token_embedding.weight":

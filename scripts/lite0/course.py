@@ -1,6 +1,6 @@
 """One course of teaching: fit the teacher, write the lexicons, train a student.
 
-A course can keep classes out, to measure what the model does with things it was never shown.
+A course can keep classes out, to measure the accuracy on things that the model was never shown.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Material:
 
 @dataclass
 class HeldOut:
-    """Classes whose direction no teacher sees, and those among them whose names nobody sees."""
+    """Classes whose directions the teacher does not see, and classes whose names nobody sees."""
 
     directions: list[int]
     names: list[int]

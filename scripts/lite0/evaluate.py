@@ -27,7 +27,7 @@ def pooled_features(classifier, photos: list[Path], size: int) -> torch.Tensor:
 
 
 def preprocessing(size: int):
-    """What open_clip does with an image for this model."""
+    """open_clip's preprocessing of an image for this model."""
     return image_transform_v2(PreprocessCfg(size=size, mean=(0.5,) * 3, std=(0.5,) * 3), False)
 
 
@@ -43,7 +43,7 @@ def prompt_features(tower: TextTransformer, names: list[str]) -> torch.Tensor:
 
 
 def top1(images: torch.Tensor, texts: torch.Tensor, classes: list[int]) -> float:
-    """Share of the classes' photographs whose own class wins among these classes."""
+    """Share of the classes' photographs whose most similar text, of these classes, is right."""
     best = (images[classes] @ texts[classes].T).argmax(1)
     return (best == torch.arange(len(classes))).float().mean().item()
 

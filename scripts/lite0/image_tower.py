@@ -1,7 +1,7 @@
-"""The image tower: a published ImageNet classifier with a new head that makes features comparable.
+"""The image tower: a published ImageNet classifier with a new head.
 
-The features of all photographs share a large common part. The head subtracts it and projects to
-the embedding size, so that directions of features mean classes and nothing else.
+The features of all photographs share a large common part. The head subtracts it and projects the
+rest to the embedding size, so that the direction of a feature depends on the class alone.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """What the text tower is taught: names, the direction of each, and how often it is shown.
 
-A name has one direction here. Where it has several meanings, a class of the classifier comes
-first, then the most common visible thing of that name.
+A name has one direction. Of several meanings, a class of the classifier comes first, then the most
+common visible thing of that name.
 """
 
 import re
@@ -15,8 +15,8 @@ from lite0.teacher import Concept, Teacher
 from lite0.wordnet import HALF_VISIBLE_FIELDS, VISIBLE_FIELDS, Synset, WordNet
 
 LONGEST_NAME = 9  # tokens
-SYNONYM = 0.7  # how often the next name of a thing is shown, against the one before it
-OUT_OF_REACH = 0.1  # the same for a name that is no kind of a known concept
+SYNONYM = 0.7  # factor of the weight from one name of a thing to its next
+OUT_OF_REACH = 0.1  # the factor for a name that is not a kind of a known concept
 
 # "{}" stands for the name; users write prompts of this kind.
 TEMPLATES = [
@@ -146,7 +146,7 @@ def common_meanings(wordnet: WordNet) -> dict[str, tuple[str, float]]:
 
 
 def _visibility(synset: Synset) -> float:
-    """How often a thing of this lexical field is what a picture shows, roughly."""
+    """Roughly how often a picture shows a thing of this lexical field."""
     if synset.lexical_field in VISIBLE_FIELDS:
         return 1.0
     return 0.4 if synset.lexical_field in HALF_VISIBLE_FIELDS else 0.15

@@ -1,4 +1,4 @@
-"""Sentence embeddings of all-MiniLM-L6-v2, the source of what the text tower knows about words."""
+"""Sentence embeddings of all-MiniLM-L6-v2."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ class SentenceEncoder:
         self.tokens_per_batch = tokens_per_batch
 
     def encode(self, texts: list[str], max_tokens: int = 48) -> torch.Tensor:
-        """Return ``(len(texts), 384)`` unit vectors, from the cache where they are there."""
+        """Return ``(len(texts), 384)`` unit vectors, from the cache if they are in it."""
         digest = hashlib.sha256("\n".join([str(max_tokens), *texts]).encode()).hexdigest()[:16]
         path = self.cache_folder / f"sentences-{digest}.npy"
         if not path.exists():
@@ -48,7 +48,7 @@ def token_texts() -> list[str]:
 
 
 def _batches_of_like_length(lengths: list[int], tokens_per_batch: int):
-    """Yield index lists, shortest texts first, so that next to nothing is padded."""
+    """Yield index lists, shortest texts first, so that there is little padding."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     start = 0
     while start < len(order):

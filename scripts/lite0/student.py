@@ -1,8 +1,8 @@
 """The student: open_clip's text tower, trained to point where the teacher points.
 
-Training is made cheap without changing what is computed. A template's beginning is the same for
-all names and attention is causal, so it runs once a group and not once a prompt; and the last
-block runs at the end-of-text token only, because nothing else of it is read.
+Two savings change nothing in the result. A template's beginning is the same for all names and
+attention is causal, so it is encoded once a group, not once a prompt. The last block is computed
+at the end-of-text token only.
 """
 
 import math
@@ -28,7 +28,7 @@ START, END = 49406, 49407
 
 
 def token_table(token_embeddings: torch.Tensor, width: int, std: float = 0.02) -> torch.Tensor:
-    """Token vectors that start as what the sentence encoder knows of every token's text."""
+    """Initial token vectors: the sentence embeddings of the tokens' texts, by PCA to the width."""
     centred = token_embeddings - token_embeddings.mean(0)
     _, _, right = torch.linalg.svd(centred, full_matrices=False)
     table = centred @ right[:width].T
@@ -157,10 +157,10 @@ def train(
     sharpness: float = 25.0,
     report=print,
 ) -> None:
-    """Fit the tower to the directions, by cosine and by what they are near to.
+    """Fit the tower to the directions, by the cosine and by a cross entropy.
 
-    The second term compares two softmax distributions over candidates, the class directions
-    (``anchors``) and all directions of the batch: that of the student, that of the target.
+    The cross entropy is between the student's and the target's softmax over candidates: the class
+    directions (``anchors``) and all directions of the batch.
     """
     table = tower.token_embedding.weight
     others = [p for p in tower.parameters() if p is not table]
@@ -173,7 +173,7 @@ def train(
             betas=(0.9, 0.98),
             fused=True,
         ),
-        # Moves the vectors of a batch's tokens only: those of rare tokens stay where they began.
+        # changes the vectors of a batch's tokens only; rare tokens keep their initial vectors
         torch.optim.SparseAdam([table], lr=stage.table_learning_rate, betas=(0.9, 0.98)),
     ]
     steps = stage.steps

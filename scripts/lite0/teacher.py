@@ -1,8 +1,8 @@
 """The teacher: where the image features of a thing point, for any thing that can be described.
 
-The classifier's weights give one direction for each of its classes, the dictionary one for every
-general noun above them. Kernel ridge regression from sentence embeddings carries these over to
-everything else.
+The classifier's weights give a direction for each of its classes, and the mean of the classes below
+a general noun gives that noun's. Kernel ridge regression from sentence embeddings predicts all
+others.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from lite0.wordnet import WordNet
 
-BROADEST_HYPERNYM = 150  # a mean over more classes than these points nowhere in particular
+BROADEST_HYPERNYM = 150  # the mean direction of more classes means nothing
 
 
 @dataclass
@@ -69,7 +69,7 @@ class KernelRidge:
         return self
 
     def predict(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Directions of other inputs; short where nothing like them was among the training."""
+        """Directions of other inputs, shorter the less they are like the training inputs."""
         return torch.cat([self._kernel(part) @ self.coefficients for part in inputs.split(4096)])
 
     def _kernel(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ class Teacher:
         self.regression.fit(self._embed(texts), torch.stack(directions))
 
     def ask(self, synset_ids: list[str]) -> dict[str, torch.Tensor]:
-        """Where the descriptions of these synsets point, each as long as the teacher is sure."""
+        """The directions of these synsets by their descriptions, longer if the teacher is sure."""
         texts = [describe(self.wordnet, synset_id) for synset_id in synset_ids]
         return dict(zip(synset_ids, self.regression.predict(self._embed(texts)), strict=True))
 

@@ -1,7 +1,7 @@
-"""WordNet's nouns: names, senses, glosses, and what is a kind of what.
+"""WordNet's nouns: names, senses, glosses and hypernyms.
 
-ImageNet's classes are WordNet 3.0 synsets ("n" followed by the offset in ``data.noun``), so the
-dictionary tells the synonyms of every class and the classes below every general noun.
+ImageNet's classes are WordNet 3.0 synsets ("n" followed by the offset in ``data.noun``). WordNet
+therefore has the synonyms of every class, and the classes below every general noun.
 """
 
 import re

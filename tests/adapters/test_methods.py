@@ -401,7 +401,7 @@ def tiny_probe(tiny_folder, tmp_path_factory) -> Path:
     ("damage", "says"),
     [
         (lambda weight: weight[:-1], "head.bias has another shape"),
-        (lambda weight: weight[:, :-1], "its head is not that of 11 classes"),
+        (lambda weight: weight[:, :-1], "its head does not fit the 11 classes"),
         (lambda weight: weight[0], "head.weight has another shape"),
     ],
     ids=["a class too few", "a feature too few", "a vector"],

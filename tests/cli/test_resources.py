@@ -178,7 +178,7 @@ def test_a_sweep_without_memory_keeps_cells_and_state(whole_sweep, colors, tiny_
 def test_an_export_without_memory_leaves_nothing(form, straight, tmp_path):
     out = tmp_path / "made" / "export"
     command_line = ["export", straight, "--format", form, "--out", out]
-    said = last_line(without_memory("clip_randlora.export:_empty:1", *command_line))
+    said = last_line(without_memory("clip_randlora.export.exporter:_empty:1", *command_line))
     assert said.startswith(f"error: --format {form} --out {out}: nothing written, out of memory")
     assert not out.parent.exists()
 

@@ -11,7 +11,7 @@ from helpers.exports import refused, train
 from safetensors.torch import load_file, save_file
 
 import clip_randlora as cr
-from clip_randlora import export
+from clip_randlora.export import exporter
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -118,11 +118,11 @@ def test_no_format_leaves_what_does_not_load_back(
     format, tiny_run, exported, tmp_path, tmp_path_factory, monkeypatch
 ):
     """Every file of weights is cut in half before the check."""
-    writer = export._load(format)
+    writer = exporter._import_writer(format)
     options = {"strength": 0.5} if format == "onnx" else {}  # shared with the other tests
     whole = exported(tiny_run, format, tmp_path_factory.mktemp("whole"), **options)
 
-    def write_half(source, folder, precision):
+    def write_half(source, folder):
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         for path in [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -135,30 +135,30 @@ def test_no_format_leaves_what_does_not_load_back(
 
 
 def test_nothing_is_left_if_the_check_fails(tiny_run, tmp_path, monkeypatch):
-    from clip_randlora.export import open_clip_model
+    from clip_randlora.export import open_clip_format
 
-    written = open_clip_model.write
+    written = open_clip_format.write
 
-    def write_damaged(source, folder, precision):
-        written(source, folder, precision)
+    def write_damaged(source, folder):
+        written(source, folder)
         path = folder / "open_clip_model.safetensors"
         weights = load_file(path)
         weights["visual.proj"] *= -1
         save_file(weights, path)
 
-    monkeypatch.setattr(open_clip_model, "write", write_damaged)
+    monkeypatch.setattr(open_clip_format, "write", write_damaged)
     with pytest.raises(cr.UserError, match="nothing written: image features of the export differ"):
         cr.export_run(tiny_run, "open_clip", tmp_path / "deep" / "exported")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_library_that_fails_is_told_in_one_line(tiny_run, tmp_path, monkeypatch):
-    from clip_randlora.export import head
+    from clip_randlora.export import head_format
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(head, "write", full)
+    monkeypatch.setattr(head_format, "write", full)
     with pytest.raises(cr.UserError, match=r"nothing written \(No space left on device\); choose"):
         cr.export_run(tiny_run, "head", tmp_path / "exported")
     assert not list(tmp_path.iterdir())

@@ -154,14 +154,3 @@ def test_who_waits_for_a_folder_gets_it_when_it_is_free(tmp_path):
             with outputs.lock_folder(tmp_path):
                 pass
         assert list(tmp_path.iterdir()) == []
-
-
-# --- names ----------------------------------------------------------------------------------
-
-
-def test_the_public_names_are_listed_and_imported():
-    assert {"fit", "load_model", "Classifier", "__version__"} <= set(dir(cr))
-    assert set(cr.__all__) <= set(dir(cr))
-    names: dict[str, object] = {}
-    exec("from clip_randlora import *", names)
-    assert names["fit"] is cr.fit and set(cr.__all__) <= set(names)

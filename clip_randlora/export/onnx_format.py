@@ -1,0 +1,144 @@
+"""The format ``onnx``: both encoders and a classifier for ONNX Runtime, with a script."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxscript  # noqa: F401 - torch.onnx needs it, and reports it missing only when it exports
+import torch
+from torch import Tensor, nn
+
+from clip_randlora.export.export_source import ExportSource, require_equal, resampling
+from clip_randlora.utils.quiet import quiet
+
+_IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
+_SCRIPT = "classify.py"
+_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}
+_FEWEST_IN_HALF = 2**12  # elements; smaller tensors take little space and cause most of the error
+
+
+class _Encoder(nn.Module):
+    """One of open_clip's encoders as a module: inputs (N, ...) -> unit features (N, E)."""
+
+    def __init__(self, net: nn.Module, encode: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.net, self.encode = net, encode
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encode(inputs)
+
+
+class _Head(nn.Module):
+    """Unit features (N, E) -> probabilities (N, C)."""
+
+    def __init__(self, classes: Tensor, logit_scale: float):
+        super().__init__()
+        self.register_buffer("weight", logit_scale * classes.T.clone())
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        return (image_features @ self.weight).softmax(dim=-1)
+
+
+def write(source: ExportSource, folder: Path) -> None:
+    """Merge the adapter, and write the three models and the script."""
+    source.adapter.merge()
+    net, expected = source.model.net, source.expected
+    image_encoder = _Encoder(net, lambda pixels: net.encode_image(pixels, normalize=True))
+    # ONNX Runtime has no argmax of 64-bit integers, hence int()
+    text_encoder = _Encoder(net, lambda tokens: net.encode_text(tokens.int(), normalize=True))
+    images = _export(image_encoder, expected.pixels, "pixels", "image_features")
+    texts = _export(text_encoder, expected.tokens, "tokens", "text_features")
+    head = _export(
+        _Head(expected.classes, source.logit_scale),
+        expected.images,
+        "image_features",
+        "probabilities",
+    )
+    if source.precision == "fp16":
+        images, texts = _to_half(images), _to_half(texts)
+    head = onnx.compose.add_prefix(head, "head_", rename_inputs=False, rename_outputs=False)
+    joint = [("image_features", "image_features")]
+    classifier = onnx.compose.merge_models(images, head, io_map=joint)
+    for name, model in ((_IMAGES, images), (_TEXTS, texts), (_CLASSIFIER, classifier)):
+        onnx.helper.set_model_props(model, _metadata(source))
+        onnx.save(model, folder / name)
+    shutil.copy(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
+
+
+def _export(module: nn.Module, example: Tensor, takes: str, gives: str) -> onnx.ModelProto:
+    example = torch.cat([example, example])  # the exporter would make a batch of 1 a constant
+    batch = torch.export.Dim("batch")
+    with torch.no_grad(), quiet("torch", "torch.onnx"):
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[takes],
+            output_names=[gives],
+            dynamic_shapes=({0: batch},),
+        )
+    return program.model_proto
+
+
+def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store the large weights in half precision; the arithmetic stays in single precision.
+
+    ONNX Runtime casts them once, when it loads the model.
+    """
+    casts = []
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < _FEWEST_IN_HALF:
+            continue
+        name, stored = weight.name, f"{weight.name}_half"
+        weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _metadata(source: ExportSource) -> dict[str, str]:
+    """Return what a user of the models has to know, as JSON values."""
+    settings = source.model.net.visual.preprocess_cfg
+    resample = resampling(settings)
+    metadata = {
+        "classes": source.classes,
+        "prompts": source.prompts,
+        "image_size": source.model.image_size,
+        "mean": settings["mean"],
+        "std": settings["std"],
+        "interpolation": resample.name.lower(),
+        "resample": int(resample),  # Pillow's number for it
+        "resize_mode": settings.get("resize_mode", "shortest"),
+        "strength": source.strength,
+        "precision": source.precision,
+        "base_model": source.runs[0].base_name,
+    }
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+
+
+def verify(source: ExportSource, folder: Path) -> None:
+    """Run all three models in ONNX Runtime, on one input and on a batch, and compare."""
+    expected = source.expected
+    probabilities = expected.probabilities(source.logit_scale)
+    for name, what, inputs, outputs in (
+        (_IMAGES, "image features", expected.pixels, expected.images),
+        (_TEXTS, "text features", expected.tokens, expected.texts),
+        (_CLASSIFIER, "probabilities", expected.pixels, probabilities),
+    ):
+        onnx.checker.check_model(folder / name)
+        session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+        key = session.get_inputs()[0].name
+        for rows in (slice(0, 1), slice(None)):
+            (got,) = session.run(None, {key: inputs[rows].numpy()})
+            tolerance = _TOLERANCE[source.precision]
+            require_equal(what, torch.from_numpy(got), outputs[rows], tolerance)
