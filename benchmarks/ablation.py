@@ -112,7 +112,7 @@ PARTS = {
     ),
     "attention": Part(
         "batch-first attention",
-        _patched("clip_randlora.training.trainer.direct_self_attention", _no_context),
+        _patched("clip_randlora.forward.training.batch_first_sdpa", _no_context),
     ),
     "attention-fp32": Part(
         "attention in float32 under bf16",
@@ -121,7 +121,7 @@ PARTS = {
     ),
     "pooled-token": Part(
         "class token alone in the last block",
-        _patched("clip_randlora.training.trainer.pooled_token_only", _no_context),
+        _patched("clip_randlora.forward.training.last_block_cls_only", _no_context),
         models=("ViT-B-32",),
     ),
     "trimmed-text": Part(
@@ -134,14 +134,14 @@ PARTS = {
     ),
     "allocator": Part(
         "freed memory kept for the next step",
-        _patched(f"{_STEPS}.freed_memory_kept", _no_context),
+        _patched(f"{_STEPS}.keep_freed_memory", _no_context),
     ),
     "adamw": Part(
-        "AdamW's moments made before the first step", _patched(f"{_STEPS}.adamw", _plain_adamw)
+        "AdamW's moments made before the first step", _patched(f"{_STEPS}.make_adamw", _plain_adamw)
     ),
     "folding": Part(
         "batch norms folded into convolutions",
-        _patched(f"{_STEPS}.folded", _no_context),
+        _patched(f"{_STEPS}.folded_conv_bn", _no_context),
         models=("lite0",),
     ),
     "strided": Part(

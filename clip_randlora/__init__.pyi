@@ -53,8 +53,12 @@ from .few_shot import (
     Interrupted as Interrupted,
     Run as Run,
     Step as Step,
+    StepMetrics as StepMetrics,
     TrainConfig as TrainConfig,
     fit as fit,
+)
+from .forward.training import (
+    training_forward as training_forward,
 )
 from .runs.held_out import (
     CountedImages as CountedImages,
@@ -67,9 +71,6 @@ from .runs.task import (
 from .training.presets import (
     PRESETS as PRESETS,
     read_preset as read_preset,
-)
-from .training.trainer import (
-    training_forward as training_forward,
 )
 
 __version__: str

@@ -16,7 +16,7 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
-from clip_randlora.forward.inference import answering_model
+from clip_randlora.forward.inference import inference_model
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress, report_progress
 
@@ -72,7 +72,7 @@ class PairedPredictor:
         self._tensors = [*model.net.parameters(), *adapter.parameters()]
         self._built_from = self._state()
         with torch.inference_mode():
-            ready = answering_model(model)
+            ready = inference_model(model)
             self._zero_shot = _Predictor(ready, text.features(net=ready.net))
         self._tuned = self._build(adapter.strength)
 
@@ -107,10 +107,10 @@ class PairedPredictor:
         head = self.adapter.head
         with torch.inference_mode():
             text, vision = (self.adapter.updated_weights(strength, t) for t in ("text", "vision"))
-            ready = answering_model(self.model, vision) if vision else zero_shot.model
+            ready = inference_model(self.model, vision) if vision else zero_shot.model
             classes = zero_shot.classes
             if text:  # the network is needed only to encode the prompts
-                classes = self.text.features(net=answering_model(self.model, text).net)
+                classes = self.text.features(net=inference_model(self.model, text).net)
         return _Predictor(ready, classes, strength, head)
 
     def _refuse_if_merged(self) -> None:

@@ -1,12 +1,10 @@
-"""The few-shot recipe: draw shots, train the adapter, compare, save."""
+"""Few-shot training: draw images, train the adapter, compare it with zero-shot, write the run."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,8 +21,9 @@ from clip_randlora.data import Data, ImageBatch, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_config, run_folder
-from clip_randlora.runs.image_record import ImageRecord, read_images, record_images
+from clip_randlora.runs.image_record import read_images, record_images
 from clip_randlora.runs.run import Run
+from clip_randlora.training.allocator import keep_freed_memory
 from clip_randlora.training.cache import Cache
 from clip_randlora.training.config import TrainConfig, choose_crop_size
 from clip_randlora.training.distributed import (
@@ -33,16 +32,23 @@ from clip_randlora.training.distributed import (
     launch_notes,
     process_count,
 )
-from clip_randlora.training.linear_probe import ProbeTraining
-from clip_randlora.training.logger import Diverged, Step
-from clip_randlora.training.trainer import Loop, freed_memory_kept
+from clip_randlora.training.linear_probe import LinearProbeTrainer
+from clip_randlora.training.logger import Diverged
+from clip_randlora.training.state import OnStep, StepMetrics, Training, TrainState
+from clip_randlora.training.trainer import Trainer
+from clip_randlora.utils.devices import peak_memory
 from clip_randlora.utils.progress import OnProgress
 
-_STORED_SCALE = 1.15  # training images are kept this much larger than the crops made of them
+__all__ = ["Interrupted", "Run", "Step", "StepMetrics", "TrainConfig", "class_prompts", "fit"]
+
+Step = StepMetrics
+"""The older name of `StepMetrics`."""
+
+_STORED_SCALE = 1.15  # training images are decoded this much larger than their crops
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped with Ctrl-C; ``folder`` holds what is needed to go on, if any."""
+    """Training was stopped with Ctrl-C; ``folder`` can be resumed, if there is one."""
 
     def __init__(self, step: int, folder: Path | None):
         super().__init__(f"stopped after step {step}")
@@ -57,7 +63,7 @@ def fit(
     *,
     resume: bool = False,
     source: Mapping[str, Any] | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: OnStep | None = None,
     on_start: Callable[[Adapter, list[str]], None] | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -66,230 +72,122 @@ def fit(
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
-    Under torchrun or `accelerate launch` every process takes part of each batch; the result is that
-    of one process with the same batches, to rounding. The main process alone evaluates and writes.
+    Under torchrun or `accelerate launch` every process takes a part of each batch. The result is
+    that of one process with the same batches, up to rounding. Only the main process evaluates and
+    writes.
 
     Args:
-        model: without an adapter; the trained adapter is attached to it on return.
+        model: a model without an adapter; on return it has the trained one.
         data: training and test images.
         config: settings; the defaults need no tuning.
         out: folder to write the run to; None to keep it in memory.
-        resume: go on with the interrupted run in ``out``, on the training and held-out images that
-            it began with; the weights come out the same.
-        source: what to record about where the data came from, such as ``{"data": PATH}``.
+        resume: continue the interrupted run in ``out``, with its training and held-out images; the
+            weights are those of an uninterrupted run.
+        source: where the data came from, to record it: ``{"data": PATH}`` for example.
         on_step: called now and then during training.
         on_start: called before training with the adapter and the notes about the data.
-        on_progress: told how far every stage is, those before and after the steps too, see
-            `clip_randlora.utils.progress.OnProgress`.
-        should_stop: asked after every step; if it says so, training ends early, and the run is
-            finished with what was learned by then. The adapter file is written before the test
+        on_progress: told how far every stage is, see `clip_randlora.utils.progress.OnProgress`.
+        should_stop: asked after every step; if it returns True, training ends early and the run is
+            finished with what was learned so far. The adapter file is written before the test
             images are classified.
         watch: classify this many test images now and then during training, for a curve.
-        cache: of this model and data, given to several trainings so that they share what is the
-            same in all of them; the numbers are the same without it.
+        cache: a cache of this model and data, to share between trainings what is the same in all
+            of them; it does not change the numbers.
 
     Raises:
         UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
-            written, the training diverged (`training.logger.Diverged`), or memory did not
-            suffice (`clip_randlora.errors.OutOfMemory`).
-        Interrupted: Ctrl-C; what was trained is saved in ``out``.
+            written, the training diverged (`clip_randlora.training.logger.Diverged`), or memory
+            did not suffice (`clip_randlora.errors.OutOfMemory`).
+        Interrupted: Ctrl-C was pressed; what was trained is saved in ``out``.
     """
     if cache and (cache.model is not model or cache.data is not data):
-        raise ValueError("the cache is that of another model or data set")
-    config = _with_prompts_of(data, config or TrainConfig())
-    if resume and out is not None:
-        config = _as_begun(config, run_config.read_train_settings(out))
-    config = config.model_copy(update={"method": config.method.with_seed(config.seed)})
-    prompts = class_prompts(data, config, out if resume else None)
-    asked = record_prompts(prompts, config.templates, config.prompts)
-    settings = _settings(model, data, config, source, asked)
-    with _exclusive_run_folder(out, settings, resume) as folder, freed_memory_kept(model.device):
-        writes = folder is not None and is_main_process()
-        adapter = training = None
+        raise ValueError("the cache belongs to another model or data set")
+    resumed = out if resume else None
+    config = _complete_config(config or TrainConfig(), data, resumed)
+    prompts = class_prompts(data, config, resumed)
+    settings = _settings(model, data, config, source, prompts)
+    state = TrainState()
+    with (
+        _exclusive_run_folder(out, settings, resume) as folder,
+        keep_freed_memory(model.device),
+        _explain_errors(state, config, folder),
+        ExitStack() as on_error,
+    ):
+        # prepare: the classes, the adapter, the training images
+        record = read_images(folder) if resume and folder is not None else None
+        if record is not None:
+            data, cache = record.restore(data), None  # the cache may hold other images
+        text = TextClassifier(model, data.classes, list(prompts.values()))
+        words = class_words(data.classes, config.prompts)
+        notes = check_prompts(model, text.tokens, prompts, words)
+        adapter = attach(model.net, config.method)
+        on_error.callback(adapter.detach)
+        train_images = _decode_train_images(
+            model, data, config, cache, record is not None, on_progress
+        )
+        notes += [*data.notes, *train_images.notes]
+        notes += [*_missing_targets(adapter), *launch_notes()]
+        eval_images = _decode_eval_images(model, data, watch) if watch else None
+        training = _make_training(
+            model,
+            adapter,
+            text,
+            train_images,
+            eval_images,
+            config,
+            state,
+            folder,
+            resume,
+            on_progress,
+        )
+        if on_start:
+            on_start(adapter, notes)
+
+        # train
+        written_folder = folder if is_main_process() else None
+        if written_folder is not None:
+            known = cache.digests if cache else None
+            record = record or record_images(data, train_images, known, on_progress)
+            run_folder.begin(written_folder, settings, record)
         try:
-            record = read_images(folder) if resume and folder is not None else None
-            if record is not None:
-                data, cache = record.restore(data), None  # the cache may be of other images
-            text = TextClassifier(model, data.classes, list(prompts.values()))
-            words = class_words(data.classes, config.prompts)
-            notes = check_prompts(model, text.tokens, prompts, words)
-            adapter = attach(model.net, config.method)
-            training, shots = _prepare(
-                model, data, config, adapter, text, folder, cache, record, on_progress
-            )
-            notes += [*data.notes, *shots.notes, *_missing_towers(adapter), *launch_notes()]
-            if on_start:
-                on_start(adapter, notes)
-            if isinstance(training, Loop):
-                if watch:
-                    training.watched = _decode_watched(model, data, watch)
-                if resume and folder is not None:
-                    training.restore()
-            if writes:
-                known = cache.digests if cache else None
-                run_folder.begin(
-                    folder, settings, record or record_images(data, shots, known, on_progress)
-                )
-            try:
-                training.run(_told(on_step, on_progress), should_stop or (lambda: False))
-            except Diverged:
-                if writes and training.step:
-                    adapter.save(folder / run_folder.ADAPTER, _task(model, data, asked))
-                raise
-            notes += training.notes
-            if training.step < training.steps:
-                notes.append(f"Stopped at step {training.step} of {training.steps}.")
-            if writes:
-                adapter.save(folder / run_folder.ADAPTER, _task(model, data, asked))
-            predictions = from_main_process(
-                lambda: predict_split(
-                    PairedPredictor(model, adapter, text), data.test, on_progress, cache
-                ),
-                model.device,
-            )
-            run = Run(
-                model=model,
-                adapter=adapter,
-                text=text,
-                config=config,
-                metrics=score(predictions)
-                | _facts(model, adapter, training, config, len(predictions.names)),
-                history=training.history,
-                predictions=predictions,
-                notes=notes,
-                skipped=[*data.skipped, *shots.skipped, *predictions.skipped],
-                folder=folder,
-            )
-            if writes:
-                run_folder.write(run, folder, settings, data)
-            return run
-        except BaseException as error:
-            if adapter is not None:
-                adapter.detach()
-            if isinstance(error, KeyboardInterrupt):
-                begun = folder if folder is not None and run_config.has_config(folder) else None
-                raise Interrupted(training.step if training else 0, begun) from None
-            if is_out_of_memory(error):
-                raise _out_of_memory(config, training, folder) from error
+            if training is not None:
+                training.run(on_step, should_stop or (lambda: False))
+        except Diverged:
+            if state.step:
+                _save_adapter(adapter, settings, written_folder)
             raise
+        _save_adapter(adapter, settings, written_folder)
+        notes += state.notes
+        if state.step < state.steps:
+            notes.append(f"Stopped at step {state.step} of {state.steps}.")
 
+        # compare
+        predictions = from_main_process(
+            lambda: predict_split(
+                PairedPredictor(model, adapter, text), data.test, on_progress, cache
+            ),
+            model.device,
+        )
+        images = {"train": len(train_images), "test": len(predictions.names)}
+        metrics = score(predictions) | _facts(model, adapter, state, config, images)
 
-def _told(
-    on_step: Callable[[Step], None] | None, on_progress: OnProgress | None
-) -> Callable[[Step], None] | None:
-    """Return an ``on_step`` that tells both."""
-    if on_progress is None:
-        return on_step
-
-    def tell(step: Step) -> None:
-        on_progress("training", step.step, step.steps)
-        if on_step:
-            on_step(step)
-
-    return tell
-
-
-def _out_of_memory(
-    config: TrainConfig, training: Loop | ProbeTraining | _NoTraining | None, folder: Path | None
-) -> OutOfMemory:
-    """Say what takes less memory, and how to go on with what is saved."""
-    step = training.step if training else 0
-    saved = ""
-    if folder is not None and run_folder.has_checkpoint(folder):
-        saved = f"; {folder} has the last saved state, to go on from with the same settings"
-    return OutOfMemory(
-        f"out of memory after step {step}: end other programs, or set a batch_size below "
-        f"{config.batch_size}, a smaller crop_size or fewer blocks{saved}"
-    )
-
-
-def _exclusive_run_folder(
-    out: str | Path | None, settings: Mapping[str, Any], resume: bool
-) -> AbstractContextManager[Path | None]:
-    """Hold the run folder, if there is one: the main process does for all."""
-    if out is None:
-        return nullcontext()
-    return (
-        run_folder.exclusive_run_folder(out, settings, resume)
-        if is_main_process()
-        else nullcontext(Path(out))
-    )
-
-
-@dataclass
-class _NoTraining:
-    """In place of `clip_randlora.training.trainer.Loop`, where nothing is trained."""
-
-    image_count: int = 0
-    precision: str = "fp32"
-    step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    step_seconds: list[float] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
-        """Do nothing."""
-
-
-def _prepare(
-    model: Model,
-    data: Data,
-    config: TrainConfig,
-    adapter: Adapter,
-    text: TextClassifier,
-    folder: Path | None,
-    cache: Cache | None,
-    record: ImageRecord | None,
-    on_progress: OnProgress | None,
-) -> tuple[Loop | ProbeTraining | _NoTraining, ImageBatch]:
-    """Decode the training images, in the size that the method needs, and make what trains."""
-    if isinstance(config.method, ZeroShot):
-        nothing = torch.empty(0, dtype=torch.uint8)
-        return _NoTraining(), ImageBatch(nothing, nothing.long(), [])
-    is_probe = isinstance(config.method, LinearProbe)
-    crop_size = model.image_size if is_probe else choose_crop_size(model, config.crop_size)
-    size = crop_size if is_probe else round(crop_size * _STORED_SCALE)
-    kept = cache.train_images(size) if cache else None
-    shots = decode_shots(
-        data.train,
-        config.shots,
-        config.seed,
-        model.square(size),
-        kept,
-        on_progress,
-        is_drawn=record is not None,
-    )
-    if is_probe:
-        return ProbeTraining(model, adapter, text, shots, on_progress), shots
-    return Loop(model, adapter, text, shots, crop_size, config, folder, on_progress), shots
-
-
-def _missing_towers(adapter: Adapter) -> list[str]:
-    """Note the towers that are to be adapted and have none of the targets, or not those chosen."""
-    config, notes = adapter.config, []
-    for tower in getattr(config, "towers", ()):
-        if tower not in adapter.towers:
-            notes.append(
-                f"The {tower} tower has none of {', '.join(config.targets)} and stays as it is."
-            )
-        elif isinstance(config, AdapterConfig) and config.has_chosen_targets:
-            found = [row.target for row in adapter.summary() if row.tower == tower]
-            missing = [target for target in config.targets if target not in found]
-            if missing:
-                notes.append(
-                    f"The {tower} tower has no {', '.join(missing)}; {', '.join(found)} is adapted."
-                )
-    return notes
-
-
-def _decode_watched(model: Model, data: Data, watch: int) -> ImageBatch:
-    """Decode about ``watch`` test images, as many of each class as the others have."""
-    per_class = math.ceil(watch / len(data.classes))
-    drawn = decode_shots(data.test, per_class, 0, model.square())
-    rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:watch]
-    return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+        # write
+        run = Run(
+            model=model,
+            adapter=adapter,
+            text=text,
+            config=config,
+            metrics=metrics,
+            history=state.history,
+            predictions=predictions,
+            notes=notes,
+            skipped=[*data.skipped, *train_images.skipped, *predictions.skipped],
+            folder=folder,
+        )
+        if written_folder is not None:
+            run_folder.write(run, written_folder, settings, data)
+        on_error.pop_all()  # keep the adapter attached
+        return run
 
 
 def class_prompts(
@@ -298,14 +196,14 @@ def class_prompts(
     """Return ``{class: prompts}`` of a training.
 
     Args:
-        data: the classes, and what their data set says of prompts.
-        config: the settings, which come before the data set's.
-        resumed: folder of the run that it goes on with, whose prompts stay as they were.
+        data: the classes, and the prompts that the data set suggests.
+        config: the settings, which override the data set's.
+        resumed: folder of the run that is resumed, whose prompts stay as they were.
 
     Raises:
         UserError: the settings do not fit the classes, or the run's file is damaged.
     """
-    if resumed is not None and run_config.has_config(Path(resumed)):
+    if resumed is not None and run_config.has_config(resumed):
         recorded = run_config.read_prompts(resumed, run_config.read_config(resumed))
         if tuple(recorded) == data.classes:
             return recorded
@@ -314,64 +212,26 @@ def class_prompts(
     return dict(zip(data.classes, prompts, strict=True))
 
 
+def _complete_config(config: TrainConfig, data: Data, resumed: str | Path | None) -> TrainConfig:
+    """Fill in what is left open, so that ``config.yaml`` records what is used.
+
+    A resumed run keeps what it began with: the defaults of its version may have been others.
+    """
+    config = _with_prompts_of(data, config)
+    begun = run_config.read_train_settings(resumed) if resumed is not None else {}
+    method, recorded = config.method, begun.get("method")
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("seed"), int):
+        method = method.with_seed(recorded["seed"])
+    beta2 = begun.get("beta2") if config.beta2 is None else config.beta2
+    return config.model_copy(update={"method": method.with_seed(config.seed), "beta2": beta2})
+
+
 def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
-    """Fill in the data set's templates and names, so that ``config.yaml`` records what is used."""
+    """Fill in the data set's templates and class names."""
     cleaned = dict(zip(data.classes, clean_class_names(data.classes), strict=True))
     named = {name: own for name, own in data.prompts.items() if own != (cleaned.get(name),)}
     templates = config.templates or data.templates or DEFAULT_TEMPLATES
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
-
-
-def _as_begun(config: TrainConfig, begun: Mapping[str, Any]) -> TrainConfig:
-    """Fill in what is left open with what the run began with: its version's defaults, it may be."""
-    method, recorded = config.method, begun.get("method")
-    changes: dict[str, Any] = {}
-    if config.beta2 is None:
-        changes["beta2"] = begun.get("beta2")
-    if isinstance(recorded, Mapping) and isinstance(recorded.get("seed"), int):
-        changes["method"] = method.with_seed(recorded["seed"])
-    return config.model_copy(update=changes)
-
-
-def _facts(
-    model: Model,
-    adapter: Adapter,
-    training: Loop | ProbeTraining | _NoTraining,
-    config: TrainConfig,
-    test_images: int,
-) -> dict[str, Any]:
-    """Gather what ``metrics.json`` says of the training itself.
-
-    Of methods without optimiser steps, ``step_seconds_median`` is None; the ``steps`` of a linear
-    probe are L-BFGS's iterations.
-    """
-    took = training.step_seconds
-    return {
-        "trainable_parameters": adapter.num_parameters(),
-        "train_seconds": round(training.seconds, 3),
-        "step_seconds_median": round(median(took), 4) if took else None,
-        "peak_memory_bytes": _peak_memory(model.device),
-        "images": {"train": training.image_count, "test": test_images},
-        "shots": config.shots,
-        "seed": config.seed,
-        "method": config.method.method,
-        "model": model.name,
-        "pretrained": model.pretrained,
-        "steps": training.step,
-        "precision": training.precision,
-        "device": str(model.device),
-        "processes": process_count(),
-    }
-
-
-def _task(model: Model, data: Data, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather what a classifier needs beside the adapter's numbers."""
-    return {
-        "model": model.name,
-        "pretrained": model.pretrained,
-        "classes": list(data.classes),
-        **asked,
-    }
 
 
 def _settings(
@@ -379,29 +239,171 @@ def _settings(
     data: Data,
     config: TrainConfig,
     source: Mapping[str, Any] | None,
-    asked: Mapping[str, Any],
+    prompts: Mapping[str, list[str]],
 ) -> dict[str, Any]:
-    """Gather what a run folder's ``config.yaml`` records."""
+    """Return what a run folder's ``config.yaml`` records."""
     return {
         "model": model.name,
         "pretrained": model.pretrained,
         "data": dict(source or {"data": data.name, "class_folders": data.class_folders}),
         "classes": list(data.classes),
-        **asked,
+        **record_prompts(prompts, config.templates or DEFAULT_TEMPLATES, config.prompts),
         "train": config.model_dump(mode="json"),
     }
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes held: on a CUDA device by torch, otherwise by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def _exclusive_run_folder(
+    out: str | Path | None, settings: Mapping[str, Any], resume: bool
+) -> AbstractContextManager[Path | None]:
+    """Lock the run folder, if there is one; the main process does it for all."""
+    if out is None:
+        return nullcontext()
+    if not is_main_process():
+        return nullcontext(Path(out))
+    return run_folder.exclusive_run_folder(out, settings, resume)
+
+
+@contextmanager
+def _explain_errors(state: TrainState, config: TrainConfig, folder: Path | None) -> Iterator[None]:
+    """Say how to continue after Ctrl-C, and what takes less memory if there was not enough."""
     try:
-        import resource
-    except ImportError:  # Windows has no such module
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+        yield
+    except KeyboardInterrupt:
+        begun = folder if folder is not None and run_config.has_config(folder) else None
+        raise Interrupted(state.step, begun) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        saved = ""
+        if folder is not None and run_folder.has_checkpoint(folder):
+            saved = f"; {folder} has the last saved state, to go on from with the same settings"
+        raise OutOfMemory(
+            f"out of memory after step {state.step}: end other programs, or set a batch_size "
+            f"below {config.batch_size}, a smaller crop_size or fewer blocks{saved}"
+        ) from error
 
 
-__all__ = ["Interrupted", "Run", "Step", "TrainConfig", "fit"]
+def _decode_train_images(
+    model: Model,
+    data: Data,
+    config: TrainConfig,
+    cache: Cache | None,
+    is_drawn: bool,
+    on_progress: OnProgress | None,
+) -> ImageBatch:
+    """Draw and decode the training images, in the size that the method needs.
+
+    ``is_drawn`` says that the data's training images are the draw of a resumed run.
+    """
+    if isinstance(config.method, ZeroShot):
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return ImageBatch(nothing, nothing.long(), [])
+    if isinstance(config.method, LinearProbe):
+        size = model.image_size
+    else:
+        size = round(choose_crop_size(model, config.crop_size) * _STORED_SCALE)
+    return decode_shots(
+        data.train,
+        config.shots,
+        config.seed,
+        model.square(size),
+        cache.train_images(size) if cache else None,
+        on_progress,
+        is_drawn=is_drawn,
+    )
+
+
+def _make_training(
+    model: Model,
+    adapter: Adapter,
+    text: TextClassifier,
+    train_images: ImageBatch,
+    eval_images: ImageBatch | None,
+    config: TrainConfig,
+    state: TrainState,
+    folder: Path | None,
+    resume: bool,
+    on_progress: OnProgress | None,
+) -> Training | None:
+    """Return what trains the method; None for zero-shot.
+
+    Raises:
+        UserError: the settings do not fit the model or the device, or the checkpoint to resume
+            from cannot be used.
+    """
+    if isinstance(config.method, ZeroShot):
+        return None
+    if isinstance(config.method, LinearProbe):
+        return LinearProbeTrainer(model, adapter, text, train_images, state, on_progress)
+    trainer = Trainer(
+        model, adapter, text, train_images, config, state, folder, eval_images, on_progress
+    )
+    if resume and trainer.checkpoint:
+        trainer.checkpoint.restore(model.device)
+    return trainer
+
+
+def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:
+    """Decode about ``count`` test images, evenly over the classes."""
+    per_class = math.ceil(count / len(data.classes))
+    drawn = decode_shots(data.test, per_class, 0, model.square())
+    rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:count]
+    return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+
+
+def _missing_targets(adapter: Adapter) -> list[str]:
+    """Note the towers that have none of the targets, or not all of those that were chosen."""
+    config = adapter.config
+    if not isinstance(config, AdapterConfig):
+        return []
+    notes = []
+    for tower in config.towers:
+        found = [row.target for row in adapter.summary() if row.tower == tower]
+        missing = [target for target in config.targets if target not in found]
+        if not found:
+            notes.append(
+                f"The {tower} tower has none of {', '.join(config.targets)} and stays as it is."
+            )
+        elif missing and config.has_chosen_targets:
+            notes.append(
+                f"The {tower} tower has no {', '.join(missing)}; {', '.join(found)} is adapted."
+            )
+    return notes
+
+
+def _save_adapter(adapter: Adapter, settings: Mapping[str, Any], folder: Path | None) -> None:
+    """Write the adapter with what a classifier needs beside it, if there is a folder."""
+    if folder is not None:
+        task = {key: value for key, value in settings.items() if key not in ("data", "train")}
+        adapter.save(folder / run_folder.ADAPTER, task)
+
+
+def _facts(
+    model: Model,
+    adapter: Adapter,
+    state: TrainState,
+    config: TrainConfig,
+    images: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of the training itself.
+
+    Methods without optimiser steps have None as ``step_seconds_median``; the ``steps`` of a linear
+    probe are L-BFGS's iterations.
+    """
+    took = state.step_seconds
+    return {
+        "trainable_parameters": adapter.num_parameters(),
+        "train_seconds": round(state.seconds, 3),
+        "step_seconds_median": round(median(took), 4) if took else None,
+        "peak_memory_bytes": peak_memory(model.device),
+        "images": dict(images),
+        "shots": config.shots,
+        "seed": config.seed,
+        "method": config.method.method,
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "steps": state.step,
+        "precision": state.precision,
+        "device": str(model.device),
+        "processes": process_count(),
+    }

@@ -25,9 +25,11 @@ import clip_randlora as cr
 from benchmarks.common.images import class_names, write_images
 from clip_randlora.clip.models import find_device
 from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, trim
-from clip_randlora.forward.batch_norm import find_pairs, folded
-from clip_randlora.training.trainer import adamw, freed_memory_kept, training_forward
-from clip_randlora.utils.devices import RecordedStep
+from clip_randlora.forward.batch_norm import find_conv_bn_pairs, folded_conv_bn
+from clip_randlora.forward.training import training_forward
+from clip_randlora.training.allocator import keep_freed_memory
+from clip_randlora.training.cuda_graph import CUDAGraphStep
+from clip_randlora.training.optimizer import make_adamw
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def adapted(workload: Workload, config: dict[str, Any]) -> Setup:
         logits=lambda: model.logit_scale() * model.encode_image(images) @ text.features().T,
         parameters=adapter.parameters(),
         text_tokens=text.tokens.shape[1],
-        context=lambda: folded(find_pairs(model)),
+        context=lambda: folded_conv_bn(find_conv_bn_pairs(model)),
         forward_context=lambda: training_forward(model.net, adapter),
     )
 
@@ -355,17 +357,17 @@ def measure_step(
     workload = Workload(model, images, classes, precision, device)
     setup = chosen.build(workload, **settings)
     labels = (torch.arange(images) % classes).to(used)
-    optimizer_of = torch.optim.AdamW if chosen.owner == "peer" else adamw
+    optimizer_of = torch.optim.AdamW if chosen.owner == "peer" else make_adamw
     optimizer = optimizer_of(setup.parameters, lr=1e-4) if setup.parameters else None
     take_step = partial(_take_step, setup, optimizer, labels, precision, used)
     if used.type == "cuda":
         warmup = max(warmup, GPU_WARMUP)
         if chosen.owner == "ours" and recorded:
             optimizer.param_groups[0]["capturable"] = True
-            take_step = RecordedStep(take_step, used)
+            take_step = CUDAGraphStep(take_step, used)
     times: list[float] = []
     losses: list[float] = []
-    with freed_memory_kept(used) if keeps else nullcontext(), setup.context():
+    with keep_freed_memory(used) if keeps else nullcontext(), setup.context():
         for _ in range(warmup + steps):
             _wait_for(used)
             start = time.perf_counter()
@@ -373,7 +375,7 @@ def measure_step(
             _wait_for(used)
             times.append(time.perf_counter() - start)
             losses.append(float(loss))
-    if isinstance(take_step, RecordedStep) and take_step.failure:
+    if isinstance(take_step, CUDAGraphStep) and take_step.failure:
         raise RuntimeError(f"the step could not be recorded: {take_step.failure}")
     if not all(map(math.isfinite, losses)):
         raise RuntimeError(f"a loss is NaN or infinite: {losses}")

@@ -1,9 +1,9 @@
-"""Frozen batch norm folded into the convolution before it: for the time of a block, or for good.
+"""Fold frozen batch norms into the convolutions before them, temporarily or permanently.
 
 ``norm(conv(x)) = conv(x; W * s) + b`` with ``s = weight / sqrt(running_var + eps)`` and ``b = bias
-- running_mean * s``: one pass over the activations less, forward and backward (Jacob et al., CVPR
-2018, arXiv 1712.05877, section 3.2). In training weights are scaled where they are read, so an
-adapter's update is scaled and trained along, and nothing that is stored changes.
+- running_mean * s`` (Jacob et al., CVPR 2018, arXiv 1712.05877, section 3.2). This saves one pass
+over the activations, forward and backward. In training, weights are scaled where they are read:
+gradients reach an adapter's update through the scaling, and no stored tensor changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import pad_same_arg
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,24 +41,23 @@ class Pair:
     norm: nn.BatchNorm2d
 
 
-def find_pairs(model: Model) -> list[Pair]:
-    """Find what `folded` can fold in an image tower, by watching one forward pass.
+def find_conv_bn_pairs(model: Model) -> list[Pair]:
+    """Find the pairs of an image tower that can be folded, by watching one forward pass.
 
-    A pair is left out where anything else reads the convolution's output, where either module is
-    used more than once, is of a class with a forward pass of its own, has hooks, or where the norm
-    uses the batch's statistics or is trained.
-
+    A pair is left out if anything else reads the convolution's output, if either module is used
+    more than once, has hooks or is of a class with its own forward pass, or if the norm is trained
+    or uses the batch's statistics.
     """
-    tower = model.net.visual
+    tower: Any = model.net.visual
     if not any(_is_foldable_norm(module) for module in tower.modules()):
         return []
     calls: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are kept, so that ids stay theirs
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeping the tensors keeps their ids unique
     read: dict[nn.BatchNorm2d, int] = {}
 
     def after_conv(conv: nn.Conv2d, _: Any, output: Tensor) -> None:
         calls[conv] += 1
-        made[id(output)] = conv, output
+        outputs[id(output)] = conv, output
 
     def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         calls[norm] += 1
@@ -65,7 +65,7 @@ def find_pairs(model: Model) -> list[Pair]:
 
     convs = [module for module in tower.modules() if _is_foldable_conv(module)]
     norms = [module for module in tower.modules() if _is_foldable_norm(module)]
-    with ExitStack() as hooks, torch.no_grad(), _Reads(made) as reads:
+    with ExitStack() as hooks, torch.no_grad(), _Reads(outputs) as reads:
         for conv in convs:
             hooks.enter_context(_removing(conv.register_forward_hook(after_conv)))
         for norm in norms:
@@ -74,20 +74,20 @@ def find_pairs(model: Model) -> list[Pair]:
         output = tower(torch.zeros(1, 3, side, side, dtype=dtype, device=model.device))
     returned = {id(leaf) for leaf in tree_leaves(output)}
     return [
-        Pair(made[key][0], norm)
+        Pair(outputs[key][0], norm)
         for norm, key in read.items()
-        if key in made
+        if key in outputs
         and key not in returned
         and reads.counts[key] == 1
-        and calls[made[key][0]] == calls[norm] == 1
+        and calls[outputs[key][0]] == calls[norm] == 1
     ]
 
 
 @contextmanager
-def folded(pairs: list[Pair]) -> Iterator[None]:
-    """Fold each pair inside the block; outputs and gradients equal the unfolded to rounding.
+def folded_conv_bn(pairs: list[Pair]) -> Iterator[None]:
+    """Fold each pair inside the block; outputs and gradients stay the same up to rounding.
 
-    On leaving, every module is what it was, bit for bit: only ``forward`` is another inside.
+    Only the modules' ``forward`` is replaced, so afterwards every module is bit for bit as before.
     """
     replacements: dict[nn.Module, Replacement] = {}
     for pair in pairs:
@@ -97,24 +97,21 @@ def folded(pairs: list[Pair]) -> Iterator[None]:
         yield
 
 
-def fold(pairs: list[Pair]) -> None:
-    """Fold each pair for good: the convolutions get other weights, the norms do nothing more.
-
-    For a network that only answers; outputs equal the unfolded to rounding.
-    """
+def fuse_conv_bn(pairs: list[Pair]) -> None:
+    """Fold each pair permanently, for inference; outputs stay the same up to rounding."""
     for pair in pairs:
         fused = fuse_conv_bn_eval(pair.conv, pair.norm)
         pair.conv.weight, pair.conv.bias = fused.weight, fused.bias
-        pair.norm.forward = partial(_after_norm, pair.norm, None)
+        pair.norm.forward = partial(_after_norm, pair.norm, None)  # type: ignore[method-assign]
 
 
 def _folded_forward(pair: Pair) -> Replacement:
-    """Return what replaces the convolution's forward pass: it has the norm in it."""
-    conv = pair.conv
+    """Return a forward pass that computes the convolution and its norm."""
+    conv: Any = pair.conv
     scale, bias = _scale_and_bias(pair)
     scale = scale[:, None, None, None]
-    changes = is_parametrized(conv, "weight") or conv.weight.requires_grad
-    constant = None if changes else conv.weight * scale
+    is_trained = is_parametrized(conv, "weight") or conv.weight.requires_grad
+    constant = None if is_trained else conv.weight * scale
     is_depthwise = conv.groups == conv.in_channels == conv.out_channels
 
     def forward(_: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -130,11 +127,12 @@ def _folded_forward(pair: Pair) -> Replacement:
     return forward
 
 
-def _padding(conv: nn.Conv2d, images: Tensor) -> tuple[int, int, int, int]:
-    """Return the zeros at the left, right, top and bottom, as `torch.nn.functional.pad` does."""
+def _padding(conv: Any, images: Tensor) -> tuple[int, int, int, int]:
+    """Return the padding (left, right, top, bottom), in `torch.nn.functional.pad`'s order."""
     if isinstance(conv, Conv2dSame):
-        sizes = images.shape[2:], conv.kernel_size, conv.stride, conv.dilation
-        return tuple(pad_same_arg(*sizes))
+        settings = (list(of) for of in (conv.kernel_size, conv.stride, conv.dilation))
+        left, right, top, bottom = pad_same_arg(list(images.shape[2:]), *settings)
+        return left, right, top, bottom
     if isinstance(conv.padding, str):
         return tuple(conv._reversed_padding_repeated_twice)
     down, right = conv.padding
@@ -143,8 +141,9 @@ def _padding(conv: nn.Conv2d, images: Tensor) -> tuple[int, int, int, int]:
 
 @torch.no_grad()
 def _scale_and_bias(pair: Pair) -> tuple[Tensor, Tensor]:
-    """Return s and b, (C,) of the weight's dtype; the convolution's own bias is in b."""
-    norm, conv = pair.norm, pair.conv
+    """Return s and b, each (C,) in the weight's dtype; b includes the convolution's own bias."""
+    norm: Any = pair.norm
+    conv = pair.conv
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight
@@ -158,7 +157,7 @@ def _scale_and_bias(pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def _after_norm(norm: nn.BatchNorm2d, _: object, images: Tensor) -> Tensor:
-    """Do what is left of the norm's forward pass: timm's holds the activation too."""
+    """Do the rest of the norm's forward pass: timm's also applies the activation."""
     return norm.act(norm.drop(images)) if isinstance(norm, BatchNormAct2d) else images
 
 
@@ -190,16 +189,17 @@ def _has_own_behaviour(module: nn.Module) -> bool:
 
 
 class _Reads(TorchDispatchMode):
-    """Counts the operations that read each of the ``watched`` tensors, a mapping by id."""
+    """Counts the operations that read each tensor whose id is a key of ``tensors``."""
 
-    def __init__(self, watched: dict[int, Any]):
+    def __init__(self, tensors: dict[int, Any]):
         super().__init__()
-        self.watched, self.counts = watched, Counter()
+        self.tensors: dict[int, Any] = tensors
+        self.counts: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         keys = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        self.counts.update(keys & self.watched.keys())
+        self.counts.update(keys & self.tensors.keys())
         return func(*args, **kwargs)
 
 

@@ -1,10 +1,10 @@
-"""What comes before the first adapted block of a tower, computed once instead of at every step.
+"""Run the frozen blocks before a tower's first adapted block once, instead of at every step.
 
-Frozen weights give the same activations whenever they see the same input. So the input of the
-first adapted block is kept, and from then on the tower is run with it put in that block's place;
-the modules before the block only return zeros of the right shape. That fits every tower whose
-later parts see nothing of the earlier ones but that input; each is compared with its direct pass
-before it is trusted.
+Frozen blocks return the same activations whenever they get the same input. So the inputs of the
+first adapted block are cached. A step then runs the tower with a cached input in the block's
+place, and the modules before the block return only zeros of the right shape. This is exact for
+every tower whose later parts read nothing else from the earlier ones. Each tower is compared with
+its direct pass before it is trusted.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from clip_randlora.utils.devices import send
 from clip_randlora.utils.progress import OnProgress, report_progress
 
 DEFAULT_VIEWS = 3
-"""Augmented views of each image that are kept, where blocks of the vision tower are frozen."""
+"""Augmented views of each image that are cached if blocks of the vision tower are frozen."""
 
-KEPT_BYTES = 2 * 1024**3
-"""Most bytes of the training images' activations that are kept."""
+CACHE_BYTES = 2 * 1024**3
+"""Upper bound on the cached activations of the training images."""
 
-_CHUNK = 32  # images encoded together: fixed, so that a resumed run keeps the same bits
-_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2  # of the largest feature; a tower that does not fit: ~1
+_CHUNK = 32  # images encoded together; fixed, so that a resumed run caches the same bits
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2  # relative error; a tower that cannot be cached has ~1
 
 
-class DoesNotFit(Exception):
-    """The frozen part of a tower cannot be kept; the message says why."""
+class CannotCache(Exception):
+    """A tower's frozen blocks cannot be cached; the message says why."""
 
 
 def has_frozen_blocks(adapter: Adapter, tower: Tower) -> bool:
-    """Tell whether a tower's first block, or the whole tower, keeps its weights."""
+    """Return whether the first block of a tower, or the whole tower, is frozen."""
     blocks = [weight.block for weight in adapter.weights.values() if weight.tower == tower]
     return not blocks or min(blocks) > 0
 
 
-class FrozenImages:
-    """The features of augmented views of images, whose frozen part is computed here, once.
+class CachedImages:
+    """Features of augmented views of images, with the output of the frozen blocks cached.
 
     Attributes:
-        views: how many of each image are kept, at most those that were asked for.
+        views: number of cached views of each image, at most what was asked for.
     """
 
     def __init__(
@@ -61,111 +61,112 @@ class FrozenImages:
         views: AugmentedViews,
         on_progress: OnProgress | None = None,
     ):
-        """Compute what is kept, in fixed chunks.
+        """Fill the cache.
 
         Args:
-            adapter: leaves the first blocks of the vision tower frozen, or all of them.
+            adapter: leaves the first blocks of the vision tower frozen, or the whole tower.
             encode: float images (B, 3, S, S) -> features (B, E), at the training's precision.
-            views: as many as fit into `KEPT_BYTES` are kept.
+            views: the views to cache, as many as fit into `CACHE_BYTES`.
             on_progress: told how many images are encoded.
 
         Raises:
-            DoesNotFit: not even one view does, or the tower is not a sequence of blocks.
+            CannotCache: not even one view fits, or the tower is not a sequence of blocks.
         """
-        self._encode, self._count = encode, views.images
-        with torch.no_grad(), adapter.cached_weights():
+        self._encode, self._images = encode, views.images
+        with torch.no_grad():
             first_and_last = views.crops(torch.tensor([0, views.images - 1]), torch.tensor([0, 0]))
-            self._blank = torch.zeros_like(first_and_last[:1])  # any image: it is not seen
+            self._blank = torch.zeros_like(first_and_last[:1])  # its pixels are never used
             self._prefix = None
             if any(weight.tower == "vision" for weight in adapter.weights.values()):
-                self._prefix = Prefix(adapter, "vision", encode, self._blank, first_and_last)
-            example = self._frozen_part(self._blank)
-            self.views = _views_that_fit(example, views)
-            self._kept = [_room(tensor, self.views * views.images) for tensor in example]
+                self._prefix = _Prefix(adapter, "vision", encode, self._blank, first_and_last)
+            example = self._run_frozen(self._blank)
+            self.views = _count_that_fit(example, views)
+            self._cache = [_empty_rows(tensor, self.views * views.images) for tensor in example]
             chunks = [
                 (view, rows)
                 for view in range(self.views)
                 for rows in torch.arange(views.images).split(_CHUNK)
             ]
-            total = self.views * views.images
-            chunks = report_progress(
-                chunks, "encoding images", total, on_progress, lambda it: len(it[1])
-            )
-            for view, rows in chunks:
-                images = views.crops(rows, torch.full_like(rows, view))
-                self._keep(view * views.images + int(rows[0]), self._frozen_part(images))
+            for view, rows in report_progress(
+                chunks,
+                "encoding images",
+                self.views * views.images,
+                on_progress,
+                lambda chunk: len(chunk[1]),
+            ):
+                outputs = self._run_frozen(views.crops(rows, torch.full_like(rows, view)))
+                start = view * views.images + int(rows[0])
+                for cached, output in zip(self._cache, outputs, strict=True):
+                    cached[start : start + len(output)] = output
 
-    def kept(self, rows: Tensor, views: Tensor) -> list[Tensor]:
-        """Return what is kept of images ``rows`` in ``views``, both CPU int64 (B,)."""
-        places = send(views * self._count + rows, self._blank.device)
-        return [tensor[places] for tensor in self._kept]
+    def select(self, rows: Tensor, views: Tensor) -> list[Tensor]:
+        """Return the cached tensors of images ``rows`` in ``views``, both CPU int64 (B,)."""
+        places = send(views * self._images + rows, self._blank.device)
+        return [cached[places] for cached in self._cache]
 
-    def features(self, kept: Sequence[Tensor]) -> Tensor:
-        """Return the features (B, E) of images of which `kept` returned this."""
+    def features(self, cached: Sequence[Tensor]) -> Tensor:
+        """Return the features (B, E) of what `select` returned."""
         if self._prefix is None:
-            return kept[0]
-        with self._prefix.replayed(kept):
+            return cached[0]
+        with self._prefix.replayed(cached):
             return self._encode(self._blank)
 
-    def _frozen_part(self, images: Tensor) -> list[Tensor]:
-        return self._prefix.inputs(images) if self._prefix else [self._encode(images)]
-
-    def _keep(self, start: int, computed: list[Tensor]) -> None:
-        for kept, tensor in zip(self._kept, computed, strict=True):
-            kept[start : start + len(tensor)] = tensor
+    def _run_frozen(self, images: Tensor) -> list[Tensor]:
+        return self._prefix.run(images) if self._prefix else [self._encode(images)]
 
 
-def _views_that_fit(example: list[Tensor], views: AugmentedViews) -> int:
-    size = views.images * sum(tensor.numel() * tensor.element_size() for tensor in example)
-    fitting = min(views.count, KEPT_BYTES // max(size, 1))
-    if not fitting:
-        raise DoesNotFit(
-            f"one view of each image would take {size / 1e9:.1f} GB, more than the "
-            f"{KEPT_BYTES / 1e9:.1f} GB that may be kept"
+def _count_that_fit(example: list[Tensor], views: AugmentedViews) -> int:
+    """Return how many views fit into `CACHE_BYTES`, by the cached tensors of one image."""
+    size = views.images * sum(tensor.nbytes for tensor in example)
+    count = min(views.count, CACHE_BYTES // max(size, 1))
+    if not count:
+        raise CannotCache(
+            f"one view of each image would take {size / 1e9:.1f} GB, and the limit is "
+            f"{CACHE_BYTES / 1e9:.1f} GB"
         )
-    return fitting
+    return count
 
 
-def _room(example: Tensor, count: int) -> Tensor:
-    """Return uninitialised (count, ...) for rows like the example's (1, ...), in its layout."""
+def _empty_rows(example: Tensor, count: int) -> Tensor:
+    """Return an uninitialised (count, ...) in the memory format of the example (1, ...)."""
     return torch.empty(
         (count, *example.shape[1:]),
         dtype=example.dtype,
         device=example.device,
-        memory_format=_layout(example),
+        memory_format=_memory_format(example),
     )
 
 
-class FrozenText:
-    """The class features, whose frozen part is computed here, once, for all prompts together."""
+class CachedText:
+    """Class features of fixed prompts, with the output of the frozen blocks cached."""
 
     def __init__(self, adapter: Adapter, encode: Callable[[], Tensor]):
-        """Compute what is kept.
+        """Fill the cache.
 
         Args:
             adapter: leaves the first blocks of the text tower frozen.
-            encode: () -> features (C, E) of always the same prompts, at the training's precision.
+            encode: returns the features (C, E) of the prompts, at the training's precision.
 
         Raises:
-            DoesNotFit: the tower is not a sequence of blocks.
+            CannotCache: the tower is not a sequence of blocks.
         """
         self._encode = encode
-        with torch.no_grad(), adapter.cached_weights(), _refusing_what_fails():
-            self._recording = record(adapter, "text", encode)
+        with torch.no_grad(), _errors_as_cannot_cache():
+            self._recording = _record(adapter, "text", encode)
             _check_equal(self.features(), self._recording.output)
 
     def features(self) -> Tensor:
         """Return the features (C, E)."""
         # a block may work in place, so it gets copies
-        kept = tree_map_only(Tensor, torch.clone, self._recording.inputs)
-        with self._recording.replayed(kept):
+        inputs = tree_map_only(Tensor, torch.clone, self._recording.inputs)
+        with self._recording.replayed(inputs):
             return self._encode()
 
 
-class Prefix:
-    """The part of a tower before its first adapted block, for inputs of which each row is its own.
+class _Prefix:
+    """The part of a tower before its first adapted block, for batches of independent rows.
 
-    ``inputs`` runs that part alone, ``replayed`` leaves it out.
+    ``run`` runs this part alone, ``replayed`` leaves it out.
     """
 
     def __init__(
@@ -176,32 +177,32 @@ class Prefix:
         one: Tensor,
         two: Tensor,
     ):
-        """Find how the tower is called, and compare a replay with a direct pass.
+        """Find out how the tower is called, and compare a replay with a direct pass.
 
         Args:
             adapter: leaves the first blocks of the tower frozen.
             tower: its name.
             encode: (B, ...) -> features (B, E).
-            one: input of one row, other than those in ``two``.
-            two: input of two rows.
+            one: an input of one row, different from those in ``two``.
+            two: an input of two rows.
 
         Raises:
-            DoesNotFit: a replay gives other features, or fails.
+            CannotCache: a replay fails or gives other features.
         """
         self._encode = encode
-        with torch.no_grad(), _refusing_what_fails():
-            self._recording = record(adapter, tower, lambda: encode(one))
-            direct = record(adapter, tower, lambda: encode(two))
+        with torch.no_grad(), _errors_as_cannot_cache():
+            self._recording = _record(adapter, tower, lambda: encode(one))
+            direct = _record(adapter, tower, lambda: encode(two))
             if len(direct.inputs) != 1:
-                raise DoesNotFit("a block is called more than once")
+                raise CannotCache("a block is called more than once")
             of_one, self._spec = tree_flatten(self._recording.inputs[0])
             of_two, _ = tree_flatten(direct.inputs[0])
-            self._leaves = [_leaf(a, b) for a, b in zip(of_one, of_two, strict=True)]
-            with self.replayed(self.inputs(two)):
+            self._leaves = [_Leaf.of(a, b) for a, b in zip(of_one, of_two, strict=True)]
+            with self.replayed(self.run(two)):
                 _check_equal(encode(one), direct.output)
 
-    def inputs(self, batch: Tensor) -> list[Tensor]:
-        """Return what the first adapted block gets of a batch (B, ...): tensors (B, ...)."""
+    def run(self, batch: Tensor) -> list[Tensor]:
+        """Return the tensors (B, ...) that the first adapted block gets for a batch (B, ...)."""
         with self._recording.stopping():
             try:
                 self._encode(batch)
@@ -210,60 +211,62 @@ class Prefix:
         pairs = zip(values, self._leaves, strict=True)
         return [value.movedim(leaf.dim, 0) for value, leaf in pairs if leaf.dim is not None]
 
-    def replayed(self, inputs: Sequence[Tensor]) -> Any:
-        """Let the tower, which is called with one row, go on from what ``inputs`` returned."""
-        rows = iter(inputs)
+    def replayed(self, rows: Sequence[Tensor]) -> Any:
+        """Let the tower, called with one row, go on from tensors that `run` returned."""
+        tensors = iter(rows)
         values = [
-            leaf.constant if leaf.dim is None else leaf.restore(next(rows)) for leaf in self._leaves
+            leaf.constant if leaf.dim is None else leaf.restore(next(tensors), leaf.dim)
+            for leaf in self._leaves
         ]
         return self._recording.replayed([tree_unflatten(values, self._spec)])
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One of a block's inputs: rows along ``dim`` of a tensor, or the same for every batch."""
+    """One input of a block: a tensor with the batch along ``dim``, or a constant (dim None)."""
 
     dim: int | None
     constant: Any = None
     layout: torch.memory_format = torch.contiguous_format
 
-    def restore(self, rows: Tensor) -> Tensor:
-        return rows.movedim(0, self.dim).contiguous(memory_format=self.layout)
+    @classmethod
+    def of(cls, of_one: Any, of_two: Any) -> _Leaf:
+        """Find the batch dimension by the inputs for a batch of one row and a batch of two."""
+        if not isinstance(of_one, Tensor) or of_one.shape == of_two.shape:
+            return cls(None, of_one)
+        sizes = list(zip(of_one.shape, of_two.shape, strict=True))
+        dims = [dim for dim, (a, b) in enumerate(sizes) if a != b]
+        if len(dims) != 1 or sizes[dims[0]] != (1, 2):
+            raise CannotCache("a block's input does not hold one row for each image")
+        return cls(dims[0], layout=_memory_format(of_one))
+
+    def restore(self, rows: Tensor, dim: int) -> Tensor:
+        return rows.movedim(0, dim).contiguous(memory_format=self.layout)
 
 
-def _leaf(of_one: Any, of_two: Any) -> _Leaf:
-    """Tell by two batches' inputs, of one row and of two, which dimension holds the rows."""
-    if not isinstance(of_one, Tensor) or of_one.shape == of_two.shape:
-        return _Leaf(None, of_one)
-    sizes = list(zip(of_one.shape, of_two.shape, strict=True))
-    dims = [dim for dim, (a, b) in enumerate(sizes) if a != b]
-    if len(dims) != 1 or sizes[dims[0]] != (1, 2):
-        raise DoesNotFit("a block's input does not hold one row for each image")
-    return _Leaf(dims[0], layout=_layout(of_one))
-
-
-def _layout(tensor: Tensor) -> torch.memory_format:
+def _memory_format(tensor: Tensor) -> torch.memory_format:
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _check_equal(replayed: Tensor, direct: Tensor) -> None:
     if replayed.shape != direct.shape:
-        raise DoesNotFit("a replay of its blocks gives features of another shape")
+        raise CannotCache("a replay of its blocks gives features of another shape")
     tolerance = _TOLERANCE if direct.dtype == torch.float32 else _HALF_TOLERANCE
     error = (replayed - direct).abs().max() / direct.abs().max()
-    if not error <= tolerance:  # not a number, too
-        raise DoesNotFit("a replay of its blocks gives other features")
+    if not error <= tolerance:  # also if the error is NaN
+        raise CannotCache("a replay of its blocks gives other features")
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One forward pass, as far as it concerns the first adapted block.
+class _Recording:
+    """What a forward pass of a tower did before its first adapted block.
 
     Attributes:
         block: the first adapted block.
         inputs: (args, kwargs) of each of its calls.
-        finished: for every module that was done before each of them, the shapes that it returned.
+        finished: ``{module: outputs}`` of every module that ran once before each of these calls;
+            the outputs have the right shapes, not the values.
         output: of the whole pass.
     """
 
@@ -274,21 +277,21 @@ class Recording:
 
     @contextmanager
     def replayed(self, inputs: Sequence[tuple[tuple, dict]]) -> Iterator[None]:
-        """Give the block these inputs instead, and leave out what is before it.
+        """Give the block these inputs instead, and leave out the modules before it.
 
-        For one forward pass on a batch of the recorded shape.
+        This holds for one forward pass, on a batch of the recorded shape.
         """
         queue = iter(inputs)
         hook = self.block.register_forward_pre_hook(lambda *_: next(queue), with_kwargs=True)
         try:
-            with replaced_forwards({m: _returning(shapes) for m, shapes in self.finished.items()}):
+            with replaced_forwards({m: _return_zeros(o) for m, o in self.finished.items()}):
                 yield
         finally:
             hook.remove()
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Raise `_Reached` where the block is called."""
+        """Raise `_Reached` when the block is called."""
 
         def stop(_: nn.Module, *inputs: Any) -> None:
             raise _Reached(inputs)
@@ -306,24 +309,24 @@ class _Reached(Exception):
         self.inputs = inputs
 
 
-def record(adapter: Adapter, tower: Tower, run: Callable[[], Any]) -> Recording:
-    """Run a forward pass of a tower, and note what its first adapted block gets.
+def _record(adapter: Adapter, tower: Tower, run: Callable[[], Any]) -> _Recording:
+    """Run a forward pass of a tower, and record the inputs of its first adapted block.
 
     Raises:
-        DoesNotFit: there is no such block, it is not called, or weights before it are adapted.
+        CannotCache: there is no such block, it is not called, or weights before it are adapted.
     """
     block = _first_adapted_block(adapter, tower)
     inputs: list[tuple[tuple, dict]] = []
     started: list[int] = []
     calls: dict[nn.Module, list[tuple[int, int, Any]]] = {}
 
-    def before(module: nn.Module, *of_call: Any) -> None:
+    def before(module: nn.Module, *call: Any) -> None:
         started.append(len(inputs))
         if module is block:
-            inputs.append(of_call)
+            inputs.append(call)
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
-        calls.setdefault(module, []).append((started.pop(), len(inputs), _shapes(output)))
+        calls.setdefault(module, []).append((started.pop(), len(inputs), _without_values(output)))
 
     with ExitStack() as undo:
         for module in adapter.net.modules():
@@ -332,8 +335,8 @@ def record(adapter: Adapter, tower: Tower, run: Callable[[], Any]) -> Recording:
             undo.callback(module.register_forward_hook(after).remove)
         output = run()
     if not inputs:
-        raise DoesNotFit("its blocks are not called as modules")
-    # the n-th call of a module came before the n-th of the block, and after the one before that
+        raise CannotCache("its blocks are not called as modules")
+    # the n-th call of a module must fall between the n-th call of the block and the one before
     between = [(number, number) for number in range(len(inputs))]
     finished = {
         module: [shapes for _, _, shapes in of_module]
@@ -342,36 +345,37 @@ def record(adapter: Adapter, tower: Tower, run: Callable[[], Any]) -> Recording:
     }
     for module in finished:
         if any(isinstance(part, AdaptedWeight) for part in module.modules()):
-            raise DoesNotFit("weights before its first adapted block are adapted")
-    return Recording(block, inputs, finished, output)
+            raise CannotCache("weights before its first adapted block are adapted")
+    return _Recording(block, inputs, finished, output)
 
 
 def _first_adapted_block(adapter: Adapter, tower: Tower) -> nn.Module:
     weights = [weight for weight in adapter.weights.values() if weight.tower == tower]
     first = min(weight.block for weight in weights)
-    names = {block_name(weight.name) for weight in weights if weight.block == first} - {None}
+    blocks = {block_name(weight.name) for weight in weights if weight.block == first}
+    names = [name for name in blocks if name is not None]
     if len(names) != 1:
-        raise DoesNotFit("its first adapted weight lies in no block")
-    return adapter.net.get_submodule(names.pop())
+        raise CannotCache("its first adapted weight lies in no block")
+    return adapter.net.get_submodule(names[0])
 
 
-def _shapes(output: Any) -> Any:
-    """Replace each tensor by one that takes no memory."""
+def _without_values(output: Any) -> Any:
+    """Replace each tensor by one of the same shape that takes no memory."""
     return tree_map_only(Tensor, lambda tensor: tensor.new_zeros(()).expand(tensor.shape), output)
 
 
-def _returning(outputs: Sequence[Any]) -> Replacement:
-    """Return what lets a module's calls return zeros like these outputs, one after the other."""
+def _return_zeros(outputs: Sequence[Any]) -> Replacement:
+    """Return a forward pass whose calls return zeros like these outputs, one after another."""
     queue = iter(outputs)
     return lambda *_, **__: tree_map_only(Tensor, torch.zeros_like, next(queue))
 
 
 @contextmanager
-def _refusing_what_fails() -> Iterator[None]:
-    """Turn whatever a tower raises when it is not called as usual into `DoesNotFit`."""
+def _errors_as_cannot_cache() -> Iterator[None]:
+    """Turn any error of a tower that is not called as usual into `CannotCache`."""
     try:
         yield
-    except DoesNotFit:
+    except CannotCache:
         raise
     except Exception as error:
-        raise DoesNotFit(f"a replay of its blocks fails ({type(error).__name__})") from error
+        raise CannotCache(f"a replay of its blocks fails ({type(error).__name__})") from error

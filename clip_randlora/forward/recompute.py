@@ -1,9 +1,9 @@
-"""What a forward pass keeps for the backward pass, without what is cheap to compute again.
+"""Selective gradient checkpointing: what is cheap to recompute is not kept for the backward pass.
 
-A linear layer keeps its input for its weight's gradient. Where that input is the output of an
-activation or a layer norm, which keeps its own input anyway, both are kept: for the MLP of a
-transformer's block that is five of some seventeen times the width. Computing them again costs one
-pass over memory, less than a hundredth of a step.
+A linear layer saves its input for its weight's gradient. If an activation or a layer norm returned
+that input, both modules save a tensor: for the MLPs of a transformer block these are five of about
+seventeen times the width. Recomputing them costs one pass over memory, less than a hundredth of a
+step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHEAP = (nn.GELU, QuickGELU, nn.LayerNorm)
 
 @dataclass(frozen=True)
 class _Output:
-    """An output of a cheap module: the tensor while it lives, and how to compute it again."""
+    """The output of a cheap module, and how to recompute it."""
 
     tensor: weakref.ref[Tensor]
     compute: Callable[[], Tensor]
@@ -30,7 +30,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _View:
-    """What stands for a view of such an output until the backward pass asks for it."""
+    """Replaces a saved view of such an output until the backward pass asks for it."""
 
     compute: Callable[[], Tensor]
     size: torch.Size
@@ -39,30 +39,27 @@ class _View:
 
 
 @contextmanager
-def recomputed_in_backward(net: nn.Module) -> Iterator[None]:
-    """Keep no outputs of GELUs and layer norms in the forward passes inside the block.
+def checkpoint_cheap_ops(net: nn.Module) -> Iterator[None]:
+    """Save no outputs of GELUs and layer norms in the forward passes inside the block.
 
-    The backward pass computes them again, to the same bits; it may run outside of the block.
+    The backward pass recomputes them to the same bits. It may run outside of the block.
     """
     outputs: dict[int, _Output] = {}
 
-    def remember(output: Tensor, compute: Callable[[], Tensor]) -> None:
-        if output.requires_grad:
+    def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if len(inputs) == 1 and output.requires_grad:
+            compute = _recompute(module, inputs[0].detach())
             outputs[_address(output)] = _Output(weakref.ref(output), compute)
-
-    def remember_module(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if len(inputs) == 1:
-            remember(output, _same_again(module, inputs[0].detach()))
 
     def pack(tensor: Tensor) -> Tensor | _View:
         output = outputs.get(_address(tensor))
-        # a dead output's memory may be another tensor's by now
+        # once an output is freed, another tensor may have its address
         if output is None or output.tensor() is None:
             return tensor
-        return _View(output.compute, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return _View(output.compute, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     hooks = [
-        module.register_forward_hook(remember_module)
+        module.register_forward_hook(remember)
         for module in net.modules()
         if isinstance(module, _CHEAP)
     ]
@@ -80,8 +77,8 @@ def _unpack(packed: Tensor | _View) -> Tensor:
     return packed.compute().as_strided(packed.size, packed.stride, packed.offset)
 
 
-def _same_again(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """Return what computes a module's output again, under the present autocast."""
+def _recompute(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """Return a function that computes a module's output again, under the present autocast."""
     kind = x.device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 

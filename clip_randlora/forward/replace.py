@@ -1,4 +1,4 @@
-"""Other forward passes for some modules of a network, for a while."""
+"""Replace the forward passes of modules for the time of a block."""
 
 from __future__ import annotations
 
@@ -11,34 +11,40 @@ from typing import Any
 from torch import nn
 
 Replacement = Callable[..., Any]
-"""Called in place of a module's forward pass: with the pass that it replaces, then its inputs."""
+"""Called as ``replacement(inner, *inputs)``, where ``inner`` is the pass that it replaces."""
 
-# Held while a module's list of passes is changed, never while a pass runs: two blocks that begin
-# or end at once must not lose each other's.
-_changing = threading.Lock()
+# Held while a module's stack changes, never while a forward pass runs.
+_lock = threading.Lock()
 
 
-class _Passes:
-    """The forward passes of one module, one upon another; set as its ``forward``."""
+class _Stack:
+    """A module's own forward pass and its replacements; set as the module's ``forward``."""
 
     def __init__(self, module: nn.Module):
-        self.own: Callable[..., Any] | None = vars(module).get("forward")
+        self.instance_forward: Callable[..., Any] | None = vars(module).get("forward")
         self.usual = module.forward
-        self.replacements: list[_Replaced] = []
+        self.entries: list[_Entry] = []
         self.outermost = self.usual
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.outermost(*args, **kwargs)
 
-    def stack(self) -> None:
-        """Lay the replacements upon the module's usual pass again, in the order of their blocks."""
+    def rebuild(self) -> None:
+        """Nest the replacements again, the newest outermost."""
         forward = self.usual
-        for replaced in self.replacements:
-            forward = partial(replaced.replacement, forward)
+        for entry in self.entries:
+            forward = partial(entry.replacement, forward)
         self.outermost = forward
 
+    def remove_from(self, module: nn.Module) -> None:
+        """Give the module back the forward pass that it had."""
+        if self.instance_forward is None:
+            del module.forward
+        else:
+            module.forward = self.instance_forward
 
-class _Replaced:
+
+class _Entry:
     """One replacement of one block; compared by identity, as two blocks may use the same one."""
 
     def __init__(self, replacement: Replacement):
@@ -47,51 +53,43 @@ class _Replaced:
 
 @contextmanager
 def replaced_forwards(replacements: Mapping[nn.Module, Replacement]) -> Iterator[None]:
-    """Give modules other forward passes inside the block; their hooks still run.
+    """Replace the modules' forward passes inside the block; their hooks still run.
 
-    Blocks may lie in one another, and may end in any order: a replacement is called as
-    ``replacement(inner, *args, **kwargs)``, where ``inner`` is the pass below it at that time. The
-    module is shared by all threads, so all of them get the replacement; what answers in several
-    threads uses a network of its own (`clip_randlora.forward.inference`).
+    Blocks may be nested, and may end in any order. All threads share a module and so see the
+    replacement. Code that answers in several threads uses a network of its own
+    (`clip_randlora.forward.inference`).
     """
     added = [(module, _add(module, replacement)) for module, replacement in replacements.items()]
     try:
         yield
     finally:
-        for module, replaced in added:
-            _remove(module, replaced)
+        for module, entry in added:
+            _remove(module, entry)
 
 
-def without_replacements(module: nn.Module) -> None:
-    """Give a copy of a module its usual forward pass back, whatever the original has just now."""
-    passes = vars(module).get("forward")
-    if isinstance(passes, _Passes):
-        _restore(module, passes)
+def remove_replacements(module: nn.Module) -> None:
+    """Give a copy of a module its usual forward pass, whatever replaces the original's now."""
+    stack = vars(module).get("forward")
+    if isinstance(stack, _Stack):
+        stack.remove_from(module)
 
 
-def _add(module: nn.Module, replacement: Replacement) -> _Replaced:
-    replaced = _Replaced(replacement)
-    with _changing:
-        passes = vars(module).get("forward")
-        if not isinstance(passes, _Passes):
-            passes = _Passes(module)
-            module.forward = passes
-        passes.replacements.append(replaced)
-        passes.stack()
-    return replaced
+def _add(module: nn.Module, replacement: Replacement) -> _Entry:
+    entry = _Entry(replacement)
+    with _lock:
+        stack = vars(module).get("forward")
+        if not isinstance(stack, _Stack):
+            stack = _Stack(module)
+            module.forward = stack
+        stack.entries.append(entry)
+        stack.rebuild()
+    return entry
 
 
-def _remove(module: nn.Module, replaced: _Replaced) -> None:
-    with _changing:
-        passes = module.forward
-        passes.replacements.remove(replaced)
-        passes.stack()
-        if not passes.replacements:
-            _restore(module, passes)
-
-
-def _restore(module: nn.Module, passes: _Passes) -> None:
-    if passes.own is None:
-        del module.forward
-    else:
-        module.forward = passes.own
+def _remove(module: nn.Module, entry: _Entry) -> None:
+    with _lock:
+        stack: _Stack = vars(module)["forward"]
+        stack.entries.remove(entry)
+        stack.rebuild()
+        if not stack.entries:
+            stack.remove_from(module)

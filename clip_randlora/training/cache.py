@@ -1,4 +1,4 @@
-"""What several trainings of one model on one data set have in common, computed once."""
+"""A cache for several trainings of one model on one data set."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from clip_randlora.clip.models import Model
 from clip_randlora.data import Data, ImageCache
 
 DECODED_BYTES = 1024**3
-"""Most bytes of decoded images that are kept of each split at each size."""
+"""Upper bound on the decoded images of each split at each size."""
 
 
 class Cache:
-    """ImageBatch images and the zero-shot features of the test images, for `clip_randlora.fit`.
+    """Decoded images and the zero-shot features of the test images, for `clip_randlora.fit`.
 
-    Both are a function of the model and the data set alone, so a training with a cache gives the
-    same numbers as one without.
+    Both depend on the model and the data set alone, so a training with a cache gives the same
+    numbers as one without.
 
     Attributes:
-        model: whose features are kept.
-        data: whose images are kept.
+        model: the model whose features are cached.
+        data: the data set whose images are cached.
         digests: ``id`` of an image of ``data`` -> the digest of its content.
     """
 
@@ -33,15 +33,15 @@ class Cache:
         self._features: dict[Hashable, Tensor] = {}
 
     def train_images(self, size: int) -> ImageCache:
-        """Return the training images that were decoded to ``size`` pixels a side."""
+        """Return the training images decoded to ``size`` pixels a side."""
         return self._images.setdefault(("train", size), ImageCache(self._decoded_bytes))
 
     def test_images(self, size: int) -> ImageCache:
-        """Return the test images that were decoded to ``size`` pixels a side."""
+        """Return the test images decoded to ``size`` pixels a side."""
         return self._images.setdefault(("test", size), ImageCache(self._decoded_bytes))
 
     def zero_shot(self, batch: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the zero-shot features (N, E) of a batch of the test split, by its key."""
+        """Return the zero-shot features (N, E) of the test batch of a key, computed once."""
         if batch not in self._features:
             self._features[batch] = compute()
         return self._features[batch]

@@ -1,39 +1,108 @@
-"""The state of an unfinished training, from which it goes on."""
+"""The state of an unfinished training in its run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
+from clip_randlora.adapters import Adapter
 from clip_randlora.errors import UserError
+from clip_randlora.training.logger import is_finite
+from clip_randlora.training.state import TrainState
+from clip_randlora.utils import formats
 from clip_randlora.utils.outputs import atomic_write
 
 FILE_NAME = "checkpoint.pt"
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished training."""
-    with atomic_write(folder / FILE_NAME) as temporary:
-        torch.save(dict(state), temporary)
+class Checkpoint:
+    """Saves what a training needs to go on, and restores it."""
 
+    def __init__(
+        self,
+        folder: Path,
+        image_names: Sequence[str],
+        state: TrainState,
+        adapter: Adapter,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+    ):
+        """Name what is saved.
 
-def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read the state of an unfinished training; None if it has not got to its first checkpoint."""
-    path = folder / FILE_NAME
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise damaged_checkpoint(folder) from error
-    if not isinstance(state, dict):
-        raise damaged_checkpoint(folder)
-    return state
+        Args:
+            folder: the run folder.
+            image_names: of the training images; a training goes on only with the same ones.
+            state: read by `save`, changed by `restore`, as are ``adapter``, ``optimizer`` and
+                ``schedule``.
+            adapter: its trainable parameters.
+            optimizer: of these parameters.
+            schedule: of the learning rate.
+        """
+        self.folder, self.state = folder, state
+        self._adapter, self._optimizer, self._schedule = adapter, optimizer, schedule
+        self._images = hashlib.sha256("\n".join(image_names).encode()).hexdigest()
 
+    def save(self) -> None:
+        """Write the checkpoint, unless a trainable parameter is NaN or infinite."""
+        if not is_finite(self._adapter):
+            return
+        state = {
+            "format": formats.CHECKPOINT,
+            "step": self.state.step,
+            "seconds": self.state.seconds,
+            "step_seconds": self.state.step_seconds,
+            "history": self.state.history,
+            "drawn": self._images,
+            "adapter": {key: value.detach() for key, value in self._adapter.named_parameters()},
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+        with atomic_write(self.folder / FILE_NAME) as temporary:
+            torch.save(state, temporary)
 
-def damaged_checkpoint(folder: Path) -> UserError:
-    """Return the error that says that the state of a training cannot be read."""
-    return UserError(f"{folder / FILE_NAME}: damaged; start again with another --out")
+    def restore(self, device: torch.device) -> None:
+        """Go back to the checkpoint, if the training got as far as writing one.
+
+        Raises:
+            UserError: it is damaged, of another version, or of other training images.
+        """
+        path = self.folder / FILE_NAME
+        if not path.exists():
+            return
+        damaged = UserError(f"{path}: damaged; start again with another --out")
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise damaged from error
+        if not isinstance(state, dict):
+            raise damaged
+        if state.get("format") != formats.CHECKPOINT:  # its bases differ for the same parameters
+            raise UserError(
+                f"{self.folder}: cannot resume, its checkpoint was written by another version of "
+                f"clip-randlora; resume with that version or start again with another --out"
+            )
+        if state.get("drawn") != self._images:
+            raise UserError(
+                f"{self.folder}: cannot resume, the training images are not those that the run "
+                f"began with; restore them or start again with another --out"
+            )
+        try:
+            with torch.no_grad():
+                for key, parameter in self._adapter.named_parameters():
+                    parameter.copy_(state["adapter"][key])
+            self._optimizer.load_state_dict(state["optimizer"])
+            for group in self._optimizer.param_groups:  # the checkpoint may be another device's
+                group.update(
+                    lr=float(group["lr"]),
+                    capturable=False,
+                    fused=True if device.type == "cuda" else None,
+                )
+            self._schedule.load_state_dict(state["schedule"])
+            self.state.step, self.state.seconds = state["step"], state["seconds"]
+            self.state.step_seconds, self.state.history = state["step_seconds"], state["history"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise damaged from error

@@ -1,4 +1,4 @@
-"""The recipe: every setting of a training, and the defaults that nobody needs to tune."""
+"""The settings of a training, and their defaults."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.templates import check_templates
 from clip_randlora.errors import UserError
 
-# RandLoRA's, VeRA's and NoLA's from the scripts of RandLoRA's authors for CLIP, that of full
-# fine-tuning from their paper (arXiv 2502.00987), LoRA's from CLIP-LoRA (arXiv 2405.18541)
+# RandLoRA, VeRA and NoLA: the scripts of RandLoRA's authors for CLIP; full fine-tuning: their
+# paper (arXiv 2502.00987); LoRA: CLIP-LoRA (arXiv 2405.18541)
 _LEARNING_RATES = {
     "randlora": 1e-3,
     "lora": 2e-4,
@@ -26,9 +26,9 @@ _LEARNING_RATES = {
     "nola": 1e-3,
     "full": 1e-5,
 }
-# lite0's batch-normalised convolutions are far less easily upset; found by
-# scripts/search_learning_rates.py, with the same effort for each (docs/results.md); LoRA's is the
-# second best, since the best was found with 8 images a class and fails with 16
+# lite0's batch-normalised convolutions bear far higher rates. Found by
+# scripts/search_learning_rates.py, with a search of equal size for each method (docs/results.md).
+# LoRA's is the second best: the best was found with 8 images a class and fails with 16.
 _LITE0_LEARNING_RATES = {
     "randlora": 2.5e-2,
     "lora": 3e-3,
@@ -38,7 +38,7 @@ _LITE0_LEARNING_RATES = {
     "full": 3e-4,
 }
 _USUAL_LEARNING_RATE = 1e-3  # of a method that neither table has
-_LITE0_BETA2 = {"nola": 0.98}  # no gain that lasts for the others (docs/results.md)
+_LITE0_BETA2 = {"nola": 0.98}  # no lasting gain for the other methods (docs/results.md)
 
 _NUMBERS = (
     "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
@@ -47,63 +47,63 @@ _NUMBERS = (
 
 
 class TrainConfig(BaseModel):
-    """How to train.
+    """The settings of a training.
 
     Attributes:
-        method: a configuration of one of the `METHODS`, its name, or a mapping with ``method``
-            and settings. What is about steps is without effect on a linear probe or zero-shot.
+        method: the configuration of one of the `METHODS`, its name, or a mapping with ``method``
+            and its settings. A linear probe and zero-shot ignore the settings about steps.
         shots: training images per class; None for all.
-        seed: of the draw of shots, the order of the images and the augmentation; and of the
-            method's random start and bases, unless ``method`` has a seed of its own.
+        seed: of the draw of shots, the order of the images, the augmentation, and the method's
+            random bases and initialisation unless ``method`` has its own seed.
         steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
-        epochs: passes over the training images, where ``steps`` is None.
-        min_steps: fewest steps, where ``steps`` is None.
-        batch_size: images a step; all of them if there are fewer.
-        learning_rate: peak; None: `default_learning_rate`.
-        weight_decay: AdamW's.
-        beta2: AdamW's decay of the squared gradients' running mean; None: `default_beta2`.
+        epochs: passes over the training images, if ``steps`` is None.
+        min_steps: lower bound on the steps, if ``steps`` is None.
+        batch_size: images per step; all images if there are fewer.
+        learning_rate: peak learning rate; None: `default_learning_rate`.
+        weight_decay: AdamW's weight decay.
+        beta2: AdamW's decay rate of the squared gradients' running mean; None: `default_beta2`.
         warmup: share of the steps in which the learning rate rises.
-        label_smoothing: 0 to 1.
-        clip_norm: bound on the gradient's norm.
-        precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` takes bf16 where the
-            hardware is fast in it.
+        label_smoothing: of the cross entropy, 0 to 1.
+        clip_norm: upper bound on the gradient's norm.
+        precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` chooses bf16 on hardware
+            that is fast in it.
         templates: prompt templates with one ``{}`` each; None: the data set's, if it has any,
             else "a photo of a {}."
-        prompts: ``{class: [name or whole prompt, ...]}`` in place of the class's name in the data
+        prompts: ``{class: [name or whole prompt, ...]}``, instead of the class's name in the data
             set.
         crop_scale: range of the share of an image's area that a random crop keeps.
-        crop_size: side of the crops, pixels; None: `default_crop_size`.
+        crop_size: side of the crops, in pixels; None: `default_crop_size`.
         flip: mirror half of the images.
-        views: augmented views of each image that frozen blocks encode once and training then
-            cycles through, epoch by epoch; fewer where they would take more than 2 GiB. None: 3
-            if blocks of the vision tower are frozen, else fresh views at every step.
-        prompts_per_step: with more prompts than these, a step's text batch holds one prompt of
-            each of the batch's classes and of random others up to this many.
+        views: augmented views of each image that training cycles through, epoch by epoch; frozen
+            blocks encode each view once. Fewer if their activations take more than 2 GiB. None: 3
+            if blocks of the vision tower are frozen, otherwise new crops at every step.
+        prompts_per_step: if there are more prompts, a step takes one prompt of each class in the
+            batch and of random other classes, up to this many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = RandLoRA()
-    shots: int | None = Field(16, ge=1)
-    seed: int = Field(1, ge=0, lt=2**31)
-    steps: int | None = Field(None, ge=1)
-    epochs: float = Field(16, gt=0)
-    min_steps: int = Field(60, ge=1)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    beta2: float | None = Field(None, ge=0, lt=1)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
+    shots: int | None = Field(default=16, ge=1)
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float = Field(default=16, gt=0)
+    min_steps: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     templates: tuple[str, ...] | None = None
     prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    crop_size: int | None = Field(None, ge=32, le=1024)
+    crop_size: int | None = Field(default=None, ge=32, le=1024)
     flip: bool = True
-    views: int | None = Field(None, ge=1)
-    prompts_per_step: int = Field(256, ge=2)
+    views: int | None = Field(default=None, ge=1)
+    prompts_per_step: int = Field(default=256, ge=2)
 
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
@@ -138,24 +138,24 @@ class TrainConfig(BaseModel):
 
 
 def default_steps(images: int, batch_size: int, epochs: float = 16, min_steps: int = 60) -> int:
-    """Return how many steps to train on a number of images: the epochs' steps, 2,000 at most.
+    """Return the number of steps: those of the epochs, at least ``min_steps``, at most 2,000.
 
-    ``min_steps``, not epochs, decides at very low shots, where an epoch is one batch or less.
+    ``min_steps`` decides with very few images, when an epoch is one batch or less.
     """
     return max(min(math.ceil(epochs * math.ceil(images / batch_size)), 2000), min_steps)
 
 
 def default_crop_size(model: Model) -> int:
-    """Return the side of the training crops: 5/6 of the model's, where it takes any size.
+    """Return the side of the training crops: 5/6 of the model's side if it takes any size.
 
-    Random crops show things larger than the test images do; smaller crops even that out, and
-    cost less (Touvron et al., arXiv 1906.06423). Rounded to a multiple of 32.
+    Random crops show objects larger than test images do. Smaller crops compensate for that, and
+    cost less (Touvron et al., arXiv 1906.06423). The side is a multiple of 32.
     """
     return round(model.image_size * 5 / 6 / 32) * 32 if model.takes_any_size else model.image_size
 
 
 def choose_crop_size(model: Model, asked: int | None) -> int:
-    """Return the side of the training crops that was asked for, or the default.
+    """Return the side of the training crops: ``asked``, or the default if it is None.
 
     Raises:
         UserError: the model takes images of one size only, and another was asked for.
@@ -171,28 +171,29 @@ def choose_crop_size(model: Model, asked: int | None) -> int:
 
 
 def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
-    """Return the peak learning rate that a method of optimiser steps gets on a model.
+    """Return the default peak learning rate of a method on a model.
 
-    Below 16 images a class it falls with them: the fewer images, the more alike the steps'
-    gradients are, and the further the same number of steps would go from zero-shot.
+    Below 16 images per class it is proportional to their number: with fewer images the gradients
+    of the steps are more alike, so that the same number of steps would move further from
+    zero-shot.
     """
     rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
     return rates.get(method, _USUAL_LEARNING_RATE) * min(1.0, images_per_class / 16)
 
 
 def default_beta2(model_name: str, method: str) -> float:
-    """Return AdamW's beta2 for a method on a model.
+    """Return AdamW's default beta2 for a method on a model.
 
-    0.999 is PyTorch's, and that of all papers whose learning rates are the defaults here.
+    0.999 is PyTorch's default, and the value in all papers whose learning rates are used here.
     """
     return _LITE0_BETA2.get(method, 0.999) if model_name == "lite0" else 0.999
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``fp32``, ``bf16`` or ``fp16``: what was asked for, or what the hardware is fast in.
+    """Return ``precision``, or for ``auto`` what the hardware is fast in: fp32, bf16 or fp16.
 
     Raises:
-        UserError: fp16 was asked for on a device that has no use for it.
+        UserError: fp16 was asked for on a CPU.
     """
     if precision == "fp16" and device.type == "cpu":
         raise UserError("precision fp16: not for CPUs; use bf16, fp32 or auto")
@@ -201,6 +202,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
-        has = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+        get_capabilities = getattr(torch.cpu, "get_capabilities", dict[str, Any])  # torch 2.10
+        has = get_capabilities()
         return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "fp32"
     return "fp32"

@@ -16,11 +16,11 @@ from clip_randlora.errors import UserError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)  # the others wait while the main process classifies the test images
+_TIMEOUT = timedelta(days=7)  # the others wait while the main process classifies the test images
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes, evaluates and prints."""
+    """Return whether this process is the one that evaluates, writes and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -30,7 +30,7 @@ def process_count() -> int:
 
 
 def launch_notes() -> list[str]:
-    """Say so if `accelerate launch --cpu` was asked for several processes: it starts only one."""
+    """Note it if `accelerate launch --cpu` was asked for several processes: it starts only one."""
     asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ
     if process_count() > 1 or not asked:
         return []
@@ -40,11 +40,11 @@ def launch_notes() -> list[str]:
     ]
 
 
-class Processes:
-    """What the processes of a training do together; with a single one, nothing."""
+class DistributedStep:
+    """What the processes of a training do together at each step; nothing if there is only one."""
 
     def __init__(self, batch_size: int, device: torch.device):
-        """Take part in a training with batches of ``batch_size`` images, over all processes.
+        """Join a training whose batches have ``batch_size`` images over all processes.
 
         Raises:
             UserError: there are more processes than images in a batch.
@@ -52,7 +52,7 @@ class Processes:
         self.count, index = process_count(), 0
         self._device = device
         if self.count > 1:
-            index = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE).process_index
+            index = PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT).process_index
         if batch_size < self.count:
             raise UserError(
                 f"{self.count} processes cannot share batches of {batch_size} images: launch "
@@ -61,20 +61,19 @@ class Processes:
         self.part = slice(batch_size * index // self.count, batch_size * (index + 1) // self.count)
         """This process's part of a batch."""
         self.share = (self.part.stop - self.part.start) * self.count / batch_size
-        """Factor by which a mean over the part counts in the mean over the processes."""
+        """Weight of the mean over this part in the mean over the processes."""
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes."""
         if self.count == 1:
             return
-        together = torch.cat([tensor.flatten() for tensor in tensors])
-        averaged = reduce(together, "mean")
+        averaged = reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
         sizes = [tensor.numel() for tensor in tensors]
         for tensor, mean in zip(tensors, averaged.split(sizes), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
     def any(self, here: bool) -> bool:
-        """Whether it holds in any process; all of them get the same answer."""
+        """Return whether ``here`` is true in any process; all get the same answer."""
         if self.count == 1:
             return here
         flag = torch.tensor(float(here), device=self._device)
@@ -82,10 +81,10 @@ class Processes:
 
 
 def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
-    """Compute a value in the main process, and return it in every process; the others wait."""
+    """Compute a value in the main process and return it in every process; the others wait."""
     value = compute() if is_main_process() else None
     if process_count() == 1:
-        return value
-    # they meet here first, if nothing was trained
-    PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        return value  # type: ignore[return-value]  # this is the main process
+    # if nothing was trained, the processes are not connected yet
+    PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT)
     return broadcast_object_list([value])[0]

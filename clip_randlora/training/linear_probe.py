@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.adapters import Adapter
+from clip_randlora.adapters import Adapter, LinearProbe
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import ImageBatch
-from clip_randlora.forward.inference import answering_model
-from clip_randlora.training.logger import Step
+from clip_randlora.forward.inference import inference_model
+from clip_randlora.training.state import OnStep, TrainState
 from clip_randlora.utils.progress import OnProgress, report_progress
 
 _CANDIDATES = tuple(10.0**power for power in range(-2, 5))  # of C
 _FOLDS = 5
-_C_WITHOUT_FOLDS = 0.316  # of the example in the repository of CLIP
+_C_WITHOUT_FOLDS = 0.316  # from the example in CLIP's repository
 _MAX_ITERATIONS = 1000
 _BATCH = 64
 
 
-class ProbeTraining:
-    """Fits the head of a linear probe; in place of `clip_randlora.training.trainer.Loop`.
+class LinearProbeTrainer:
+    """Fits the head of a linear probe to the features of the training images.
 
-    The head starts as the zero-shot classifier, which is linear in the image features as well.
+    The head starts as the zero-shot classifier, which is linear in the image features too.
     """
 
     def __init__(
@@ -36,66 +36,67 @@ class ProbeTraining:
         model: Model,
         adapter: Adapter,
         text: TextClassifier,
-        shots: ImageBatch,
+        train_images: ImageBatch,
+        state: TrainState,
         on_progress: OnProgress | None = None,
     ):
-        self.model, self.adapter, self.shots = model, adapter, shots
-        self.image_count, self.on_progress = len(shots), on_progress
-        self.precision = "fp32"
-        self.step = self.steps = 0
-        self.seconds = 0.0
-        self.step_seconds: list[float] = []
-        self.history: list[dict[str, float]] = []
-        self.notes: list[str] = []
+        assert isinstance(adapter.config, LinearProbe)
+        self._config = adapter.config
+        self.model, self.train_images = model, train_images
+        self.state, self.on_progress = state, on_progress
         with torch.no_grad():
             classes = (model.logit_scale() * text.features()).float()
-        adapter.head = nn.Linear(classes.shape[1], classes.shape[0], device=model.device)
+        self.head = adapter.head = nn.Linear(
+            classes.shape[1], classes.shape[0], device=model.device
+        )
         self._set_head(classes, torch.zeros(len(classes)))
 
-    def run(self, on_step: Callable[[Step], None] | None, should_stop: Callable[[], bool]) -> None:
-        """Encode the images once, without augmentation, and fit; it has no steps to report."""
+    def run(
+        self, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Encode the images once, without augmentation, and fit; neither argument is called."""
         start = time.perf_counter()
         self.model.net.eval()
-        ready = answering_model(self.model)
+        ready = inference_model(self.model)
         with torch.inference_mode():
             batches = report_progress(
-                self.shots.images.split(_BATCH),
+                self.train_images.images.split(_BATCH),
                 "encoding images",
-                len(self.shots),
+                len(self.train_images),
                 self.on_progress,
                 len,
             )
             encoded = torch.cat([ready.encode_image(batch) for batch in batches])
         features = encoded.float().cpu().numpy()
-        labels = self.shots.labels.numpy()
-        c = self.adapter.config.C
+        labels = self.train_images.labels.numpy()
+        c = self._config.C
         if c is None:
             c, how = choose_c(features, labels)
-            self.notes.append(f"Linear probe: C = {c:g}, {how}.")
+            self.state.notes.append(f"Linear probe: C = {c:g}, {how}.")
         fitted = _logistic_regression(c).fit(features, labels)
         self._set_head(*_as_softmax(fitted.coef_, fitted.intercept_))
-        self.step = self.steps = int(fitted.n_iter_.max())
-        self.seconds = time.perf_counter() - start
+        self.state.step = self.state.steps = int(fitted.n_iter_.max())
+        self.state.seconds = time.perf_counter() - start
 
     @torch.no_grad()
     def _set_head(self, weight: Tensor, bias: Tensor) -> None:
-        self.adapter.head.weight.copy_(weight)
-        self.adapter.head.bias.copy_(bias)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
 
 
 def choose_c(features: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
-    """Choose the inverse strength of the penalty by the training images alone.
+    """Choose C, the inverse strength of the penalty, by the training images alone.
 
-    Of 0.01, 0.1, ... 10,000, the one with the least mean log loss in a stratified 5-fold
-    cross-validation (fewer folds if a class has fewer images). With a single image of some class
-    nothing can be left out: 0.316, as in the example of CLIP's authors.
+    C is the one of 0.01, 0.1, ... 10,000 with the lowest mean log loss in a stratified 5-fold
+    cross-validation (fewer folds if a class has fewer images). If a class has a single image, C is
+    0.316, as in the example of CLIP's authors.
 
     Args:
         features: float32 (N, E), of unit length, ordered by class.
         labels: int64 (N,).
 
     Returns:
-        C, and in words how it was found. The same for the same input: nothing is random.
+        C, and how it was chosen, for a note. Nothing is random.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
@@ -125,8 +126,8 @@ def _logistic_regression(c: float) -> Any:
 
 
 def _as_softmax(weight: np.ndarray, bias: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return weights (C, E) and biases (C,); of two classes scikit-learn has one row only."""
-    weight, bias = torch.from_numpy(weight), torch.from_numpy(bias)
-    if len(weight) == 1:
-        return torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return weight, bias
+    """Return weights (C, E) and biases (C,); for two classes scikit-learn has a single row."""
+    weights, biases = torch.from_numpy(weight), torch.from_numpy(bias)
+    if len(weights) == 1:
+        return torch.cat([-weights, weights]) / 2, torch.cat([-biases, biases]) / 2
+    return weights, biases

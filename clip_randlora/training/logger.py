@@ -1,12 +1,10 @@
-"""What a training shows while it runs, and the good state that it goes back to if it diverges."""
+"""What a training reports while it runs, and how it notices that it diverged."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,110 +12,112 @@ from torch.nn.utils import get_total_norm
 
 from clip_randlora.adapters import Adapter
 from clip_randlora.errors import UserError
+from clip_randlora.training.state import OnStep, StepMetrics, TrainState
+from clip_randlora.utils.progress import OnProgress
 
-if TYPE_CHECKING:
-    from clip_randlora.training.trainer import Loop
-
-_WATCHES = 8  # times that the watched test images are classified during a training
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of training showed: means since the last report.
-
-    ``test_accuracy`` is that of the watched test images, at the steps that measure it.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    seconds_left: float
-    test_accuracy: float | None = None
+_REPORTS, _EVALUATIONS = 100, 8  # in a training, about
 
 
 class Diverged(UserError):
-    """Training came to numbers that are none; the adapter is back at its last good state."""
+    """The loss or a parameter is NaN or infinite; the adapter is back in its last good state."""
 
 
-class Report:
-    """Gathers the loss on the device and hands it on now and then, so that a GPU need not wait."""
+class TrainLogger:
+    """Collects the loss and accuracy of each step, and reports their means now and then.
 
-    def __init__(self, loop: Loop, on_step: Callable[[Step], None] | None):
-        self.loop, self.on_step = loop, on_step
-        self.every = max(1, loop.steps // 100)
-        self.watch_every = max(1, loop.steps // _WATCHES)
-        self.next_watch = loop.step + 1
-        self.first_step, self.started = loop.step, time.perf_counter()
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.keep_good_state()
+    In between they stay on the device, so that a GPU need not be waited for at every step.
+    """
 
-    def keep_good_state(self) -> None:
-        """Remember the trained numbers, to go back to them should training diverge."""
-        self.good_step = self.loop.step
-        self.good = [parameter.detach().clone() for parameter in self.loop.adapter.parameters()]
+    def __init__(
+        self,
+        state: TrainState,
+        adapter: Adapter,
+        peak_learning_rate: float,
+        on_step: OnStep | None = None,
+        on_progress: OnProgress | None = None,
+        evaluate: Callable[[], float] | None = None,
+    ):
+        """Begin at the present step.
 
-    def go_back(self) -> None:
-        """Put the trained numbers back that were the last good ones."""
-        self.loop.step = self.good_step
-        with torch.no_grad():
-            for parameter, good in zip(self.loop.adapter.parameters(), self.good, strict=True):
-                parameter.copy_(good)
+        Args:
+            state: read; reports are appended to its history.
+            adapter: checked at each report, and put back in its last good state if it diverged.
+            peak_learning_rate: named in the message if the training diverges.
+            on_step: called with each report.
+            on_progress: told the step of each report, see `clip_randlora.utils.progress`.
+            evaluate: returns the accuracy on test images; called at some of the reports.
+        """
+        self._state, self._adapter, self._peak = state, adapter, peak_learning_rate
+        self._on_step, self._on_progress, self._evaluate = on_step, on_progress, evaluate
+        self._every = max(1, state.steps // _REPORTS)
+        self._evaluate_every = max(1, state.steps // _EVALUATIONS)
+        self._next_evaluation = state.step + 1
+        self._first_step, self._started = state.step, time.perf_counter()
+        self._losses: list[Tensor] = []
+        self._accuracies: list[Tensor] = []
+        self._keep_good_state()
+        if on_progress and state.step < state.steps:
+            on_progress("training", state.step, state.steps)
 
-    def add(self, loss: Tensor, correct: Tensor) -> None:
-        """Count a step, and report if it is time to.
+    def log(self, loss: Tensor, accuracy: Tensor, learning_rate: float | Tensor) -> None:
+        """Add the scalars of the step that is done, and report if it is time to.
 
         Raises:
-            Diverged: a loss or a trained number is none.
+            Diverged: the loss or a trainable parameter is NaN or infinite.
         """
-        loop = self.loop
-        self.losses.append(loss)
-        self.correct.append(correct)
-        if loop.step % self.every and loop.step != loop.steps:
+        state = self._state
+        self._losses.append(loss)
+        self._accuracies.append(accuracy)
+        if state.step % self._every and state.step != state.steps:
             return
-        loop.read_stopwatch()
-        mean_loss = float(torch.stack(self.losses).mean())
-        accuracy = float(torch.stack(self.correct).mean())
-        self.losses, self.correct = [], []
-        if not (math.isfinite(mean_loss) and is_finite(loop.adapter)):
-            at = loop.step
-            self.go_back()
-            kept = f"; the state of step {loop.step} is kept" if loop.step else ""
-            raise Diverged(
-                f"training diverged at step {at} (the loss is not a number){kept}: set a lower "
-                f"learning_rate than {loop.config.learning_rate or 'the default'}"
-            )
-        self.keep_good_state()
-        rate = float(loop.schedule.get_last_lr()[0])
-        row = {"step": loop.step, "loss": mean_loss, "accuracy": accuracy, "learning_rate": rate}
-        if loop.watched is not None:
-            row["test_accuracy"] = loop.watched_accuracy() if self._is_time_to_watch() else None
-        loop.history.append(row)
-        if self.on_step:
-            elapsed = time.perf_counter() - self.started
-            left = elapsed / (loop.step - self.first_step) * (loop.steps - loop.step)
-            self.on_step(
-                Step(
-                    loop.step,
-                    loop.steps,
-                    mean_loss,
-                    accuracy,
-                    rate,
-                    left,
-                    row.get("test_accuracy"),
+        mean_loss = float(torch.stack(self._losses).mean())
+        mean_accuracy = float(torch.stack(self._accuracies).mean())
+        self._losses, self._accuracies = [], []
+        if not (math.isfinite(mean_loss) and is_finite(self._adapter)):
+            raise self._diverged()
+        self._keep_good_state()
+        rate, test_accuracy = float(learning_rate), None
+        row: dict[str, float | None] = {
+            "step": state.step,
+            "loss": mean_loss,
+            "accuracy": mean_accuracy,
+            "learning_rate": rate,
+        }
+        if self._evaluate:
+            if state.step >= self._next_evaluation or state.step == state.steps:
+                self._next_evaluation = state.step + self._evaluate_every
+                test_accuracy = self._evaluate()
+            row["test_accuracy"] = test_accuracy
+        state.history.append(row)
+        if self._on_progress:
+            self._on_progress("training", state.step, state.steps)
+        if self._on_step:
+            per_step = (time.perf_counter() - self._started) / (state.step - self._first_step)
+            left = per_step * (state.steps - state.step)
+            self._on_step(
+                StepMetrics(
+                    state.step, state.steps, mean_loss, mean_accuracy, rate, left, test_accuracy
                 )
             )
 
-    def _is_time_to_watch(self) -> bool:
-        if self.loop.step < self.next_watch and self.loop.step != self.loop.steps:
-            return False
-        self.next_watch = self.loop.step + self.watch_every
-        return True
+    def _keep_good_state(self) -> None:
+        self._good_step = self._state.step
+        self._good = [parameter.detach().clone() for parameter in self._adapter.parameters()]
+
+    def _diverged(self) -> Diverged:
+        """Go back to the last good state, and return the error that says so."""
+        step, self._state.step = self._state.step, self._good_step
+        with torch.no_grad():
+            for parameter, good in zip(self._adapter.parameters(), self._good, strict=True):
+                parameter.copy_(good)
+        kept = f"; the state of step {self._good_step} is kept" if self._good_step else ""
+        return Diverged(
+            f"training diverged at step {step}: the loss is NaN or infinite{kept}; set a lower "
+            f"learning_rate than {self._peak:g}"
+        )
 
 
 def is_finite(adapter: Adapter) -> bool:
-    """Tell whether every trained number is one."""
-    # the largest is none if any is none; one answer, as a GPU is waited for
+    """Return whether all trainable parameters are finite."""
+    # the largest absolute value: one answer from a GPU, not one for each parameter
     return bool(get_total_norm(adapter.parameters(), math.inf).isfinite())

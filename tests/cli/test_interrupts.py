@@ -102,16 +102,16 @@ def test_ctrl_c_after_the_last_step_is_not_lost(tiny, tmp_path, monkeypatch):
     """It was, while the last checkpoint was written, and the evaluation went on to its end."""
     data = cr.load_data(write_colors(tmp_path / "colors", {"": 6}))
     config = cr.TrainConfig(shots=2, steps=2, method="lora", precision="fp32")
-    monkeypatch.setattr(trainer, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    save, pressed = trainer.Loop.save, []
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    save, pressed = trainer.Trainer.save, []
 
     def press(self) -> None:
-        if self.step == self.steps and not pressed:
+        if self.state.step == self.state.steps and not pressed:
             pressed.append(True)
             signal.raise_signal(signal.SIGINT)
         save(self)
 
-    monkeypatch.setattr(trainer.Loop, "save", press)
+    monkeypatch.setattr(trainer.Trainer, "save", press)
     out = tmp_path / "run"
     with pytest.raises(cr.Interrupted, match="stopped after step 2"):
         cr.fit(tiny, data, config, out)

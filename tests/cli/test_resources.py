@@ -135,7 +135,9 @@ def test_a_training_without_memory_keeps_its_last_step(straight, colors, tiny_fo
     out = tmp_path / "run"
     command_line = arguments(colors, tiny_folder, out, STEPS)
     said = last_line(
-        without_memory(f"clip_randlora.training.trainer:Loop._train_step:{LAST + 1}", *command_line)
+        without_memory(
+            f"clip_randlora.training.trainer:Trainer.train_step:{LAST + 1}", *command_line
+        )
     )
     assert said.startswith(f"error: out of memory after step {LAST}: end other programs, or set a")
     assert f"{out} has the last saved state" in said
@@ -151,7 +153,7 @@ def test_a_training_without_memory_for_its_first_step_leaves_nothing(colors, tin
     out = tmp_path / "made" / "run"
     command_line = arguments(colors, tiny_folder, out, STEPS)
     said = last_line(
-        without_memory("clip_randlora.training.trainer:Loop._train_step:1", *command_line)
+        without_memory("clip_randlora.training.trainer:Trainer.train_step:1", *command_line)
     )
     assert said.startswith("error: out of memory after step 0: ") and "saved" not in said
     assert not out.parent.exists()
@@ -162,7 +164,7 @@ def test_a_training_without_memory_for_its_first_step_leaves_nothing(colors, tin
 def test_a_sweep_without_memory_keeps_cells_and_state(whole_sweep, colors, tiny_folder, tmp_path):
     config = write_sweep(tmp_path / "sweep.yaml", colors, tiny_folder)
     out = tmp_path / "out"
-    place = f"clip_randlora.training.trainer:Loop._train_step:{LAST + 1}"
+    place = f"clip_randlora.training.trainer:Trainer.train_step:{LAST + 1}"
     done = without_memory(place, "sweep", config, "--out", out)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "2 cells finished, 1 failed" in done.stdout, done.stderr
@@ -200,7 +202,7 @@ def test_the_words_of_each_library_for_no_memory_are_known(
     def fails(*_):
         raise RuntimeError(says)
 
-    monkeypatch.setattr(trainer.Loop, "_train_step", fails)
+    monkeypatch.setattr(trainer.Trainer, "train_step", fails)
     with pytest.raises(UserError, match=r"^out of memory after step 0: end other programs"):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(steps=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -210,7 +212,7 @@ def test_an_error_that_is_not_about_memory_is_not_called_so(tiny, colors, tmp_pa
     def fails(*_):
         raise RuntimeError("could not create a primitive descriptor for a matmul primitive")
 
-    monkeypatch.setattr(trainer.Loop, "_train_step", fails)
+    monkeypatch.setattr(trainer.Trainer, "train_step", fails)
     with pytest.raises(RuntimeError, match="primitive descriptor"):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(steps=2), tmp_path / "run")
 
@@ -305,7 +307,7 @@ def test_a_disk_that_fills_during_a_training_costs_no_finished_step(
     small_disk, tiny, tiny_folder, colors, monkeypatch
 ):
     remount(small_disk, "size=8m")
-    monkeypatch.setattr(trainer, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     data, out, filler = cr.load_data(colors), small_disk / "run", []
     config = cr.TrainConfig(steps=12, precision="fp32", method={"method": "randlora", "rank": 4})
 

@@ -19,7 +19,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 import clip_randlora as cr
 from clip_randlora.adapters.parametrization import AdaptedWeight
 from clip_randlora.clip.text import TextClassifier, make_prompts
-from clip_randlora.forward.attention import direct_self_attention
+from clip_randlora.forward.attention import batch_first_sdpa
 
 
 class Attention(nn.Module):
@@ -213,7 +213,7 @@ def test_direct_attention_of_open_clip_s_own_class(monkeypatch, whose, kind, in_
 
     plain = run()
     formed.clear()
-    with direct_self_attention(net):
+    with batch_first_sdpa(net):
         direct = run()
     assert len(formed) == 2  # the packed weight and the output projection
     for first, second in zip(plain, direct, strict=True):
@@ -227,7 +227,7 @@ def test_another_key_than_the_query_goes_the_usual_way(monkeypatch):
     x, other = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
     with torch.no_grad():
         plain = attention(x, k_x=other, v_x=other)
-        with direct_self_attention(attention):
+        with batch_first_sdpa(attention):
             assert torch.equal(attention(x, k_x=other, v_x=other), plain)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import clip_randlora as cr
 from clip_randlora.clip.models import Model, load_model
-from clip_randlora.forward.batch_norm import Pair, find_pairs, folded
+from clip_randlora.forward.batch_norm import Pair, find_conv_bn_pairs, folded_conv_bn
 from clip_randlora.forward.depthwise import depthwise_conv
 
 
@@ -51,7 +51,7 @@ def test_features_and_gradients_stay_and_weights_are_untouched(lite0):
         randomize(adapter)
         parameters = [p for name, p in adapter.named_parameters() if name.startswith("visual")]
         before = {key: tensor.clone() for key, tensor in lite0.net.state_dict().items()}
-        pairs = find_pairs(lite0)
+        pairs = find_conv_bn_pairs(lite0)
         assert len(pairs) == sum(isinstance(m, nn.BatchNorm2d) for m in lite0.net.modules())
         images = pixels(2, 64)
         direction = torch.randn(2, 512, generator=torch.Generator().manual_seed(1))
@@ -61,7 +61,7 @@ def test_features_and_gradients_stay_and_weights_are_untouched(lite0):
             return features, torch.autograd.grad((features * direction).sum(), parameters)
 
         features, gradients = both()
-        with folded(pairs):
+        with folded_conv_bn(pairs):
             ours, our_gradients = both()
         torch.testing.assert_close(ours, features, atol=1e-5, rtol=0)
         for our, gradient in zip(our_gradients, gradients, strict=True):
@@ -80,10 +80,10 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_unfolded(lite0):
     direction = torch.randn(4, 512, generator=torch.Generator().manual_seed(1))
     for parameter in lite0.net.parameters():
         parameter.requires_grad_(False)
-    pairs = find_pairs(lite0)
+    pairs = find_conv_bn_pairs(lite0)
 
     def gradient(pairs: list[Pair], enabled: bool) -> torch.Tensor:
-        with folded(pairs), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with folded_conv_bn(pairs), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             features = lite0.encode_image(images)
         return torch.autograd.grad((features.float() * direction).sum(), images)[0].flatten()
 
@@ -105,19 +105,19 @@ def test_open_clip_resnets_are_folded():
             nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.normal_(norm.weight.requires_grad_(False))
             norm.bias.requires_grad_(False)
-    pairs, images = find_pairs(model), pixels(2, 32)
+    pairs, images = find_conv_bn_pairs(model), pixels(2, 32)
     assert len(pairs) == 3 + 4 * 4
     expected = model.net.visual(images)
-    with folded(pairs):
+    with folded_conv_bn(pairs):
         torch.testing.assert_close(model.net.visual(images), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_towers_without_batch_norm_are_left_alone(tiny):
-    assert find_pairs(tiny) == []
+    assert find_conv_bn_pairs(tiny) == []
     import timm
 
     convnext = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
-    assert find_pairs(as_model(convnext)) == []
+    assert find_conv_bn_pairs(as_model(convnext)) == []
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_towers_without_batch_norm_are_left_alone(tiny):
 )
 def test_every_kind_of_convolution(settings):
     block = Block(**settings).requires_grad_(False)
-    pairs, images = find_pairs(as_model(block)), pixels(2, 32)
+    pairs, images = find_conv_bn_pairs(as_model(block)), pixels(2, 32)
     assert pairs == [Pair(block.conv, block.norm)]
     expected = block(images)
-    with folded(pairs):
+    with folded_conv_bn(pairs):
         torch.testing.assert_close(block(images), expected)
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_folded_safely_is_left_out():
     twice = Block().requires_grad_(False)
     twice.also = lambda made, result: twice.norm(result)
     for block in (read_again, returned, trained, hooked, twice):
-        assert find_pairs(as_model(block)) == []
+        assert find_conv_bn_pairs(as_model(block)) == []
 
 
 @pytest.mark.parametrize(

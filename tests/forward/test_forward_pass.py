@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 import clip_randlora as cr
 from clip_randlora.adapters import parametrization
 from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, shared_prefix, trim
-from clip_randlora.forward.attention import direct_self_attention, pooled_token_only
-from clip_randlora.forward.recompute import recomputed_in_backward
-from clip_randlora.training.trainer import training_forward
+from clip_randlora.forward.attention import batch_first_sdpa, last_block_cls_only
+from clip_randlora.forward.recompute import checkpoint_cheap_ops
+from clip_randlora.forward.training import training_forward
 
 
 def images(count: int = 3, size: int = 32) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_the_last_block_computes_the_class_token_alone(tiny):
     tiny.net.visual.transformer.resblocks[2].mlp.register_forward_hook(
         lambda _, args, __: ran.append(args[0].shape[1])
     )
-    with pooled_token_only(tiny.net.visual):
+    with last_block_cls_only(tiny.net):
         ours = tiny.encode_image(images())
     plain = tiny.net.encode_image(tiny.normalize(images()), normalize=True)
     assert ran == [1, 17]  # of the class token and 4 x 4 patches
@@ -70,7 +70,7 @@ def test_a_tower_that_averages_its_tokens_runs_whole():
     model = cr.Model(net, "averaging", None, torch.device("cpu"))
     with torch.no_grad():
         plain = net.encode_image(model.normalize(images()), normalize=True)
-        with pooled_token_only(net.visual):
+        with last_block_cls_only(net):
             ours = model.encode_image(images())
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
 
@@ -119,7 +119,7 @@ def test_forgotten_activations_come_back_to_the_same_bits(tiny, in_bf16):
     adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4))
     randomize(adapter)
     found = []
-    for context in (nullcontext, lambda: recomputed_in_backward(tiny.net)):
+    for context in (nullcontext, lambda: checkpoint_cheap_ops(tiny.net)):
         with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             output = tiny.encode_image(images()).float()
         found.append(gradients(adapter, output))
@@ -131,7 +131,7 @@ def test_less_is_kept_for_the_backward_pass(tiny):
 
     @contextmanager
     def lean():
-        with direct_self_attention(tiny.net), recomputed_in_backward(tiny.net):
+        with batch_first_sdpa(tiny.net), checkpoint_cheap_ops(tiny.net):
             yield
 
     def run(context):
@@ -151,7 +151,7 @@ def test_direct_attention_is_attention(tiny, in_bf16):
     text = TextClassifier(tiny, ["cat", "dog"], make_prompts(["cat", "dog"]))
     attention = tiny.net.visual.transformer.resblocks[0].attn
     found = []
-    for context in (nullcontext, lambda: direct_self_attention(tiny.net)):
+    for context in (nullcontext, lambda: batch_first_sdpa(tiny.net)):
         with context(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             # the parametrized modules are of another class
             assert ("forward" in vars(attention)) == (context is not nullcontext)

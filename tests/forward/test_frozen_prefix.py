@@ -41,9 +41,9 @@ def refuses(monkeypatch):
 
     def refuse() -> None:
         def raise_it(*_) -> None:
-            raise frozen_prefix.DoesNotFit("it was asked not to")
+            raise frozen_prefix.CannotCache("it was asked not to")
 
-        monkeypatch.setattr(frozen_prefix, "record", raise_it)
+        monkeypatch.setattr(frozen_prefix, "_record", raise_it)
 
     return refuse
 
@@ -81,11 +81,11 @@ def test_features_and_gradients_are_those_of_the_direct_pass(tiny_folder, name):
     model = cr.load_model("lite0" if name == "lite0" else str(tiny_folder))
     adapter = cr.attach(model.net, cr.RandLoRA(rank=4, blocks=2))
     views = AugmentedViews(images(3, 40), 32, 2, seed=0)
-    kept = frozen_prefix.FrozenImages(adapter, model.encode_image, views)
+    kept = frozen_prefix.CachedImages(adapter, model.encode_image, views)
     rows, chosen = torch.tensor([2, 0]), torch.tensor([1, 0])
     gradients = []
     for encode in (
-        lambda: kept.features(kept.kept(rows, chosen)),
+        lambda: kept.features(kept.select(rows, chosen)),
         lambda: model.encode_image(views.crops(rows, chosen)),
     ):
         features = encode()
@@ -103,7 +103,7 @@ def test_class_features_are_those_of_the_direct_pass(tiny):
     text = TextClassifier(tiny, ["a", "b"], [["a cat.", "one more cat."], ["a dog."]])
     adapter = cr.attach(tiny.net, cr.RandLoRA(rank=4, blocks=1))
     ran = Counted(tiny.net.transformer.resblocks[0].mlp)
-    kept = frozen_prefix.FrozenText(adapter, text.features)
+    kept = frozen_prefix.CachedText(adapter, text.features)
     before = len(ran.rows)
     torch.testing.assert_close(kept.features(), text.features(), rtol=1e-6, atol=1e-7)
     assert len(ran.rows) == before + 1  # by the direct pass
@@ -116,7 +116,7 @@ def test_training_ends_where_it_would_without_what_is_kept(
     method = cr.RandLoRA(rank=4, **settings)
     with_kept = fit(cr.load_model(str(tiny_folder)), colors, method=method, views=3)
     refuses()
-    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 0)
+    monkeypatch.setattr(frozen_prefix, "CACHE_BYTES", 0)
     direct = fit(cr.load_model(str(tiny_folder)), colors, method=method, views=3)
     assert not with_kept.notes
     assert any("its frozen blocks run at every step" in note for note in direct.notes)
@@ -207,13 +207,13 @@ def test_a_tower_that_looks_back_falls_back(tiny, colors):
 def test_memory_is_bounded(tiny_folder, colors, monkeypatch):
     one_view = 6 * 17 * 64 * 4  # images, tokens, width, bytes
     method = cr.RandLoRA(rank=4, blocks=1)
-    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", 2 * one_view)
+    monkeypatch.setattr(frozen_prefix, "CACHE_BYTES", 2 * one_view)
     run = fit(cr.load_model(str(tiny_folder)), colors, method=method)
     assert run.notes == [
         "Training cycles through 2 augmented views of each image, not 3: the activations of more "
         "would take too much memory."
     ]
-    monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", one_view - 1)
+    monkeypatch.setattr(frozen_prefix, "CACHE_BYTES", one_view - 1)
     run = fit(cr.load_model(str(tiny_folder)), colors, method=method)
     assert len(run.notes) == 1
     assert "as one view of each image would take" in run.notes[0]

@@ -34,7 +34,7 @@ class Report:
 OFTEN = """
 from clip_randlora import cli
 from clip_randlora.training import trainer
-trainer._SECONDS_BETWEEN_CHECKPOINTS = 0.2
+trainer.SECONDS_BETWEEN_CHECKPOINTS = 0.2
 cli.main()
 """
 """The command with a checkpoint every 0.2 seconds, so that kills fall after some and into some."""

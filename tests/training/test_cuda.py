@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 import clip_randlora as cr
 from clip_randlora.clip.text import TextClassifier, make_prompts
-from clip_randlora.training.trainer import Loop, training_forward
-from clip_randlora.utils.devices import RecordedStep, Stopwatch, send
+from clip_randlora.forward.training import training_forward
+from clip_randlora.training.cuda_graph import CUDAGraphStep
+from clip_randlora.training.trainer import Trainer
+from clip_randlora.utils.devices import Stopwatch, send
 
 pytestmark = pytest.mark.cuda
 
@@ -57,7 +59,7 @@ def test_recorded_steps_are_the_usual_steps(tiny_folder, colors, monkeypatch, me
     config = cr.TrainConfig(method=method, **FAST | {"precision": precision})
     recorded = cr.fit(cr.load_model(str(tiny_folder)), colors, config)
     assert_recorded(recorded)
-    monkeypatch.setattr("clip_randlora.utils.devices._USUAL_CALLS", 100)
+    monkeypatch.setattr("clip_randlora.training.cuda_graph._WARMUP_CALLS", 100)
     usual = cr.fit(cr.load_model(str(tiny_folder)), colors, config)
     assert losses(recorded) == pytest.approx(
         losses(usual), rel=1e-3 if precision == "fp32" else 0.03
@@ -71,16 +73,16 @@ def test_recorded_steps_learn(tiny_folder, colors):
 
 
 def test_a_step_waits_for_nothing(tiny_folder, colors, monkeypatch):
-    plain = Loop._train_step
+    plain = Trainer.train_step
 
     def watched(self):
-        torch.cuda.set_sync_debug_mode("error" if self.step > 3 else "default")
+        torch.cuda.set_sync_debug_mode("error" if self.state.step > 3 else "default")
         try:
             return plain(self)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Loop, "_train_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     assert_recorded(cr.fit(cr.load_model(str(tiny_folder)), colors, cr.TrainConfig(**FAST)))
 
 
@@ -130,7 +132,7 @@ def test_what_cannot_be_recorded_trains_as_usual(tiny_folder, colors):
 
 
 def test_a_step_that_reads_from_the_gpu_is_taken_as_usual():
-    step = RecordedStep(lambda x: (x * float(x.sum()),), torch.device("cuda"))
+    step = CUDAGraphStep(lambda x: (x * float(x.sum()),), torch.device("cuda"))
     for number in range(6):
         (result,) = step(torch.full((2,), float(number), device="cuda"))
         assert result.tolist() == [2.0 * number**2] * 2
