@@ -91,7 +91,7 @@ def as_in_version_4(model: cr.Model) -> cr.Model:
     net.transformer = Transformer(net.transformer)
     net.visual.transformer = Transformer(net.visual.transformer)
     assert not hasattr(net.transformer, "batch_first")
-    return cr.models.Model(net.eval(), model.name, model.pretrained, model.device)
+    return cr.Model(net.eval(), model.name, model.pretrained, model.device)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor
 from clip_randlora.adapters.delta import Delta
 from clip_randlora.adapters.randlora import RandLoRADelta
 
-_ROW_LOOP_DEVICES = ("cpu",)
+_SMALL_PIECES_ON = ("cpu",)
 _ROWS_IN_CACHE = 256  # three runs of so many rows of a weight fit the cache of a CPU's core
 
 
@@ -109,26 +109,26 @@ def _parts(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield parts of both (D, d), lambda (n, r) and gamma (n, d), or all of them with P in front.
 
-    On a CPU one part after the other fits the cache. On a GPU each launch costs more than that.
+    On a CPU, one part after the other fits the cache. On a GPU, fewer launches are faster.
     """
     lams, gammas = diagonals[::2], diagonals[1::2]
     count = len(lams)
-    if _use_row_loop(weight) or count == 1:
+    if _takes_small_pieces(weight) or count == 1:
         yield from zip(weight.chunk(count), other.chunk(count), lams, gammas, strict=True)
     else:
         parts = (tensor.unflatten(0, (count, -1)) for tensor in (weight, other))
         yield *parts, torch.stack(tuple(lams)), torch.stack(tuple(gammas))
 
 
-def _use_row_loop(tensor: Tensor) -> bool:
-    """Return whether to go row by row: what fits the cache is faster than few launches."""
-    return tensor.device.type in _ROW_LOOP_DEVICES
+def _takes_small_pieces(tensor: Tensor) -> bool:
+    """Return whether pieces that fit the cache are faster than few large operations."""
+    return tensor.device.type in _SMALL_PIECES_ON
 
 
 def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
     """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
     rows = len(weight)
-    if _use_row_loop(weight) and update.dtype != weight.dtype:
+    if _takes_small_pieces(weight) and update.dtype != weight.dtype:
         rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
     for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
         torch.add(w, u, alpha=scale, out=o)
@@ -136,29 +136,14 @@ def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
 
 def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
     """Return S, (..., n r, d), of lambda (..., n, r) and gamma (..., n, d)."""
-    if not _use_row_loop(a):
-        scaled = (gamma[..., None, :, :] * a[:, None]).mul_(lam.mT[..., None])
-        return scaled.flatten(-3, -2).to(dtype)
-    scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
-    for k, row in enumerate(a):
-        torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
-    return scaled.flatten(0, 1)
+    scaled = (gamma[..., None, :, :] * a[:, None]).mul_(lam.mT[..., None])
+    return scaled.flatten(-3, -2).to(dtype)
 
 
 def _diagonal_grads(
     m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (..., n, r) and gamma (..., n, d) from M (..., n r, d).
-
-    ``m`` may be written to.
-    """
-    if not _use_row_loop(m):
-        m = m.unflatten(-2, (a.shape[0], -1)) * a[:, None].mul(scale)
-        grad_gamma = (m * lam.mT[..., None]).sum(dim=-3)
-        return m.mul_(gamma[..., None, :, :]).sum(dim=-1).mT, grad_gamma
-    grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
-    for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
-        rows.mul_(row)
-        grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
-        grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
-    return grad_lam, grad_gamma
+    """Return the gradients of lambda (..., n, r) and gamma (..., n, d) from M (..., n r, d)."""
+    m = m.unflatten(-2, (a.shape[0], -1)) * a[:, None].mul(scale)
+    grad_gamma = (m * lam.mT[..., None]).sum(dim=-3)
+    return m.mul_(gamma[..., None, :, :]).sum(dim=-1).mT, grad_gamma
