@@ -45,10 +45,10 @@ class AdapterConfig(MethodConfig):
             where there is no training.
     """
 
-    towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
-    targets: tuple[Target, ...] = Field(("q", "k", "v", "out", "mlp", "conv"), min_length=1)
-    blocks: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    towers: tuple[Tower, ...] = Field(default=("vision", "text"), min_length=1)
+    targets: tuple[Target, ...] = Field(default=("q", "k", "v", "out", "mlp", "conv"), min_length=1)
+    blocks: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     @property
     def has_chosen_targets(self) -> bool:

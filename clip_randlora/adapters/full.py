@@ -23,7 +23,7 @@ class Full(MethodConfig):
     """
 
     method: Literal["full"] = "full"
-    towers: tuple[Tower, ...] = Field(("vision", "text"), min_length=1)
+    towers: tuple[Tower, ...] = Field(default=("vision", "text"), min_length=1)
 
     def make_deltas(self, shapes: Sequence[Shape]) -> list[Delta]:
         """Make a fresh update for each weight shape (out, in)."""

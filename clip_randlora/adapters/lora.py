@@ -21,8 +21,8 @@ class LoRA(RankedConfig):
     """
 
     method: Literal["lora"] = "lora"
-    rank: int = Field(32, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
 
     def make_deltas(self, shapes: Sequence[Shape]) -> list[Delta]:
         """Make a fresh update for each weight shape (out, in), from one stream of the seed.
@@ -49,9 +49,9 @@ class CLIPLoRA(LoRA):
     """
 
     method: Literal["clip_lora"] = "clip_lora"  # type: ignore[assignment]
-    targets: tuple[Target, ...] = Field(("q", "k", "v"), min_length=1)
-    rank: int = Field(2, ge=1)
-    alpha: float = Field(1.0, gt=0)
+    targets: tuple[Target, ...] = Field(default=("q", "k", "v"), min_length=1)
+    rank: int = Field(default=2, ge=1)
+    alpha: float = Field(default=1.0, gt=0)
 
     @property
     def scale(self) -> float:

@@ -28,9 +28,9 @@ class NoLA(RankedConfig):
     """
 
     method: Literal["nola"] = "nola"
-    rank: int = Field(1, ge=1)
-    alpha: float = Field(1.0, gt=0)
-    number_of_bases: int = Field(1024, ge=1)
+    rank: int = Field(default=1, ge=1)
+    alpha: float = Field(default=1.0, gt=0)
+    number_of_bases: int = Field(default=1024, ge=1)
 
     def make_deltas(self, shapes: Sequence[Shape]) -> list[Delta]:
         """Make a fresh update for each weight shape (out, in).

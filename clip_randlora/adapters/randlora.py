@@ -72,8 +72,8 @@ class RandLoRA(RankedConfig):
     """
 
     method: Literal["randlora"] = "randlora"
-    rank: int = Field(6, ge=1)
-    alpha: float = Field(1.0, gt=0)
+    rank: int = Field(default=6, ge=1)
+    alpha: float = Field(default=1.0, gt=0)
     bases: Distribution = "uniform"
 
     def make_deltas(self, shapes: Sequence[Shape], bases: Bases | None = None) -> list[Delta]:

@@ -28,9 +28,9 @@ class VeRA(AdapterConfig):
     """
 
     method: Literal["vera"] = "vera"
-    rank: int = Field(256, ge=1)
-    alpha: float = Field(1.0, gt=0)
-    initial_d: float = Field(0.1, gt=0)
+    rank: int = Field(default=256, ge=1)
+    alpha: float = Field(default=1.0, gt=0)
+    initial_d: float = Field(default=0.1, gt=0)
 
     @property
     def scale(self) -> float:

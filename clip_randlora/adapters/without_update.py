@@ -15,7 +15,7 @@ class LinearProbe(MethodConfig):
     """
 
     method: Literal["linear_probe"] = "linear_probe"
-    C: float | None = Field(None, gt=0)
+    C: float | None = Field(default=None, gt=0)
 
 
 class ZeroShot(MethodConfig):
