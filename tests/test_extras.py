@@ -8,17 +8,21 @@ import pytest
 from helpers import forks
 
 BLOCKED = """
-import sys
+import runpy, sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            return None
+        return PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
-import runpy
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 runpy.run_module("clip_randlora", run_name="__main__", alter_sys=True)
 """
+"""The command, as if some libraries were not installed."""
+
 EXTRAS = {
     "app": ("gradio", "gradio_client", "fastapi", "starlette", "uvicorn"),
     "cluster": ("ray",),

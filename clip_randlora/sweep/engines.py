@@ -62,14 +62,14 @@ def run_sweep(
         raise UserError(f"--engine {engine}: choose {' or '.join(ENGINES)}")
     if address and engine != "ray":
         raise UserError("--address: only with --engine ray")
+    if engine == "ray":
+        from clip_randlora.sweep.ray_engine import run_on_ray  # needs the extra
     folder = SweepFolder(out)
     cells = list(config.cells())
     with folder.lock():
         todo = folder.begin(cells)
         progress = SweepProgress(cells, todo, folder, console or Console(quiet=True))
         if engine == "ray":
-            from clip_randlora.sweep.ray_engine import run_on_ray
-
             outcomes = run_on_ray(folder, todo, config.resources, progress, device, address)
         else:
             outcomes = _run_here(folder, todo, progress, device)

@@ -20,6 +20,10 @@ from clip_randlora.sweep.config import Cell, Resources
 from clip_randlora.sweep.display import SweepProgress
 from clip_randlora.sweep.sweep_folder import SweepFolder
 
+with needs_extra("--engine ray", "cluster"):
+    import ray
+    import ray.util
+
 _RETRIES = 3  # of a cell whose worker was lost; a cell that fails is not tried again
 _CONNECT_SECONDS = 10
 
@@ -51,8 +55,6 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
-    with needs_extra("--engine ray", "cluster"):
-        import ray
     _connect(address)
     try:
         available = ray.cluster_resources()
@@ -85,8 +87,6 @@ def _connect(address: str | None) -> None:
 
     Without an address Ray would join the cluster that was last started here, even if it ended.
     """
-    import ray
-
     inherited = os.environ.get("RAY_ADDRESS")
     where = address or inherited or "local"
     named = f"--address {address}" if address else f"RAY_ADDRESS={inherited}"
@@ -107,8 +107,6 @@ def _connect(address: str | None) -> None:
 
 def _check_answers(named: str, where: str) -> None:
     """Refuse an address where nothing listens, which Ray would try for a quarter of an hour."""
-    import ray.util
-
     host, colon, port = where.rpartition("://")[2].rpartition(":")
     if not (colon and port.isdigit() and 0 < int(port) < 2**16):
         return  # a name that Ray knows, such as "auto"
