@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import clip_randlora as cr
 from benchmarks.common.images import class_names, write_images
 from clip_randlora.clip.models import find_device
-from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, trim
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier, encode_tokens, trim
 from clip_randlora.forward.batch_norm import find_conv_bn_pairs, folded_conv_bn
 from clip_randlora.forward.training import training_forward
 from clip_randlora.training.allocator import keep_freed_memory

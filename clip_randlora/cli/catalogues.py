@@ -45,7 +45,7 @@ def datasets(
         return
     with loading():
         from clip_randlora.data import DATASETS, find_dataset_spec
-        from clip_randlora.data.download import download as fetch
+        from clip_randlora.data.published import download as fetch
     if name in DATASETS:
         results.print(f"{name}: {DATASETS[name].description}; bundled, nothing to download")
         return
@@ -58,7 +58,7 @@ def datasets(
 def _list_datasets() -> None:
     with loading():
         from clip_randlora.data import DATASETS, find_dataset_spec, packaged_specs
-        from clip_randlora.data.download import show_size
+        from clip_randlora.data.published import show_size
         from clip_randlora.utils.paths import data_root
 
         table = Table("name", "classes", "images", "on disk", "download", "licence", "what")
@@ -85,7 +85,7 @@ def _list_datasets() -> None:
 
 
 def _on_disk(spec: DatasetSpec) -> str:
-    from clip_randlora.data.download import is_on_disk
+    from clip_randlora.data.published import is_on_disk
 
     try:
         return "yes" if is_on_disk(spec) else ""

@@ -5,46 +5,46 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from clip_randlora.errors import UserError, is_out_of_memory
 from clip_randlora.utils.quiet import quiet
 
+CLIPNet: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
+
 BUNDLED = {"lite0": Path(__file__).parent.parent / "bundled" / "lite0"}
 
 DEFAULT_TAG = "default"
-"""Stands for the tag that `default_pretrained` names, so that None can mean random weights."""
-
-ROUNDING = 1e-3
-"""How far beyond 0 and 1 the floats of an image may lie, as resizing and rounding leave them."""
+"""Stands for the tag that `default_pretrained` returns, as None means random weights."""
 
 RANDOM = re.compile(r"random:(\d+)")
-"""Random weights and the seed that makes them again, as `load_model` records them."""
+"""Random weights and their seed, as `load_model` records them."""
 
-# Random weights are drawn from the process's one generator, for whose state to be put back two
-# threads must not draw them at once.
+_FLOAT_TOLERANCE = 1e-3  # resizing and rounding leave floats that little beyond 0 and 1
+_TALKATIVE = ("huggingface_hub",)  # its warnings are not needed: failures are raised
+
+# Random weights are drawn from the process's generator, whose state is put back afterwards: two
+# threads must not draw at once.
 _drawing = threading.Lock()
-
-_TALKATIVE = ("huggingface_hub",)  # random weights are stated, failures are raised
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A model that is often chosen: its name, its default weights, how many numbers it has."""
+    """A model that is often chosen: its name, default weights, and number of parameters."""
 
     name: str
     pretrained: str
@@ -73,25 +73,42 @@ SUGGESTIONS = (
 _DEFAULT_PRETRAINED = {model.name: model.pretrained for model in SUGGESTIONS}
 
 
+class Tokenizer(Protocol):
+    """A tokenizer of open_clip's, with the number of tokens L that the model reads."""
+
+    context_length: int
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        """Turn N prompts into tokens, int64 ``(N, L)``, cut and padded."""
+        ...
+
+
 @dataclass
 class Model:
-    """A CLIP model ready for use, in evaluation mode.
+    """A CLIP model in evaluation mode, with its tokenizer and preprocessing.
 
     Attributes:
         net: the open_clip module.
-        name: as given to `load_model`, and ``pretrained``: the tag or file, ``default`` for a
-            model that comes with its weights, or ``random:SEED``; both load the same model again.
-        device: where ``net`` is.
+        name: as given to `load_model`.
+        pretrained: the tag or file, ``default`` for a model that comes with its weights, or
+            ``random:SEED``. With ``name`` it loads the same model again.
+        device: the device of ``net``.
     """
 
-    net: nn.Module
+    net: CLIPNet
     name: str
     pretrained: str
     device: torch.device
 
     @cached_property
-    def tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """List of N prompts -> int64 (N, context length); some models fetch theirs from the hub."""
+    def tokenizer(self) -> Tokenizer:
+        """Turns a list of N prompts into tokens, int64 ``(N, L)``.
+
+        Some models download their tokenizer at first use.
+
+        Raises:
+            UserError: it cannot be downloaded.
+        """
         try:
             with quiet(*_TALKATIVE):
                 return open_clip.get_tokenizer(_open_clip_name(self.name))
@@ -102,17 +119,17 @@ class Model:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """open_clip's configuration of the network, as its model folders state it."""
+        """open_clip's configuration of the network, as in an ``open_clip_config.json``."""
         return open_clip.get_model_config(_open_clip_name(self.name))
 
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> float32 (3, S, S), normalised: open_clip's own evaluation transform."""
+        """Turns a PIL image into a normalised float32 ``(3, S, S)``: open_clip's own transform."""
         return image_transform_v2(self._preprocess_cfg, is_train=False)
 
     @property
     def image_size(self) -> int:
-        """Side S of the input images, pixels."""
+        """Side S of the input images, in pixels."""
         size = self._preprocess_cfg.size
         return size if isinstance(size, int) else size[0]
 
@@ -121,10 +138,15 @@ class Model:
         return PreprocessCfg(**self.net.visual.preprocess_cfg)
 
     def square(self, size: int | None = None) -> Callable[[Image.Image], Tensor]:
-        """Return what turns a PIL image into uint8 (3, size, size), as ``preprocess`` would.
+        """Return the steps of ``preprocess`` before the conversion to floats.
 
-        With the default size, `normalize` of the result over 255 equals ``preprocess`` exactly:
-        images can be kept as bytes.
+        Args:
+            size: side of the result in pixels, by default ``image_size``.
+
+        Returns:
+            A function from a PIL image to uint8 ``(3, size, size)``. At the default size,
+            `normalize` of its result over 255 equals ``preprocess`` exactly, so images can be kept
+            as bytes.
         """
         size = size or self.image_size
         transform = image_transform_v2(
@@ -142,12 +164,19 @@ class Model:
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether images of another size than ``image_size`` can be encoded: no positions in it."""
+        """Whether images of other sizes can be encoded: the image tower has no positions."""
         names = (name for name, _ in self.net.visual.named_parameters())
         return not any("pos_embed" in name or "positional" in name for name in names)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalise float images (N, 3, S, S) in [0, 1] with the model's mean and deviation."""
+        """Normalise images with the model's mean and standard deviation.
+
+        Args:
+            images: float ``(N, 3, S, S)`` in [0, 1].
+
+        Returns:
+            A new tensor of the same shape, dtype and device.
+        """
         mean, std = (numbers.to(images) for numbers in self._mean_and_std)
         return (images - mean).div_(std)
 
@@ -155,21 +184,33 @@ class Model:
     @torch.inference_mode(False)
     def _mean_and_std(self) -> tuple[Tensor, Tensor]:
         """(3, 1, 1) each, made once: torchvision's transform copies them to a GPU at each call."""
-        mean, std = self._preprocess_cfg.mean, self._preprocess_cfg.std
-        return tuple(torch.tensor(of, device=self.device).view(-1, 1, 1) for of in (mean, std))
+        mean, std = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (self._preprocess_cfg.mean, self._preprocess_cfg.std)
+        )
+        return mean, std
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """uint8 or float [0, 1] images (N, 3, S, S) -> unit features (N, E), on the device.
+        """Encode images.
+
+        Args:
+            images: ``(N, 3, S, S)``, uint8 or floats in [0, 1], on any device.
+
+        Returns:
+            Features ``(N, E)`` of length 1, in the dtype of the network and on its device.
 
         Raises:
-            UserError: floats outside [0, 1], such as those that ``preprocess`` returns: they would
-                be normalised a second time.
+            UserError: the floats are outside [0, 1], as ``preprocess`` returns them: they would be
+                normalised a second time.
         """
-        _check_not_normalised(images)
+        if images.dtype != torch.uint8 and images.numel():
+            low, high = map(float, images.detach().aminmax())
+            if problem := float_range_problem(low, high):
+                raise UserError(f"images: {problem}")
         return self.encode_checked(images)
 
     def encode_checked(self, images: Tensor) -> Tensor:
-        """Encode images as `encode_image` does; they are not looked at, as a GPU would wait."""
+        """Encode images as `encode_image` does, without a check, for which a GPU would wait."""
         images = images.to(self.device)
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -179,23 +220,22 @@ class Model:
         return self.net.encode_image(images, normalize=True)
 
     def logit_scale(self) -> Tensor:
-        """The factor between cosine similarity and logits, a scalar."""
+        """Return the factor between cosine similarities and logits, a scalar."""
         return self.net.logit_scale.exp()
 
 
-def _check_not_normalised(images: Tensor) -> None:
-    if images.dtype == torch.uint8 or not images.numel():
-        return
-    low, high = map(float, images.detach().aminmax())
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        raise UserError(
-            f"images: floats from {low:.3g} to {high:.3g}; give floats from 0 to 1, or uint8, and "
-            f"do not normalise them: that is done here"
-        )
+def float_range_problem(low: float, high: float) -> str | None:
+    """Return what is wrong with images of floats from ``low`` to ``high``; None if nothing is."""
+    if low >= -_FLOAT_TOLERANCE and high <= 1 + _FLOAT_TOLERANCE:  # False for NaN
+        return None
+    return (
+        f"floats from {low:.3g} to {high:.3g}; give floats from 0 to 1, or uint8, and do not "
+        f"normalise them: that is done here"
+    )
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device asked for, or the best there is: cuda, mps, cpu.
+    """Return the device asked for, or the best one of this machine: cuda, mps, cpu.
 
     Raises:
         UserError: the device asked for is not on this machine.
@@ -215,9 +255,10 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def default_pretrained(name: str) -> str | None:
-    """Return the weights that an open_clip name gets when none are asked for.
+    """Return the tag of the weights that an architecture gets by default.
 
-    The original weights for OpenAI's architectures, otherwise the last that open_clip lists.
+    OpenAI's weights for OpenAI's architectures, otherwise the last tag that open_clip lists; None
+    if it lists none.
     """
     tags = open_clip.list_pretrained_tags_by_model(name)
     return _DEFAULT_PRETRAINED.get(name, tags[-1] if tags else None)
@@ -234,14 +275,13 @@ def load_model(
         name: ``lite0`` (bundled, offline), an open_clip architecture, ``hf-hub:ORG/REPO``,
             ``local-dir:FOLDER`` or the path of a folder with an ``open_clip_config.json``.
         pretrained: a tag of open_clip's, a checkpoint file, None for random weights, or
-            ``random:SEED`` for those of a seed (None draws it from torch's generator); by default
-            the tag that `default_pretrained` states. Tags and files are for architectures: the
-            other names come with their weights.
-        device: where to put it; by default `find_device`'s choice.
+            ``random:SEED`` for random weights of a seed (None draws the seed from torch's
+            generator); by default the tag of `default_pretrained`. Tags and files are for
+            architectures: the other names come with their weights.
+        device: where to put it; by default the choice of `find_device`.
 
     Raises:
-        UserError: the name, tag or file is unknown, or cannot be had without a network; the line
-            says what was wanted.
+        UserError: the name, tag or file is unknown, or cannot be downloaded.
     """
     device = find_device(device)
     if name not in BUNDLED and Path(name).is_dir():
@@ -249,10 +289,10 @@ def load_model(
     if pretrained is None:
         pretrained = f"random:{int(torch.randint(2**31, ()))}"
     seed = RANDOM.fullmatch(str(pretrained))
-    if _brings_own_weights(name):
+    if name in BUNDLED or name.startswith(("hf-hub:", "local-dir:")):
         if not seed and pretrained != DEFAULT_TAG:
             raise UserError(f"--pretrained {pretrained}: {name} comes with its own weights")
-        arguments = {"load_weights": not seed}
+        arguments: dict[str, Any] = {"load_weights": not seed}
         wanted = f"the weights of {name}"
     else:
         arguments = _architecture_arguments(name, None if seed else pretrained)
@@ -262,13 +302,9 @@ def load_model(
         if seed:
             torch.default_generator.manual_seed(int(seed[1]))
         net = _create(_open_clip_name(name), arguments, wanted)
-    described = "random" if seed else {DEFAULT_TAG: "its own"}.get(pretrained, pretrained)
-    net.model_name = f"{name}, {described} weights"
-    return Model(net.to(device).eval(), name, pretrained, device)
-
-
-def _brings_own_weights(name: str) -> bool:
-    return name in BUNDLED or name.startswith(("hf-hub:", "local-dir:"))
+    weights = "its own" if pretrained == DEFAULT_TAG else pretrained
+    net.model_name = f"{name}, {'random' if seed else weights} weights"
+    return Model(net.to(device).eval(), name, str(pretrained), device)
 
 
 def _open_clip_name(name: str) -> str:
@@ -276,7 +312,7 @@ def _open_clip_name(name: str) -> str:
 
 
 def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[str, Any]:
-    """Turn an architecture and its weights into open_clip's arguments, or name what is wrong."""
+    """Turn an architecture and its weights into open_clip's arguments, or say what is wrong."""
     if name not in open_clip.list_models():
         raise UserError(
             f"model {name}: not a name that open_clip knows, nor a folder; "
@@ -304,7 +340,7 @@ def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[st
     return {"pretrained": str(pretrained), "force_quick_gelu": bool(tag.get("quick_gelu"))}
 
 
-def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> nn.Module:
+def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> CLIPNet:
     try:
         with quiet(*_TALKATIVE):
             return open_clip.create_model(open_clip_name, weights_only=True, **arguments)

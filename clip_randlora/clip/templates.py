@@ -1,4 +1,4 @@
-"""Prompt templates: the default, and what every template has to be."""
+"""Prompt templates: the default, and a check of others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return the templates, each with exactly one ``{}`` for the class name.
 
     Raises:
-        UserError: there is none, or one has not exactly one place for the name.
+        UserError: there is no template, or one has no or several places for the name.
     """
     if not templates:
         raise UserError("templates: at least one is needed, such as 'a photo of a {}.'")

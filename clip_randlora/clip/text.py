@@ -1,28 +1,28 @@
-"""The tokens of prompts, exact trimming, and the classifier that text features make."""
+"""Class features from prompts: tokens, exact trimming, and prefixes that are encoded once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.clip.models import Model
-from clip_randlora.clip.prompts import make_prompts as make_prompts  # looked for here
+from clip_randlora.clip.models import CLIPNet, Model
 
-_PACKED_LENGTH = 160  # tokens; attention grows with the square, what the prefix saves does not
+_PACKED_LENGTH = 160  # tokens; attention's cost grows with its square, the saving does not
 
 
 class TextClassifier:
-    """The prompts of a set of classes as tokens, and the class features they give.
+    """The prompts of a set of classes as tokens, and the class features that they give.
 
     Attributes:
-        classes: class names, C of them.
-        tokens: int64 (P, L), every prompt of every class, on the model's device, trimmed where
+        classes: C class names.
+        tokens: int64 ``(P, L)``: every prompt of every class, on the model's device; trimmed if
             that is exact.
         shared: how many leading tokens all prompts have in common.
-        owners: int64 (P,), the class of each prompt.
+        owners: int64 ``(P,)``: the class of each prompt.
     """
 
     def __init__(self, model: Model, classes: Sequence[str], prompts: Sequence[Sequence[str]]):
@@ -37,13 +37,16 @@ class TextClassifier:
             device=model.device,
         )
 
-    def features(self, rows: Tensor | None = None, net: nn.Module | None = None) -> Tensor:
-        """Encode the classes: unit features (C, E), the normalised mean over a class's prompts.
+    def features(self, rows: Tensor | None = None, net: CLIPNet | None = None) -> Tensor:
+        """Encode the classes.
 
         Args:
-            rows: int64 (R,), encode only these prompts, whose classes must be all different;
-                the result is then (R, E), in the order of the rows.
-            net: what encodes them in place of the model's network: a copy with other weights.
+            rows: int64 ``(R,)``: encode only these prompts, whose classes must all differ.
+            net: encodes them in place of the model's network: a copy with other weights.
+
+        Returns:
+            Features ``(C, E)`` of length 1: the normalised mean over each class's prompts; or
+            ``(R, E)`` in the order of ``rows``.
         """
         tokens = self.tokens if rows is None else self.tokens[rows]
         tower = self._tower if net is None else _causal_tower(net)
@@ -55,21 +58,23 @@ class TextClassifier:
         return nn.functional.normalize(sums, dim=-1)
 
 
-def encode_tokens(net: nn.Module, tokens: Tensor, shared: int = 0) -> Tensor:
-    """Encode int64 tokens (P, L) to unit features (P, E); L may be trimmed (see `trim`).
+def encode_tokens(net: CLIPNet, tokens: Tensor, shared: int = 0) -> Tensor:
+    """Encode the tokens of prompts.
 
     Args:
         net: an open_clip model.
-        tokens: of P prompts.
-        shared: how many leading tokens all prompts have in common (see `shared_prefix`). Where
-            attention is causal they pass through the tower once for many prompts, not once for
-            each.
+        tokens: int64 ``(P, L)``; may be trimmed (see `trim`).
+        shared: how many leading tokens all prompts have in common (see `shared_prefix`). If
+            attention is causal, they pass through the tower once for many prompts.
+
+    Returns:
+        Features ``(P, E)`` of length 1.
     """
     return _encode(net, _causal_tower(net), tokens, shared)
 
 
-def _encode(net: nn.Module, tower: nn.Module | None, tokens: Tensor, shared: int) -> Tensor:
-    """Encode tokens; ``tower`` is the causal one of ``net``, if it is one."""
+def _encode(net: CLIPNet, tower: Any, tokens: Tensor, shared: int) -> Tensor:
+    """Encode tokens; ``tower`` is the text tower of ``net`` if it is causal, else None."""
     if tower is None:
         return net.encode_text(tokens, normalize=True)
     packing = _Packing.of(tokens, shared)
@@ -80,9 +85,9 @@ def _encode(net: nn.Module, tower: nn.Module | None, tokens: Tensor, shared: int
 
 
 def shared_prefix(tokens: Tensor) -> int:
-    """Count the leading tokens that all prompts (P, L) have in common: "a photo of a", say.
+    """Count the leading tokens, such as "a photo of a", that all prompts (P, L) have in common.
 
-    The last token is never counted, so that every prompt keeps one of its own.
+    The last token is never counted, so every prompt keeps a token of its own.
     """
     same = (tokens == tokens[:1]).all(dim=0)[:-1]
     return int(same.int().cumprod(dim=0).sum())
@@ -90,10 +95,17 @@ def shared_prefix(tokens: Tensor) -> int:
 
 @dataclass(frozen=True)
 class _Packing:
-    """How prompts with a common prefix lie one after the other in a few long sequences.
+    """How prompts with a common prefix are packed into a few long sequences.
 
-    A sequence is the prefix and then what ``prompts`` prompts have of their own, each at its own
-    positions. In a causal tower a prompt sees the prefix and itself, so one mask makes it exact.
+    A sequence is the prefix, followed by the other tokens of several prompts. Each token keeps the
+    position that it has in its prompt. A mask lets a prompt see the prefix and its own past, which
+    is all that it sees in a causal tower, so packing is exact.
+
+    Attributes:
+        shared: tokens of the prefix.
+        own: other tokens of each prompt.
+        prompts: prompts in a sequence.
+        sequences: number of sequences.
     """
 
     shared: int
@@ -103,7 +115,7 @@ class _Packing:
 
     @classmethod
     def of(cls, tokens: Tensor, shared: int) -> _Packing | None:
-        """Choose sequences of about `_PACKED_LENGTH` tokens; None where that saves nothing."""
+        """Choose sequences of about `_PACKED_LENGTH` tokens; None if that saves nothing."""
         count, length = tokens.shape
         own = length - shared
         most = max((_PACKED_LENGTH - shared) // own, 1)
@@ -119,7 +131,7 @@ class _Packing:
         return cls(0, length, 1, count)
 
     def pack(self, tokens: Tensor) -> Tensor:
-        """Lay tokens (P, L) out as (sequences, shared + prompts * own); the last one repeats."""
+        """Pack tokens (P, L) as (sequences, shared + prompts * own); the last prompt fills up."""
         missing = self.sequences * self.prompts - len(tokens)
         own = torch.cat([tokens, tokens[-1:].expand(missing, -1)])[:, self.shared :]
         prefix = tokens[:1, : self.shared].expand(self.sequences, -1)
@@ -131,7 +143,7 @@ class _Packing:
         return torch.cat([torch.arange(self.shared, device=device), own.repeat(self.prompts)])
 
     def mask(self, like: Tensor) -> Tensor:
-        """Return what attention adds to its scores: 0 for the prefix and the prompt's own past."""
+        """Return the attention mask: 0 for the prefix and the prompt's own past, else -inf."""
         prompt = torch.arange(self.prompts, device=like.device).repeat_interleave(self.own)
         prefix = torch.full((self.shared,), -1, device=like.device)
         owner = torch.cat([prefix, prompt])
@@ -141,14 +153,14 @@ class _Packing:
         )
 
     def places(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn positions in the prompts (P,) into sequence and place of each."""
+        """Turn positions in the prompts (P,) into the sequence and the place in it."""
         prompt = torch.arange(len(ends), device=ends.device)
         sequence = prompt.div(self.prompts, rounding_mode="floor")
         return sequence, prompt.remainder(self.prompts) * self.own + ends
 
 
-def _encode_packed(tower: nn.Module, tokens: Tensor, packing: _Packing) -> Tensor:
-    """Encode tokens (P, L) to features (P, E) in a causal tower, in few long sequences."""
+def _encode_packed(tower: Any, tokens: Tensor, packing: _Packing) -> Tensor:
+    """Encode tokens (P, L) to features (P, E) in a causal tower, in a few long sequences."""
     positions = tower.positional_embedding[packing.positions(tokens.device)]
     x = tower.token_embedding(packing.pack(tokens)) + positions
     x = tower.transformer(x, attn_mask=packing.mask(tower.attn_mask))
@@ -159,11 +171,11 @@ def _encode_packed(tower: nn.Module, tokens: Tensor, packing: _Packing) -> Tenso
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
-def trim(net: nn.Module, tokens: Tensor) -> Tensor:
-    """Cut tokens (P, L) after the longest prompt's end-of-text token, where that is exact.
+def trim(net: CLIPNet, tokens: Tensor) -> Tensor:
+    """Cut tokens (P, L) after the longest prompt's end-of-text token, if that is exact.
 
-    It is exact where attention is causal and the feature is read at the end-of-text token: later
-    positions cannot change it. Other text towers keep their whole context.
+    It is exact if attention is causal and the feature is read at the end-of-text token, which later
+    positions cannot change. Other text towers get all L tokens.
     """
     tower = _causal_tower(net)
     if tower is None:
@@ -171,22 +183,22 @@ def trim(net: nn.Module, tokens: Tensor) -> Tensor:
     return tokens[:, : int(_ends(tower, tokens).max()) + 1]
 
 
-def _ends(tower: nn.Module, tokens: Tensor) -> Tensor:
-    """Return where each prompt's end-of-text token is, int64 (P,): there the feature is read."""
+def _ends(tower: Any, tokens: Tensor) -> Tensor:
+    """Return the position of each prompt's end-of-text token, int64 (P,), where it is read."""
     if _pool_type(tower) == "argmax":
         return tokens.argmax(dim=-1)
     end_of_text = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
-    return (tokens == end_of_text).int().argmax(dim=-1)
+    return tokens.eq(end_of_text).int().argmax(dim=-1)
 
 
-def _pool_type(tower: nn.Module) -> str | None:
+def _pool_type(tower: Any) -> str | None:
     return getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
 
 
-def _causal_tower(net: nn.Module) -> nn.Module | None:
-    """Return the module that holds the text tower if it can be trimmed, else None.
+def _causal_tower(net: CLIPNet) -> Any:
+    """Return the module of the text tower if it can be trimmed, else None.
 
-    A GPU has to be waited for: its mask is read.
+    This waits for a GPU, since it reads the tower's mask.
     """
     tower = getattr(net, "text", net)
     mask = getattr(tower, "attn_mask", None)

@@ -1,4 +1,18 @@
-"""Labelled images: where they come from, how they are split, drawn, decoded and augmented."""
+"""Labelled images: where they come from, how they are split, drawn, decoded and augmented.
+
+An image's way, each module importing only earlier ones:
+
+1. `images` decodes one file; `dataset` holds items, splits and data sets.
+2. `sources` lists a folder or an archive; `registry` has the bundled sets.
+3. `folder_names`, `tables` and `lists` read what folders and text files say of images; `folders`
+   sorts images into classes and splits by them.
+4. `dataset_spec` describes a data set in YAML; `published` finds its images through
+   `hub_datasets` or `torchvision_sets`.
+5. `layouts` reads any of these; `loading` makes a data set of it, with a test split (`sampling`).
+6. `decoding` makes batches of tensors, and `augmentation` crops them.
+
+`inputs` takes images that are to be classified.
+"""
 
 from clip_randlora.data.augmentation import AugmentedViews, augment
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped

@@ -1,4 +1,8 @@
-"""Random resized crop and flip for a whole batch of decoded images at once, on any device."""
+"""Random resized crop and flip of a whole batch of decoded images at once, on any device.
+
+torchvision's transforms draw from the process's generator, one image at a time. Here all random
+numbers come from one generator in one draw, so a resumed run sees the same crops on any device.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +24,19 @@ def augment(
 ) -> torch.Tensor:
     """Crop every image at random, resize the crops to a square and flip half of them.
 
-    The distribution is that of torchvision's ``RandomResizedCrop``. All random numbers come from
-    ``generator`` in one draw per call, so a resumed run sees the same crops.
+    The distribution is the same as torchvision's ``RandomResizedCrop``.
 
     Args:
         images: uint8 ``(B, 3, S, S)``, on any device.
-        size: side of the result, in pixels; S is expected to be at most about 1.5 times that.
+        size: side of the result, in pixels; S should be at most about 1.5 times that.
         generator: a CPU generator.
         scale: bounds of the crop's share of the area.
         flip: whether to mirror half of the images.
         ratio: bounds of the crop's width / height.
-        part: the images whose crops are wanted; which part does not change what is drawn.
+        part: which images to crop; the crops do not depend on it.
 
     Returns:
-        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``, for those in
+        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``, of the images in
         ``part``.
     """
     boxes = random_boxes(len(images), images.shape[-1], generator, scale, ratio)
@@ -42,10 +45,10 @@ def augment(
 
 
 class AugmentedViews:
-    """A fixed number of views of each image, crops as `augment` makes them, always the same.
+    """A fixed number of augmented views of each image: crops as `augment` makes them.
 
     Attributes:
-        count: views of each image.
+        count: number of views of each image.
         images: number of images.
     """
 
@@ -58,13 +61,13 @@ class AugmentedViews:
         scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = True,
     ):
-        """Draw the crops of all views; a view is the same however many there are.
+        """Draw the crops of all views. A view does not depend on how many there are.
 
         Args:
             images: uint8 ``(N, 3, S, S)``, on any device.
             size: side of the crops, in pixels.
             count: views of each image.
-            seed: of the draw.
+            seed: which draw.
             scale: bounds of a crop's share of the area.
             flip: whether to mirror half of the views.
         """
@@ -117,10 +120,10 @@ def random_boxes(
     width = (area * shape).sqrt().round().long().clamp(min=1)
     height = (area / shape).sqrt().round().long().clamp(min=1)
     fits = (width <= side) & (height <= side)
-    # Where no try fits, the whole square: as torchvision, for ratios around 1.
+    # If no try fits, the whole square, as torchvision does for ratios around 1.
     width = torch.where(fits, width, side)
     height = torch.where(fits, height, side)
-    first = fits.int().argmax(dim=1, keepdim=True)  # the first that fits, else the first
+    first = fits.int().argmax(dim=1, keepdim=True)  # the first that fits, else the first of all
     top = (down * (side - height + 1)).long().clamp(max=side - 1)
     left = (right * (side - width + 1)).long().clamp(max=side - 1)
     boxes = torch.stack([top, left, height, width], dim=-1)
@@ -132,9 +135,8 @@ def crop_and_resize(
 ) -> torch.Tensor:
     """Cut one box out of every image and resize it, bilinear with anti-aliasing.
 
-    Every column of the result is a weighted sum of a few neighbouring columns of the image, and
-    then so is every row, so that crop, resize and flip of the whole batch are two sums over rows
-    of a table.
+    Every column of the result is a weighted sum of a few neighbouring columns of the image, and so
+    is every row. Crop, resize and flip of the whole batch are thus two sums over rows of a table.
 
     Args:
         images: uint8 ``(B, C, H, W)``.
@@ -158,7 +160,16 @@ def crop_and_resize(
 
 
 def _sum_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum rows of each image's table (B, R, D): (B, size, D), by rows and weights (B, size, T)."""
+    """Sum rows of each image's table.
+
+    Args:
+        table: ``(B, R, D)``.
+        rows: int64 ``(B, size, T)``: which T rows to sum for each row of the result.
+        weights: ``(B, size, T)``.
+
+    Returns:
+        ``(B, size, D)``.
+    """
     count, height, width = table.shape
     rows = (rows + torch.arange(count)[:, None, None] * height).flatten(0, 1)
     rows, weights = send(rows, table.device), send(weights.flatten(0, 1), table.device)
@@ -171,14 +182,14 @@ def _sum_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor)
 def _taps(
     start: torch.Tensor, length: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find what resizes ``length`` pixels from ``start`` to ``size``.
+    """Find the pixels and weights that resize ``length`` pixels from ``start`` on to ``size``.
 
     Returns:
-        ``(B, size, T)``: the T pixels that each pixel of the result is made of, int64, and their
-        weights, float32.
+        Two ``(B, size, T)``: for each pixel of the result the T pixels it is made of, int64, and
+        their weights, float32.
     """
     step = (length / size)[:, None, None]
-    reach = step.clamp(min=1)  # of the triangle that weighs pixels by their distance
+    reach = step.clamp(min=1)  # half the width of the triangle that weighs pixels by distance
     start, length = start[:, None, None], length[:, None, None]
     centre = start + (torch.arange(size)[:, None] + 0.5) * step - 0.5
     taps = torch.arange(math.ceil(2 * float(reach.max())) + 1)

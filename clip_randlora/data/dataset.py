@@ -1,29 +1,31 @@
-"""What a labelled image set is: items, splits, and what was left out of them."""
+"""A labelled image set: items, splits, and the files that were left out of them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from PIL import Image
 
-from clip_randlora.data.images import ImageSource, check_image, decode_image
+from clip_randlora.data.images import check_image, decode_image
+from clip_randlora.utils.wording import join_names
 
 
 class Content(Protocol):
-    """Where the bytes of one image come from: a file, an archive member, memory."""
+    """The content of one image: a file, a member of an archive, a row of a table, or pixels."""
 
-    size: int  # bytes, to find candidates for duplicates without reading
-
-    def read(self) -> ImageSource:
-        """Something ``decode_image`` takes."""
+    @property
+    def size(self) -> int:
+        """Bytes or pixels; images of different sizes differ, so they need not be compared."""
         ...
 
-    def digest(self) -> str:
-        """SHA-256 of the content, hexadecimal."""
+    def read(self) -> Path | bytes | Image.Image:
+        """Return what `decode_image` takes."""
         ...
 
 
@@ -36,19 +38,21 @@ class Skipped:
 
 
 def summarize_skipped(skipped: Sequence[Skipped], most: int = 5) -> str:
-    """One line that counts what was left out and names the first ``most``; "" if nothing was."""
+    """Return a line that counts the files left out and names the first ``most``, or ""."""
     if not skipped:
         return ""
-    named = ", ".join(f"{entry.name} ({entry.reason})" for entry in skipped[:most])
-    more = f", and {len(skipped) - most} more" if len(skipped) > most else ""
-    return f"Left out {len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {named}{more}."
+    named = join_names((f"{entry.name} ({entry.reason})" for entry in skipped), most)
+    return f"Left out {len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {named}."
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One labelled image that has not been decoded yet.
 
-    ``name`` is its path inside the source, with ``/``; ``label`` indexes ``Data.classes``.
+    Attributes:
+        name: its path inside the source, with ``/``.
+        label: index into the classes of its data set.
+        content: where it is read from.
     """
 
     name: str
@@ -60,15 +64,30 @@ class Item:
         return decode_image(self.content.read(), self.name)
 
     def check(self) -> None:
-        """Look at the header only; raises ``UnreadableImage`` (a ``UserError``)."""
+        """Read the header only; raises ``UnreadableImage`` (a ``UserError``)."""
         check_image(self.content.read(), self.name)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file, or of the pixels of a decoded image, in hexadecimal."""
+        content = self.content.read()
+        if isinstance(content, Image.Image):
+            content = content.tobytes()
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256()
+        with open(content, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Split:
     """Labelled images in a fixed order: by class, then naturally by name.
 
-    ``classes`` are all class names of the data; a class may have no item in this split.
+    Attributes:
+        items: the images.
+        classes: all class names of the data set; a class may have no item in this split.
     """
 
     items: tuple[Item, ...]
@@ -101,13 +120,20 @@ class Split:
 class Data:
     """A labelled image set with a training and a test split.
 
-    ``classes`` are spelled as the folders are and sorted naturally, or named and in the order of
-    the data set's description; ``skipped`` are the files left out so far (others show only when
-    they are decoded); ``notes`` are one-line things the user should know; ``held_out`` says that
-    the source had no test split of its own; ``is_ready_made`` says that the images are those of a
-    published data set; ``class_folders`` is what `load_data` was told. ``templates`` and
-    ``prompts`` (names by class) are the description's: a training uses them unless it is told
-    otherwise.
+    Attributes:
+        name: of the folder, the archive or the data set.
+        classes: class names as the folders spell them, naturally sorted; or as the data set's
+            spec names and orders them.
+        train: the training split.
+        test: the test split.
+        skipped: files that were left out when the set was read. Others only turn out broken when
+            they are decoded.
+        notes: sentences for the user, such as how the test split was made.
+        held_out: whether the source has no test split, so that images were held out of training.
+        is_ready_made: whether this is a published data set, whose split is used as it is.
+        class_folders: the argument of `load_data`.
+        templates: prompt templates of the data set's spec, the default of a training.
+        prompts: ``{class: names in its prompts}`` of the data set's spec.
     """
 
     name: str

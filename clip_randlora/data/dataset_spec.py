@@ -1,6 +1,6 @@
-"""Data sets described in YAML: where the images are, and how the classes are called and prompted.
+"""Data sets described in YAML: where the images are, and what the classes and prompts are.
 
-The package's own descriptions are in ``configs/datasets``; a user's is any YAML file.
+The package's own specs are in ``configs/datasets``; a user's is any YAML file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from clip_randlora.errors import UserError, unknown_setting
 from clip_randlora.utils.paths import configs_folder, data_root
 from clip_randlora.utils.yaml_files import read_mapping
 
-SUFFIXES = (".yaml", ".yml")
-# open_clip's list has "missile" and "sunglasses" twice; WordNet's other names for one of the two
+SPEC_SUFFIXES = (".yaml", ".yml")
+# open_clip's list has "missile" and "sunglasses" twice: these are other names in WordNet
 _TWICE_IN_IMAGENET = {744: "projectile", 836: "sunglass"}
 Arguments = dict[str, str | bool | int]
 
@@ -44,25 +44,25 @@ class DatasetSpec(BaseModel):
         revision: commit of the hub's data set.
         torchvision: name of a class of ``torchvision.datasets``.
         folder: folder of class folders.
-        train: split of the hub's data set; arguments of the torchvision class (a text alone is
-            its ``split``); or a folder in ``folder``.
+        train: split of the hub's data set; arguments of the torchvision class (a text is its
+            ``split``); or a folder in ``folder``.
         test: likewise; without it, a fixed share of the training images is held out.
-        test_files: with ``folder``: pattern of the file names that are the test split.
+        test_files: with ``folder``: pattern of the names of the test files.
         class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
-        columns: of the hub's data set.
-        classes: names in the order of the source's labels, or ``{name in the source: name}`` of
-            those to be renamed, or open_clip's list for ImageNet; by default the source's own.
+        columns: columns of the hub's data set.
+        classes: names in the order of the source's labels; or ``{name in the source: name}`` of
+            the classes to rename; or open_clip's list for ImageNet. By default the source's names.
         templates: prompt templates with one ``{}`` each, the default of a training.
         number_of_classes: checked against ``classes`` and the source.
         images: number of images by split.
         download_megabytes: size of the download.
-        on_disk: with ``torchvision``: path below the data folder that is there after the download.
-        how_to_get: what to do where nothing can be downloaded.
+        on_disk: with ``torchvision``: path below the data folder that the download leaves.
+        how_to_get: what to do if nothing can be downloaded.
         licence: of the images.
         homepage: where the data set is described.
         citation: the paper to cite.
         notes: what a training on it should tell.
-        file: where the description was read.
+        file: the YAML file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -141,21 +141,21 @@ class DatasetSpec(BaseModel):
 
     @property
     def is_packaged(self) -> bool:
-        """Whether this is one of the package's own descriptions."""
+        """Whether this is one of the package's own specs."""
         return self.file.parent == datasets_folder()
 
     def path_of(self, text: str) -> Path:
-        """A path in the description: from the file's folder, or, packaged, from the data folder."""
+        """Return a path relative to the YAML file or, if packaged, to the data folder."""
         return (data_root() if self.is_packaged else self.file.parent) / Path(text).expanduser()
 
 
 def datasets_folder() -> Path:
-    """Where the package's own descriptions are."""
+    """Return the folder of the package's own specs."""
     return configs_folder() / "datasets"
 
 
 def packaged_specs() -> dict[str, Path]:
-    """The package's own descriptions by name, in alphabetical order."""
+    """Return the YAML files of the package's own specs by name, in alphabetical order."""
     return {path.stem: path for path in sorted(datasets_folder().glob("*.yaml"))}
 
 
@@ -163,25 +163,25 @@ def read_dataset_spec(path: str | Path) -> DatasetSpec:
     """Read the YAML file that describes a data set.
 
     Raises:
-        UserError: it cannot be read or a field is wrong; the line names the file and the field.
+        UserError: it cannot be read or a field is wrong; the message names file and field.
     """
     path = Path(path).expanduser()
     fields = read_mapping(path, "`field: value` lines, as in the README")
     try:
         return DatasetSpec(**fields, file=path)
     except ValidationError as error:
-        raise UserError(f"{path}: {_complaint(error)}") from None
+        raise UserError(f"{path}: {_first_error(error)}") from None
     except TypeError:
         raise UserError(f"{path}: file: no such field; remove it") from None
 
 
 def find_dataset_spec(name: str | Path) -> DatasetSpec:
-    """Read the description that has a name, or that is in a YAML file.
+    """Read the packaged spec of a name, or the spec in a YAML file.
 
     Raises:
-        UserError: there is none, or a field is wrong.
+        UserError: there is no such spec, or a field is wrong.
     """
-    if Path(name).suffix in SUFFIXES:
+    if Path(name).suffix in SPEC_SUFFIXES:
         return read_dataset_spec(name)
     known = packaged_specs()
     if str(name) not in known:
@@ -189,8 +189,8 @@ def find_dataset_spec(name: str | Path) -> DatasetSpec:
     return read_dataset_spec(known[str(name)])
 
 
-def _complaint(error: ValidationError) -> str:
-    """Pydantic's first complaint as ``field: what is wrong``."""
+def _first_error(error: ValidationError) -> str:
+    """Return pydantic's first error as ``field: what is wrong``."""
     first = error.errors()[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     message = first["msg"].removeprefix("Value error, ")
@@ -203,19 +203,19 @@ def _complaint(error: ValidationError) -> str:
 def name_classes(
     spec: DatasetSpec, source: Sequence[str] | None, labels: int
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Give the source's classes the names of the description.
+    """Give the source's classes the names of the spec.
 
     Args:
-        description: whose ``classes`` are meant.
-        source: the source's own names in the order of its labels, where it has any.
-        labels: how many labels there are at least.
+        spec: whose ``classes`` to use.
+        source: the source's names in the order of its labels, if it has names.
+        labels: the smallest number of labels that there can be.
 
     Returns:
-        Class names in the order of the labels, all different, and for those that the description
-        names the word in their prompts.
+        Class names in the order of the labels, all different; and, for the classes that the spec
+        names, ``{class: name in its prompts}``.
 
     Raises:
-        UserError: the description and the source do not agree, or neither names the classes.
+        UserError: the spec and the source do not agree, or neither names the classes.
     """
     where = f"{spec.file}: classes"
     classes, stated = spec.classes, spec.number_of_classes
@@ -225,23 +225,26 @@ def name_classes(
             f"({', '.join(source)})"
         )
     if isinstance(classes, Mapping):
-        return _by_mapping(where, classes, source)
+        return _rename(where, classes, source)
     if classes is None:
         if source is None:
             raise UserError(f"{where}: the source has only numbers; list the names in their order")
         return tuple(source), {}
-    words = _by_position(_listed(classes), source, where)
+    is_imagenet = isinstance(classes, str)
+    if is_imagenet:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as classes  # slow to import
+    words = _in_order(classes, source, where)
     count = len(source) if source is not None else labels
     if len(words) != count and (source is not None or len(words) < count):
         raise UserError(f"{where}: {len(words)} names, the source has {count} classes")
-    many = Counter(words)
-    names = [word if many[word] == 1 else f"{word} ({n})" for n, word in enumerate(words)]
-    if classes == "open_clip:imagenet":
+    counts = Counter(words)
+    names = [word if counts[word] == 1 else f"{word} ({n})" for n, word in enumerate(words)]
+    if is_imagenet:
         words = [_TWICE_IN_IMAGENET.get(n, word) for n, word in enumerate(words)]
-    return tuple(names), {name: _words(word) for name, word in zip(names, words, strict=True)}
+    return tuple(names), {name: _in_prompts(word) for name, word in zip(names, words, strict=True)}
 
 
-def _by_mapping(
+def _rename(
     where: str, classes: Mapping[str, str], source: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Rename the classes that are in the mapping; the others keep the source's name."""
@@ -254,34 +257,26 @@ def _by_mapping(
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"{where}: {name!r} would be there twice; give it another name")
-    return names, {name: _words(name) for name in classes.values()}
+    return names, {name: _in_prompts(name) for name in classes.values()}
 
 
-def _words(name: str) -> tuple[str, ...]:
-    """Return what prompts call a class: a full stop would make it a whole prompt."""
+def _in_prompts(name: str) -> tuple[str, ...]:
+    """Return the names of a class in prompts; a full stop at the end would make a whole prompt."""
     return (name.rstrip(". ") or name,)
 
 
-def _listed(classes: str | Sequence[str]) -> Sequence[str]:
-    if not isinstance(classes, str):
-        return classes
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
-
-    return IMAGENET_CLASSNAMES
-
-
-def _by_position(classes: Sequence[str], source: Sequence[str] | None, where: str) -> list[str]:
-    """Take names by number, or by name where the source spells all of them alike."""
+def _in_order(classes: Sequence[str], source: Sequence[str] | None, where: str) -> list[str]:
+    """Return names in the source's order: by spelling if all are spelled alike, else by number."""
     if source is None or len(classes) != len(source):
         return list(classes)
-    alike = {_letters(name): name for name in classes}
-    if sorted(map(_letters, source)) == sorted(alike):
-        return [alike[_letters(name)] for name in source]
-    for number, name in enumerate(source):
-        if _letters(name) in alike and _letters(classes[number]) != _letters(name):
+    by_letters = {_letters(name): name for name in classes}
+    if sorted(map(_letters, source)) == sorted(by_letters):
+        return [by_letters[_letters(name)] for name in source]
+    for number, (given, name) in enumerate(zip(classes, source, strict=True)):
+        if _letters(name) in by_letters and _letters(given) != _letters(name):
             raise UserError(
-                f"{where}: number {number} is {classes[number]!r}, in the source it is {name!r}; "
-                f"list the names in the source's order"
+                f"{where}: number {number} is {given!r}, in the source it is {name!r}; list the "
+                f"names in the source's order"
             )
     return list(classes)
 

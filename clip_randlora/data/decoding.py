@@ -1,4 +1,4 @@
-"""Decode items to uint8 tensors with threads (PIL releases the GIL), naming those that fail."""
+"""Decode items to uint8 tensors with threads (PIL releases the GIL), and name those that fail."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from clip_randlora.data.sampling import draw_shots
 from clip_randlora.errors import UserError
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
+from clip_randlora.utils.wording import join_names
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """PIL RGB image -> uint8 (3, S, S), the same S for every image; called from several threads."""
@@ -25,9 +26,13 @@ Transform = Callable[[Image.Image], torch.Tensor]
 class ImageBatch:
     """Images ready for a model.
 
-    ``images`` uint8 ``(N, 3, S, S)``, ``labels`` int64 ``(N,)``, ``names`` of length N; ``items``
-    are what was decoded, where `decode_shots` did it;
-    ``skipped`` are the files that did not decode, ``notes`` one-line things to tell the user.
+    Attributes:
+        images: uint8 ``(N, 3, S, S)``.
+        labels: int64 ``(N,)``.
+        names: of the N images.
+        skipped: files that could not be decoded.
+        notes: sentences for the user.
+        items: the decoded items, if `decode_shots` made the batch.
     """
 
     images: torch.Tensor
@@ -42,26 +47,26 @@ class ImageBatch:
 
 
 class ImageCache:
-    """What the items of one split decoded to by one transform, up to a number of bytes.
+    """The decoded images of one split and transform, up to a number of bytes.
 
-    Items beyond that are decoded whenever they are asked for. The split must live as long.
+    Items beyond that are decoded at each use. The split must live as long as the cache.
     """
 
     def __init__(self, most_bytes: int):
-        self._left = most_bytes
+        self._free_bytes = most_bytes
         self._results: dict[int, torch.Tensor | Skipped] = {}
         self._lock = threading.Lock()
 
     def get(self, item: Item) -> torch.Tensor | Skipped | None:
-        """Return what the item decoded to, if that was kept."""
+        """Return the decoded item, or None if it is not in the cache."""
         return self._results.get(id(item))
 
     def put(self, item: Item, result: torch.Tensor | Skipped) -> None:
-        """Keep what an item decoded to, if there is room."""
+        """Keep a decoded item, if there is room."""
         size = result.nbytes if isinstance(result, torch.Tensor) else 0
         with self._lock:
-            if size <= self._left and id(item) not in self._results:
-                self._left -= size
+            if size <= self._free_bytes and id(item) not in self._results:
+                self._free_bytes -= size
                 self._results[id(item)] = result
 
 
@@ -75,9 +80,9 @@ def decode_shots(
     *,
     is_drawn: bool = False,
 ) -> ImageBatch:
-    """Decode ``shots`` images of every class, as drawn by ``draw_shots``.
+    """Decode ``shots`` images of every class, as drawn by `draw_shots`.
 
-    An image that does not decode is replaced by the next of its class's draw and named in
+    An image that cannot be decoded is replaced by the next of its class's draw and named in
     ``skipped``. A class with fewer images gives all it has, which a note says. The result is
     ordered by class, then by draw, so a draw of 4 is the start of each class's draw of 16.
 
@@ -87,8 +92,8 @@ def decode_shots(
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         cache: of this split and transform; read, and added to.
-        on_progress: told how many are decoded, see `clip_randlora.utils.progress.OnProgress`.
-        is_drawn: whether the split's images are in the order of a draw already.
+        on_progress: see `clip_randlora.utils.progress.OnProgress`.
+        is_drawn: whether the split's images are already in the order of a draw.
 
     Raises:
         UserError: ``shots`` is less than 1, the split is empty, or no image of some class can be
@@ -97,16 +102,14 @@ def decode_shots(
     if not split.items:
         raise UserError("no training images to draw from; give a folder that has some")
     draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
-    wanted = {label: min(shots or len(order), len(order)) for label, order in draw.items()}
-    spare = {label: iter(order[wanted[label] :]) for label, order in draw.items()}
-    slots = [item for label, order in draw.items() for item in order[: wanted[label]]]
-    rank = {id(item): place for order in draw.values() for place, item in enumerate(order)}
+    spare = {label: iter(order[shots or len(order) :]) for label, order in draw.items()}
+    slots = [item for order in draw.values() for item in order[: shots or len(order)]]
 
     images: torch.Tensor | None = None
     filled: dict[int, Item] = {}
     skipped: list[Skipped] = []
     todo = list(enumerate(slots))
-    while todo:  # a second round only decodes the replacements of what broke in the first
+    while todo:  # further rounds only decode the replacements of broken images
         results = report_progress(
             parallel_map(partial(_decode, transform, cache), [item for _, item in todo]),
             "decoding images",
@@ -119,26 +122,23 @@ def decode_shots(
                 skipped.append(result)
                 broken.append((slot, item))
                 continue
-            if images is None:  # filled in place: stacking would need the memory twice
+            if images is None:  # filled in place: torch.stack would need the memory twice
                 images = torch.empty((len(slots), *result.shape), dtype=torch.uint8)
             images[slot] = result
             filled[slot] = item
         todo = [(s, new) for s, old in broken if (new := next(spare[old.label], None)) is not None]
 
+    rank = {id(item): place for order in draw.values() for place, item in enumerate(order)}
     order = sorted(filled, key=lambda slot: (filled[slot].label, rank[id(filled[slot])]))
     items = [filled[slot] for slot in order]
     decoded = Split(tuple(items), split.classes)
     _require_every_class(split, decoded, skipped)
+    assert images is not None  # every class has an image
     if order != list(range(len(slots))):
         images = images[order]
-    return ImageBatch(
-        images,
-        decoded.labels,
-        [item.name for item in items],
-        skipped,
-        _few(decoded, shots),
-        items,
-    )
+    names = [item.name for item in items]
+    notes = _note_short_classes(decoded, shots)
+    return ImageBatch(images, decoded.labels, names, skipped, notes, items)
 
 
 def decode_batches(
@@ -146,8 +146,8 @@ def decode_batches(
 ) -> Iterator[ImageBatch]:
     """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
 
-    Images that do not decode are left out and named in the batch during which they showed up;
-    every batch but the last has exactly ``batch_size`` images, and none is empty.
+    Images that cannot be decoded are left out, and the batch in which they would be names them.
+    Every batch but the last has exactly ``batch_size`` images, and none is empty.
 
     Args:
         split: what to decode.
@@ -174,7 +174,7 @@ def decode_batches(
         if isinstance(result, Skipped):
             skipped.append(result)
             continue
-        if len(items) == batch_size:  # only now, so that what breaks last has a batch to be in
+        if len(items) == batch_size:  # not earlier: broken images at the end need a batch
             yield batch()
             images, items, skipped = [], [], []
         images.append(result)
@@ -210,11 +210,10 @@ def _require_every_class(split: Split, decoded: Split, skipped: list[Skipped]) -
         )
 
 
-def _few(decoded: Split, shots: int | None) -> list[str]:
-    few = {label: n for label, n in decoded.counts().items() if n < (shots or 0)}
-    if not few:
+def _note_short_classes(decoded: Split, shots: int | None) -> list[str]:
+    short = {label: n for label, n in decoded.counts().items() if n < (shots or 0)}
+    if not short:
         return []
-    named = ", ".join(f"{decoded.classes[label]} {n}" for label, n in list(few.items())[:10])
-    more = f" and {len(few) - 10} more" if len(few) > 10 else ""
-    classes = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
-    return [f"{classes} fewer than {shots} training images, all are used: {named}{more}."]
+    named = join_names((f"{decoded.classes[label]} {n}" for label, n in short.items()), 10)
+    classes = "1 class has" if len(short) == 1 else f"{len(short)} classes have"
+    return [f"{classes} fewer than {shots} training images, all are used: {named}."]

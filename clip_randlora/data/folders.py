@@ -1,4 +1,19 @@
-"""Which folders are splits and which are classes, or one line that says why that is not clear."""
+"""Sort the images of a folder into classes and splits, by the ways in which people lay out folders.
+
+The rules, in the order in which they are tried:
+
+1. A folder that holds nothing but one folder is passed through: ``archive/data/...``.
+2. Masks, labels and annotations beside folders of images are left out.
+3. Images without class folders get their classes from a table beside them (`tables`).
+4. ``train`` and ``test`` (else ``eval``, else ``val``) are splits, which hold the class folders.
+5. One folder with such splits is the data set, if the folders beside it are extras by their names.
+6. Folders that do not look like classes are an error that asks which ones are meant.
+7. The splits may also lie below the classes: ``cat/train`` and ``cat/test``.
+8. All other folders are classes: the topmost, or the lowest with ``leaves``.
+
+Afterwards, lists such as ``train.txt`` make the split if there is none yet (`lists`), and masks
+beside their images (``1_mask.png``) are left out. ``top`` uses rules 1 and 8 alone.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +22,79 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from clip_randlora.data.dataset import Skipped
-from clip_randlora.data.lists import read_lists
-from clip_randlora.data.sources import ClassFiles, File, Layout, Listing, natural_key
-from clip_randlora.data.splits import (
+from clip_randlora.data.folder_names import (
     EVALUATION,
     TEST,
     TRAIN,
+    UNLABELLED,
     VALIDATION,
-    WITHOUT_LABELS,
-    are_all_splits,
     are_parts,
+    bare_splits,
     find_masks,
     find_splits,
     is_container,
-    is_left_out,
-    is_no_class,
+    is_extra,
+    is_stray,
     split_name,
 )
+from clip_randlora.data.lists import read_lists
+from clip_randlora.data.sources import File, Listing, natural_key
 from clip_randlora.data.tables import Labels, find_labels, is_table
 from clip_randlora.errors import UserError
+from clip_randlora.utils.wording import join_names
 
-EXPECTED = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
+EXPECTED_LAYOUT = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
+_ASK = "if these are the classes, say so with --class-folders top"
 _MAX_TABLES = 50
 _MASK_FILE = re.compile(
     r"(.+)[ _.-](?:masks?|gt|ground_?truth|seg|segmentation|trimap|matte)(?:[ _.-]?\d+)?", re.I
 )
-_TESTS = (TEST, EVALUATION, VALIDATION)  # the first that is there is the test split
-_ASK = "if these are the classes, say so with --class-folders top"
 
 ClassFolders = Literal["top", "leaves"]
+ClassFiles = dict[str, list[File]]
 Parts = tuple[str, ...]
 
 
 @dataclass
-class Folder:
-    """A folder with images in it or below it."""
+class Layout:
+    """The files of a source by split and class.
 
-    parts: Parts
-    files: list[File] = field(default_factory=list)
-    folders: dict[str, Folder] = field(default_factory=dict)
+    Attributes:
+        train: files by class.
+        test: files by class; None if the source has no test split.
+        notes: sentences for the user.
+        skipped: files that were left out.
+        is_described: whether the classes are in the order of a data set's spec.
+        is_ready_made: whether this is a published data set, whose split is used as it is: its
+            images are not searched for broken ones and copies.
+        templates: prompt templates of the data set's spec.
+        prompts: ``{class: names in its prompts}`` of the data set's spec.
+    """
 
-    @property
-    def name(self) -> str:
-        """The path below the source, with a ``/`` at its end."""
-        return "/".join((*self.parts, ""))
+    train: ClassFiles
+    test: ClassFiles | None = None
+    notes: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    is_described: bool = False
+    is_ready_made: bool = False
+    templates: tuple[str, ...] = ()
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def all_files(self) -> Iterator[File]:
-        """The images in it and below it."""
-        yield from self.files
-        for folder in self.folders.values():
-            yield from folder.all_files()
-
-    def without(self, names: Iterable[str]) -> Folder:
-        """The same folder less some of those in it."""
-        dropped = set(names)
-        kept = {name: sub for name, sub in self.folders.items() if name not in dropped}
-        return Folder(self.parts, self.files, kept)
-
-
-@dataclass
-class _Placed:
-    """An image's split, and its class folder with those below it."""
-
-    split: str
-    path: Parts
+    def add_test(self, other: Layout) -> None:
+        """Take the test split of another source, or all its images if it has no split."""
+        self.test = other.train if other.test is None else other.test
+        self.notes += other.notes
+        self.skipped += other.skipped
 
 
 def check_class_folders(value: str | None) -> None:
-    """Refuse what is neither None nor one of the two values.
+    """Check a value of ``--class-folders``.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is neither None, ``top`` nor ``leaves``.
     """
     if value is not None and value not in get_args(ClassFolders):
         raise UserError(f"--class-folders {value}: give top or leaves")
@@ -92,109 +106,238 @@ def read_folders(
     """Sort images into splits and classes by the folders that they lie in.
 
     Args:
-        source: what errors name.
+        source: the source's name in errors.
         listing: of the source; its other files may be label tables or lists of a split.
         images: of the listing, at least one.
         class_folders: ``top`` takes the topmost folders as the classes, whatever their names;
-            ``leaves`` those that hold the images, below the splits. By default the topmost ones
-            below the splits.
+            ``leaves`` the folders that hold the images, below the splits. By default the classes
+            are the topmost folders below the splits.
 
     Raises:
         UserError: there are no class folders, or it is not clear which folders they are.
     """
-    return _Reading(source, listing, images, class_folders).read()
+    return _FolderReader(source, listing, images, class_folders).read()
 
 
-class _Reading:
-    """Reads one source; gathers on the way what is left out and what is to be said."""
+@dataclass
+class _Folder:
+    """A folder with images in it or below it."""
+
+    parts: Parts
+    files: list[File] = field(default_factory=list)
+    folders: dict[str, _Folder] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The path below the source, with a ``/`` at its end."""
+        return "/".join((*self.parts, ""))
+
+    def all_files(self) -> Iterator[File]:
+        """The images in it and below it."""
+        yield from self.files
+        for folder in self.folders.values():
+            yield from folder.all_files()
+
+    def without(self, names: Iterable[str]) -> _Folder:
+        """The same folder without some of the folders in it."""
+        dropped = set(names)
+        kept = {name: sub for name, sub in self.folders.items() if name not in dropped}
+        return _Folder(self.parts, self.files, kept)
+
+    def lone_folder(self) -> _Folder | None:
+        """The folder in it, if it holds one folder and nothing else."""
+        is_wrapper = len(self.folders) == 1 and not self.files
+        return next(iter(self.folders.values())) if is_wrapper else None
+
+    def class_names(self) -> set[str]:
+        """The names of the folders in it, or in the ``images/`` that is all it has but masks."""
+        folder, names = self, set(self.folders) - set(find_masks(self.folders)[1])
+        while len(names) == 1 and is_container(*names):
+            folder = folder.folders[names.pop()]
+            names = set(folder.folders)
+        return names
+
+    def groups(self) -> dict[str, set[str]]:
+        """The class names of each folder in it."""
+        return {name: sub.class_names() for name, sub in self.folders.items()}
+
+    def splits(self) -> dict[str, str]:
+        """Which of the folders in it are splits, see `find_splits`."""
+        return find_splits(self.groups())
+
+    def unwrap(self) -> _Folder:
+        """The folder of all class folders or splits: rule 1."""
+        folder = self
+        while len(folder.folders) == 1:
+            (only,) = folder.folders.values()
+            if not only.folders or (only.files and not only.splits()):
+                break
+            folder = only
+        return folder
+
+
+class _Place(NamedTuple):
+    """An image's split, and its class folder with the folders below it."""
+
+    split: str
+    path: Parts
+
+
+class _FolderReader:
+    """Reads one source, and collects what is left out and the notes on the way.
+
+    Files are known by their ``id``. An image is in ``placed``, in ``left_out`` (a note names it or
+    its folder), or in neither, and then in no class folder.
+    """
 
     def __init__(
         self, source: str, listing: Listing, images: Sequence[File], class_folders: str | None
     ):
         self.source, self.listing, self.images = source, listing, images
         self.class_folders = class_folders
-        names = {id(file) for file in images}
-        self.others = [file for file in listing.files if id(file) not in names]
-        self.placed: dict[int, _Placed] = {}
-        self.left_out: set[int] = set()  # already named in a note
-        self.dropped: list[Folder] = []
+        keys = set(map(id, images))
+        self.others = [file for file in listing.files if id(file) not in keys]
+        self.placed: dict[int, _Place] = {}
+        self.left_out: set[int] = set()
+        self.left_out_folders: list[_Folder] = []
         self.notes: list[str] = []
-        self.roots: list[Parts] = []  # what class folders lie in
-        self.used: set[str] = set()  # tables and lists
+        self.class_parents: list[Parts] = []
+        self.used: set[str] = set()  # names of tables and lists
         self.has_test = False
 
     def read(self) -> Layout:
-        top = _unwrap(_tree(self.images))
+        top = _tree(self.images).unwrap()
         if self.class_folders == "top":
             self._take_classes(top)
         else:
-            self._resolve(top)
+            self._apply_rules(top)
         if not self.placed:
             raise UserError(
-                f"{self.source}: {len(self.images)} images but no class folders; {EXPECTED}"
+                f"{self.source}: {len(self.images)} images but no class folders; {EXPECTED_LAYOUT}"
             )
-        if not self.has_test and self.class_folders != "top":
-            self._apply_lists()
         if self.class_folders != "top":
+            self._note_levels()
+            if not self.has_test:
+                self._apply_lists()
             self._leave_out_mask_files(top)
-        layout = Layout(*self._by_class(), roots=self.roots)
-        layout.notes = [*self.notes, *self._dropped_folders(), *self._empty_folders()]
-        layout.skipped = [
-            *(entry for entry in self.listing.skipped if entry.name not in self.used),
-            *self._loose(),
+        train, test = self._by_class()
+        loose = [
+            Skipped(file.name, "not in a class folder")
+            for file in self.images
+            if id(file) not in self.placed and id(file) not in self.left_out
         ]
-        return layout
+        skipped = [entry for entry in self.listing.skipped if entry.name not in self.used]
+        notes = [*self.notes, *self._note_left_out(), *self._note_empty()]
+        return Layout(train, test, notes, skipped + loose)
 
-    # --- which folders mean what
-
-    def _resolve(self, top: Folder) -> None:
-        around = top
-        top = _unwrap(self._without_masks(top))
-        if not top.folders or _is_lone_flat(top):
-            self._take_flat(top, around)
-            return
-        splits = find_splits(_folders_of(top))
-        if splits:
+    def _apply_rules(self, top: _Folder) -> None:
+        with_masks, top = top, self._without_masks(top).unwrap()
+        if not top.folders or _is_one_folder_of_images(top):
+            self._take_flat(top, with_masks)
+        elif splits := top.splits():
             self._take_splits(top, splits)
-            return
-        inner = self._only_set(top)
-        if inner:
-            self._leave_out([f for f in top.folders.values() if f is not inner])
-            self._resolve(_unwrap(inner))
-            return
-        self._check_level(top)
-        if not self._take_splits_below(top):
-            self._check_same_folders(top, _folders_of(top))
-            self._take_classes(top)
+        elif dataset := self._find_dataset(top):
+            self._leave_out(folder for folder in top.folders.values() if folder is not dataset)
+            self._apply_rules(dataset.unwrap())
+        else:
+            self._check_classes(top)
+            if not self._take_splits_below(top):
+                self._check_same_folders(top, top.groups())
+                self._take_classes(top)
 
-    def _without_masks(self, folder: Folder) -> Folder:
-        """Leave out masks and labels beside images, and what holds no class by its name."""
+    # --- rule 2: masks beside images
+
+    def _without_masks(self, folder: _Folder) -> _Folder:
+        """Leave out folders of masks, and extras beside one folder of images."""
         images, masks = find_masks(folder.folders)
         if not masks:
-            images = [name for name in folder.folders if not is_left_out(name)]
+            images = [name for name in folder.folders if not is_extra(name)]
             masks = [name for name in folder.folders if name not in images]
             if len(images) != 1 or not masks:
                 return folder
+            are_unlabelled = all(is_extra(name, UNLABELLED) for name in masks)
             if not is_container(images[0]) and not (
-                folder.folders[images[0]].folders
-                and all(is_left_out(name, WITHOUT_LABELS) for name in masks)
+                folder.folders[images[0]].folders and are_unlabelled
             ):
                 return folder
         kept = folder.without(masks)
         if len(kept.folders) > 1 and not any(sub.folders for sub in kept.folders.values()):
-            raise UserError(self._only_images_and_masks(folder.folders))
-        self._leave_out([folder.folders[name] for name in masks])
+            raise self._only_images_and_masks(folder)
+        self._leave_out(folder.folders[name] for name in masks)
         return kept
 
-    def _only_images_and_masks(self, names: Iterable[str]) -> str:
-        return (
-            f"{self.source}: {_some(names)} look like images and their masks or labels, not like "
-            f"classes; {EXPECTED}; {_ASK}"
+    def _only_images_and_masks(self, folder: _Folder) -> UserError:
+        return self._unclear(
+            f"{_join_folders(folder.folders)} look like images and their masks or labels, not like "
+            f"classes; {EXPECTED_LAYOUT}"
         )
 
-    def _take_splits(self, top: Folder, splits: dict[str, str]) -> None:
-        """Take the classes below the training and the test folder."""
-        inside = {name: self._inside(top.folders[name], splits[name]) for name in splits}
+    # --- rule 3: labels from a table
+
+    def _take_flat(self, folder: _Folder, with_masks: _Folder) -> None:
+        """Take the labels of images without class folders from a table."""
+        inner = folder
+        while only := inner.lone_folder():
+            inner = only
+        labels = self._find_labels(inner, (), (), TRAIN)
+        if labels is not None:
+            self._place_labelled(inner, labels, TRAIN)
+        elif len(with_masks.folders) > 1:
+            raise self._only_images_and_masks(with_masks)
+        elif folder.folders:
+            raise UserError(
+                f"{self.source}: {inner.path} holds {len(inner.files)} images and no class "
+                f"folders, and no table has their labels; {EXPECTED_LAYOUT}, or a labels.csv with "
+                f"the columns file and label beside {inner.path}"
+            )
+
+    def _find_labels(
+        self, folder: _Folder, root: Parts, others: Sequence[File], split: str
+    ) -> Labels | None:
+        """Find a table with the labels of a folder's images.
+
+        Args:
+            folder: the folder that the images lie in.
+            root: the folder of the split; a table in it is for these images alone.
+            others: images of the other splits.
+            split: the split of the images.
+        """
+        elsewhere = {file.parts[: len(root)] for file in others}
+        inside: list[File] = []  # in the split
+        above: list[File] = []  # in one of the folders around it
+        beside: list[File] = []
+        for file in self.others:
+            if root and file.parts[: len(root)] == root:
+                inside.append(file)
+            elif file.parts[:-1] == folder.parts[: len(file.parts) - 1]:
+                above.append(file)
+            elif file.parts[: len(root)] not in elsewhere and is_table(file):
+                beside.append(file)
+        if len(beside) > _MAX_TABLES:
+            beside = []
+        for tables, rivals in ((inside, ()), (above, others), (beside, others)):
+            if found := find_labels(self.source, tables, folder.files, rivals, split):
+                return found
+        return None
+
+    def _place_labelled(self, folder: _Folder, labels: Labels, split: str) -> None:
+        for key, label in labels.by_file.items():
+            self.placed[key] = _Place(split, (label,))
+        self.used.add(labels.table)
+        self.left_out.update(map(id, labels.unnamed))
+        note = f"The labels of {folder.path or self.source} are those of {labels.table}"
+        if labels.missing:
+            note += f"; {len(labels.missing)} rows have no image ({join_names(labels.missing)})"
+        if labels.unnamed:
+            named = join_names(file.name for file in labels.unnamed)
+            note += f"; {len(labels.unnamed)} images have no label and are left out ({named})"
+        self.notes.append(note + ".")
+
+    # --- rule 4: splits
+
+    def _take_splits(self, top: _Folder, splits: dict[str, str]) -> None:
+        """Take the classes below the training folder and the test folder."""
+        inside = {name: self._inside_split(top.folders[name], splits[name]) for name in splits}
         labels: dict[str, Labels] = {}
 
         def choose(split: str) -> str | None:
@@ -202,296 +345,135 @@ class _Reading:
             chosen = [name for name in names if inside[name].folders]
             for name in () if chosen else names:
                 others = [f for n in splits if n != name for f in top.folders[n].all_files()]
-                root = (*top.parts, name)
-                if found := self._labels_of(inside[name], root, others, split):
+                if found := self._find_labels(inside[name], (*top.parts, name), others, split):
                     labels[name] = found
                     chosen.append(name)
             if len(chosen) > 1:
+                advice = self._say_which(top, {chosen[0]: split} | splits)
                 raise UserError(
-                    f"{self.source}: {_some(chosen)} both look like the {split} split; "
-                    + self._say_which(top, splits, **{split: chosen[0]})
+                    f"{self.source}: {_join_folders(chosen)} both look like the {split} split; "
+                    f"{advice}"
                 )
             return chosen[0] if chosen else None
 
         train = choose(TRAIN)
         if train is None:
-            raise UserError(self._no_classes(top, splits))
+            raise self._splits_without_classes(top, splits)
         classes = set(labels[train].by_file.values() if train in labels else inside[train].folders)
         test = next((name for split in _TESTS if (name := choose(split))), None)
         if test in labels and not set(labels[test].by_file.values()) <= classes:
-            test = None  # other labels, of another kind
+            test = None  # labels of another kind
         if test and splits[test] == VALIDATION:
             self.notes.append(f"No test/ with class folders: {test}/ is the test split.")
-        if train not in labels and (not test or test not in labels):
+        if not {train, test} & labels.keys():
             self._unwrap_both(inside, train, test)
+        self.has_test = test is not None
         for name, split in ((train, TRAIN), (test, TEST)):
             if name is None:
                 continue
             if name in labels:
                 self._place_labelled(inside[name], labels[name], split)
             else:
-                self._check_class_level(inside[name])
+                self._check_classes(inside[name])
+                self._check_same_folders(inside[name], inside[name].groups())
                 self._take_classes(inside[name], split)
-        self.has_test = test is not None
-        self._leave_out([sub for name, sub in top.folders.items() if name not in (train, test)])
-        self._remark_on_levels()
+        self._leave_out(sub for name, sub in top.folders.items() if name not in (train, test))
 
-    def _inside(self, folder: Folder, split: str) -> Folder:
+    def _inside_split(self, folder: _Folder, split: str) -> _Folder:
         """Go through folders that only repeat the split (``train/train``) or say ``images``."""
         own = folder.parts[-1]
         while True:
             folder = self._without_masks(folder)
-            if folder.files or len(folder.folders) != 1:
+            only = folder.lone_folder()
+            if only is None:
                 return folder
-            (only,) = folder.folders.values()
             name = split_name(only.parts[-1])
             repeats = only.parts[-1] == own or (name is not None and name.split == split)
             if not repeats and not is_container(only.parts[-1]):
                 return folder
             folder = only
 
-    def _unwrap_both(self, inside: dict[str, Folder], train: str, test: str | None) -> None:
-        """Go through the one folder that all classes of both splits lie in."""
-
-        def lone(folder: Folder) -> Folder | None:
-            subs = list(folder.folders.values())
-            return subs[0] if len(subs) == 1 and not folder.files and subs[0].folders else None
-
-        first = lone(inside[train])
-        if first is None or first.files:
+    def _unwrap_both(self, inside: dict[str, _Folder], train: str, test: str | None) -> None:
+        """Go through the one folder that all classes of both splits lie in: rule 1."""
+        first = inside[train].lone_folder()
+        if first is None or not first.folders or first.files:
             return
         if test is not None:
-            second = lone(inside[test])
+            second = inside[test].lone_folder()
             if second is None or not set(second.folders) & set(first.folders):
                 return
             inside[test] = second
         inside[train] = first
 
-    def _only_set(self, top: Folder) -> Folder | None:
-        """The one folder with splits of class folders, the others being no classes."""
-        sets = [
-            folder
-            for folder in top.folders.values()
-            if (splits := find_splits(_folders_of(_unwrap(folder))))
-            and any(
-                sub.folders for name, sub in _unwrap(folder).folders.items() if splits.get(name)
-            )
-        ]
-        rest = [name for name, folder in top.folders.items() if folder not in sets]
-        below = [
-            {name for sub in _unwrap(folder).folders.values() for name in _class_names(sub)}
-            for folder in sets
-        ]
-        alike = any(a & b for a, b in combinations(below, 2))
-        if len(sets) > 1 and alike:
-            raise UserError(
-                f"{self.source}: {_some([f.parts[-1] for f in sets])} each have splits with the "
-                f"same class folders; {self._give_one(sets[0])}"
-            )
-        if len(sets) != 1:
-            return None
-        if all(is_left_out(name) for name in rest):
-            return sets[0]
-        raise UserError(
-            f"{self.source}: {sets[0].name} has splits of its own and {_some(rest)} "
-            f"{'have' if len(rest) > 1 else 'has'} none; {self._give_one(sets[0])}"
-        )
-
-    def _take_splits_below(self, top: Folder) -> bool:
-        """Take ``cat/train`` and ``cat/test``, at whatever depth; False if there are none."""
-        found: dict[int, _Placed] = {}
-        bare: list[File] = []
-
-        def walk(folder: Folder, path: Parts, split: str | None) -> None:
-            if path:
-                folder = self._without_masks(folder)
-            names = list(folder.folders)
-            splits = find_splits(_folders_of(folder)) if split is None else {}
-            if not splits and split is None and path and names and _are_bare_splits(names):
-                splits = {name: split_name(name).split for name in names}
-            if split is not None:
-                found.update(dict.fromkeys(map(id, folder.files), _Placed(split, path)))
-            elif not splits:
-                bare.extend(folder.files)
-            alone = len(names) == 1 and not folder.files and is_container(names[0])
-            for name, sub in folder.folders.items():
-                own = splits.get(name)
-                if splits and own is None:
-                    self._leave_out([sub])
-                else:
-                    walk(sub, path if own or (path and alone) else (*path, name), own or split)
-
-        walk(top, (), None)
-        kinds = {placed.split for placed in found.values()}
-        if TRAIN not in kinds or (bare and kinds == {TRAIN}):
-            return False
-        if bare and not all(len(file.parts) == len(top.parts) + 1 for file in bare):
-            without = sorted({"/".join((*file.parts[:-1], "")) for file in bare}, key=natural_key)
-            raise UserError(
-                f"{self.source}: some folders have a split below them and others, like "
-                f"{without[0]}, have none; put all classes into train/ and test/"
-            )
-        groups: dict[str, set[str]] = defaultdict(set)
-        for placed in found.values():
-            groups[placed.path[0]].update(placed.path[1:2])
-        self._check_same_folders(top, groups)
-        chosen = next((split for split in _TESTS if split in kinds), None)
-        if chosen == VALIDATION:
-            self.notes.append("No test folders below the classes: val is the test split.")
-        unused = [key for key, placed in found.items() if placed.split not in (TRAIN, chosen)]
-        if unused:
-            kind = " and ".join(sorted({found[key].split for key in unused}))
-            self.notes.append(f"The {kind} folders are left out ({len(unused)} images).")
-            self.left_out.update(unused)
-        for key, placed in found.items():
-            if placed.split in (TRAIN, chosen):
-                self.placed[key] = _Placed(TRAIN if placed.split == TRAIN else TEST, placed.path)
-        self.roots.append(top.parts)
-        self.has_test = chosen is not None
-        self._remark_on_levels()
-        return True
-
-    def _take_classes(self, folder: Folder, split: str = TRAIN) -> None:
-        """Take the folders in a folder as classes."""
-
-        def walk(sub: Folder, path: Parts) -> None:
-            if self.class_folders != "top":
-                sub = self._without_masks(sub)
-            self.placed.update(dict.fromkeys(map(id, sub.files), _Placed(split, path)))
-            for name, below in sub.folders.items():
-                alone = len(sub.folders) == 1 and not sub.files and is_container(name)
-                walk(below, path if alone else (*path, name))
-
-        for name, sub in folder.folders.items():
-            walk(sub, (name,))
-        self.roots.append(folder.parts)
-        if split == TRAIN and not self.has_test:
-            self._remark_on_levels()
-
-    # --- images without class folders
-
-    def _take_flat(self, folder: Folder, around: Folder) -> None:
-        """Take the labels of images without class folders from a table; ``around`` has masks."""
-        inner = folder
-        while not inner.files and len(inner.folders) == 1:
-            (inner,) = inner.folders.values()
-        labels = self._labels_of(inner, (), (), TRAIN)
-        if labels is not None:
-            self._place_labelled(inner, labels, TRAIN)
-        elif len(around.folders) > 1:
-            raise UserError(self._only_images_and_masks(around.folders))
-        elif folder.folders:
-            raise UserError(
-                f"{self.source}: {inner.name} holds {len(inner.files)} images and no class "
-                f"folders, and no table has their labels; {EXPECTED}, or a labels.csv with the "
-                f"columns file and label beside {inner.name}"
-            )
-
-    def _labels_of(
-        self, folder: Folder, root: Parts, others: Sequence[File], split: str
-    ) -> Labels | None:
-        """What a table says of a folder's images.
-
-        Args:
-            folder: that the images lie in.
-            root: of the split; a table in it is for these images alone, and comes first.
-            others: images of the other splits.
-            split: what the images are for.
-        """
-        elsewhere = {file.parts[: len(root)] for file in others}
-        own: list[File] = []
-        above: list[File] = []
-        beside: list[File] = []
-        for file in self.others:
-            if root and file.parts[: len(root)] == root:
-                own.append(file)
-            elif file.parts[:-1] == folder.parts[: len(file.parts) - 1]:
-                above.append(file)
-            elif file.parts[: len(root)] not in elsewhere:
-                beside.append(file)
-        beside = [file for file in beside if is_table(file)]
-        for tables, rivals in (
-            (own, ()),
-            (above, others),
-            (beside if len(beside) <= _MAX_TABLES else [], others),
-        ):
-            if found := find_labels(self.source, tables, folder.files, rivals, split):
-                return found
-        return None
-
-    def _place_labelled(self, folder: Folder, labels: Labels, split: str) -> None:
-        for key, label in labels.by_file.items():
-            self.placed[key] = _Placed(split, (label,))
-        self.used.add(labels.table)
-        self.left_out.update(id(file) for file in labels.unnamed)
-        note = f"The labels of {folder.name or self.source} are those of {labels.table}"
-        if labels.missing:
-            note += f"; {len(labels.missing)} rows have no image ({_some(labels.missing, '')})"
-        if labels.unnamed:
-            named = _some([file.name for file in labels.unnamed], "")
-            note += f"; {len(labels.unnamed)} images have no label and are left out ({named})"
-        self.notes.append(note + ".")
-
-    def _no_classes(self, top: Folder, splits: dict[str, str]) -> str:
+    def _splits_without_classes(self, top: _Folder, splits: dict[str, str]) -> UserError:
         train = [name for name in splits if splits[name] == TRAIN]
         count = sum(1 for name in train for _ in top.folders[name].all_files())
-        return (
-            f"{self.source}: {_some(splits)} look like splits, but there are no class folders in "
-            f"{_some(train)} ({count} images) and no table has their labels; put one folder per "
-            f"class into each, or {train[0]}.csv with the columns file and label beside it; {_ASK}"
+        return self._unclear(
+            f"{_join_folders(splits)} look like splits, but there are no class folders in "
+            f"{_join_folders(train)} ({count} images) and no table has their labels; put one "
+            f"folder per class into each, or {train[0]}.csv with the columns file and label "
+            f"beside it"
         )
 
-    # --- what is not clear
+    # --- rule 5: one data set among extras
 
-    def _check_class_level(self, folder: Folder) -> None:
-        """Refuse folders in a split that look like anything but classes."""
-        self._check_level(folder)
-        self._check_same_folders(folder, _folders_of(folder))
-
-    def _check_level(self, top: Folder) -> None:
-        names = list(top.folders)
-        if are_all_splits(names):
+    def _find_dataset(self, top: _Folder) -> _Folder | None:
+        """Find the one folder with splits that hold class folders."""
+        found: dict[str, _Folder] = {}
+        for name, folder in top.folders.items():
+            inner = folder.unwrap()
+            if any(inner.folders[split].folders for split in inner.splits()):
+                found[name] = inner
+        if not found:
+            return None
+        first = top.folders[next(iter(found))]
+        classes = [set().union(*inner.groups().values()) for inner in found.values()]
+        if any(one & other for one, other in combinations(classes, 2)):
             raise UserError(
-                f"{self.source}: {_some(names)} look like splits, and none or more than one is for "
-                f"training; {self._say_which(top, {n: split_name(n).split for n in names})}; {_ASK}"
+                f"{self.source}: {_join_folders(found)} each have splits with the same class "
+                f"folders; {self._give_one(first)}"
+            )
+        if len(found) > 1:
+            return None
+        rest = [name for name in top.folders if name not in found]
+        if all(map(is_extra, rest)):
+            return first
+        raise UserError(
+            f"{self.source}: {first.path} has splits of its own and {_join_folders(rest)} "
+            f"{'have' if len(rest) > 1 else 'has'} none; {self._give_one(first)}"
+        )
+
+    # --- rule 6: what does not look like classes
+
+    def _check_classes(self, top: _Folder) -> None:
+        """Refuse folders that look like splits, parts, a set, or what only sorts others."""
+        names = list(top.folders)
+        if len(names) > 1 and (splits := bare_splits(names)):
+            raise self._unclear(
+                f"{_join_folders(names)} look like splits, and none or more than one is for "
+                f"training; {self._say_which(top, splits)}"
             )
         if are_parts(names):
-            raise UserError(
-                f"{self.source}: {_some(names)} look like parts, folds or sizes of one set, not "
-                f"like classes; {EXPECTED}, or {self._give_one(top.folders[names[0]])}; {_ASK}"
+            raise self._unclear(
+                f"{_join_folders(names)} look like parts, folds or sizes of one set, not like "
+                f"classes; {EXPECTED_LAYOUT}, or {self._give_one(top.folders[names[0]])}"
             )
-        self._check_strays(names)
-        self._check_sets(top)
-        self._check_letters(top)
-
-    def _check_strays(self, names: list[str]) -> None:
-        """Refuse ``test`` or ``unlabeled`` beside classes."""
-        stray = [name for name in names if is_no_class(name, names)]
-        if stray:
-            beside = _some(name for name in names if name not in stray)
+        if stray := [name for name in names if is_stray(name, names)]:
+            beside = _join_folders(name for name in names if name not in stray)
             looks = "does not look like a class" if len(stray) == 1 else "do not look like classes"
-            raise UserError(
-                f"{self.source}: {_some(stray)} beside {beside} {looks}; put the classes into "
-                f"train/ and test/, or {stray[0]}/ elsewhere; {_ASK}"
+            raise self._unclear(
+                f"{_join_folders(stray)} beside {beside} {looks}; put the classes into train/ and "
+                f"test/, or {stray[0]}/ elsewhere"
             )
-
-    def _check_sets(self, top: Folder) -> None:
-        """Refuse ``data`` or ``train`` with class folders beside something else."""
-        for name, folder in top.folders.items():
-            split = split_name(name)
-            if not is_container(name) and not (split and split.is_bare and len(top.folders) == 2):
-                continue
-            others = top.without([name]).folders
-            inner = _class_names(folder)
-            is_flat = not any(sub.folders for sub in others.values())
-            if others and len(inner) > 1 and (is_container(name) or is_flat):
-                raise UserError(
-                    f"{self.source}: {name}/ holds {len(inner)} folders and is beside "
-                    f"{_some(others)}; {self._give_one(folder)}; {_ASK}"
+        for name, folder in top.folders.items():  # data/ or train/ with classes, beside others
+            others, inner = top.without([name]).folders, folder.class_names()
+            are_flat = not any(sub.folders for sub in others.values())
+            is_split = are_flat and len(others) == 1 and bool(bare_splits([name]))
+            if others and len(inner) > 1 and (is_container(name) or is_split):
+                raise self._unclear(
+                    f"{name}/ holds {len(inner)} folders and is beside {_join_folders(others)}; "
+                    f"{self._give_one(folder)}"
                 )
-
-    def _check_letters(self, top: Folder) -> None:
-        """Refuse ``a/abbey`` and ``b/bar``: folders that only sort others."""
         if self.class_folders is None and all(
             len(name) == 1
             and not name.isdigit()
@@ -500,223 +482,269 @@ class _Reading:
             for name, sub in top.folders.items()
         ):
             raise UserError(
-                f"{self.source}: {_some(top.folders)} only sort the folders in them by their first "
-                f"letter; take those as classes with --class-folders leaves"
+                f"{self.source}: {_join_folders(names)} only sort the folders in them by their "
+                f"first letter; take those as classes with --class-folders leaves"
             )
 
-    def _check_same_folders(self, top: Folder, groups: dict[str, set[str]]) -> None:
-        """Refuse folders that hold the same folders: which of the two levels are the classes?"""
+    def _check_same_folders(self, top: _Folder, groups: dict[str, set[str]]) -> None:
+        """Refuse folders that hold the same folders: either level may be the classes."""
         for name, group in groups.items():
-            if len(group & groups.keys()) > 1:
-                raise UserError(
-                    f"{self.source}: {name}/ holds folders that are beside it too "
-                    f"({_some(sorted(group & groups.keys(), key=natural_key))}); put {name}/ "
-                    f"elsewhere, and give it with --test if it is for testing; {_ASK}"
+            if len(doubles := group & groups.keys()) > 1:
+                named = _join_folders(sorted(doubles, key=natural_key))
+                raise self._unclear(
+                    f"{name}/ holds folders that are beside it too ({named}); put {name}/ "
+                    f"elsewhere, and give it with --test if it is for testing"
                 )
-        alike, common = _alike(groups)
+        alike, common = _find_alike(groups)
         if not alike or (self.class_folders == "leaves" and not are_parts(common)):
             return
         where, below = self._path(top.parts), sorted(common, key=natural_key)
         raise UserError(
-            f"{self.source}: {_some(alike)} hold the same folders ({_some(below)}); if those are "
-            f"the classes, give one of the upper, as {where}/{alike[0]}, with --test "
-            f"{where}/{alike[1]}; if the upper are the classes, say --class-folders top"
+            f"{self.source}: {_join_folders(alike)} hold the same folders "
+            f"({_join_folders(below)}); if those are the classes, give one of the upper, as "
+            f"{where}/{alike[0]}, with --test {where}/{alike[1]}; if the upper are the classes, "
+            f"say --class-folders top"
         )
 
     def _path(self, parts: Parts) -> str:
-        return "/".join((str(self.source), *parts))
+        return "/".join((self.source, *parts))
 
-    def _say_which(self, top: Folder, splits: dict[str, str], **chosen: str) -> str:
-        """How to name a training and a test folder."""
-        for name, split in splits.items():
-            chosen.setdefault(split, name)
-        test = next((chosen[split] for split in _TESTS if split in chosen), "TEST")
-        train = self._path((*top.parts, chosen.get(TRAIN, "TRAIN")))
-        return f"say which is meant, as {train} --test {self._path((*top.parts, test))}"
+    def _unclear(self, text: str) -> UserError:
+        return UserError(f"{self.source}: {text}; {_ASK}")
 
-    def _give_one(self, folder: Folder) -> str:
+    def _say_which(self, top: _Folder, splits: dict[str, str]) -> str:
+        """Return how to give a training and a test folder, of those whose splits are given."""
+        first = {split: name for name, split in reversed(splits.items())}
+        train = self._path((*top.parts, first.get(TRAIN, "TRAIN")))
+        test = self._path((*top.parts, first.get(_test_split(first) or "", "TEST")))
+        return f"say which is meant, as {train} --test {test}"
+
+    def _give_one(self, folder: _Folder) -> str:
         return f"give the one that is meant, as {self._path(folder.parts)}"
 
-    # --- what comes of it
+    # --- rules 7 and 8: classes, with or without splits below them
+
+    def _walk(
+        self, folder: _Folder, path: Parts, split: str | None
+    ) -> Iterator[tuple[File, _Place | None]]:
+        """Yield the images in and below a folder, with their places; None if in no split.
+
+        Args:
+            folder: the folder of the classes, or one below it.
+            path: the class folder and those below it, on the way to ``folder``.
+            split: the split of all images; None looks for splits among the folders.
+        """
+        if path and self.class_folders != "top":
+            folder = self._without_masks(folder)
+        splits: dict[str, str] = {}
+        if split is None:
+            splits = folder.splits() or (bare_splits(folder.folders) if path else {})
+        if not splits:
+            place = _Place(split, path) if split is not None else None
+            yield from ((file, place) for file in folder.files)
+        only = folder.lone_folder()
+        is_skipped = path and only is not None and is_container(only.parts[-1])
+        for name, sub in folder.folders.items():
+            own = splits.get(name)
+            if splits and own is None:
+                self._leave_out([sub])
+            else:
+                yield from self._walk(
+                    sub, path if own or is_skipped else (*path, name), own or split
+                )
+
+    def _take_splits_below(self, top: _Folder) -> bool:
+        """Take ``cat/train`` and ``cat/test``, at any depth. Return False if there are none."""
+        found = {id(file): (file, place) for file, place in self._walk(top, (), None)}
+        places = {key: place for key, (_, place) in found.items() if place is not None}
+        bare = [file for file, place in found.values() if place is None]
+        kinds = {place.split for place in places.values()}
+        if TRAIN not in kinds or (bare and kinds == {TRAIN}):
+            return False
+        if any(len(file.parts) > len(top.parts) + 1 for file in bare):
+            folders = {"/".join((*file.parts[:-1], "")) for file in bare}
+            raise UserError(
+                f"{self.source}: some folders have a split below them and others, like "
+                f"{min(folders, key=natural_key)}, have none; put all classes into train/ and test/"
+            )
+        groups: dict[str, set[str]] = defaultdict(set)
+        for place in places.values():
+            groups[place.path[0]].update(place.path[1:2])
+        self._check_same_folders(top, groups)
+        test = _test_split(kinds)
+        if test == VALIDATION:
+            self.notes.append("No test folders below the classes: val is the test split.")
+        unused = {key: p.split for key, p in places.items() if p.split not in (TRAIN, test)}
+        if unused:
+            kind = " and ".join(sorted(set(unused.values())))
+            self.notes.append(f"The {kind} folders are left out ({len(unused)} images).")
+            self.left_out.update(unused)
+        for key, place in places.items():
+            if key not in unused:
+                self.placed[key] = _Place(TRAIN if place.split == TRAIN else TEST, place.path)
+        self.class_parents.append(top.parts)
+        self.has_test = test is not None
+        return True
+
+    def _take_classes(self, folder: _Folder, split: str = TRAIN) -> None:
+        """Take the folders in a folder as classes."""
+        for file, place in self._walk(folder, (), split):
+            if place is not None and place.path:
+                self.placed[id(file)] = place
+        self.class_parents.append(folder.parts)
+
+    # --- afterwards
 
     def _apply_lists(self) -> None:
         """Take the split that lists beside the images give, if there are any."""
         images = [file for file in self.images if id(file) in self.placed]
-        lists, notes = read_lists(str(self.source), self.others, images)
+        lists, notes = read_lists(self.source, self.others, images)
         self.notes += notes
         if lists is None:
             return
         self.used.update(lists.files)
-        kinds = set(lists.split_of.values())
-        chosen = next((split for split in _TESTS if split in kinds), None)
+        test = _test_split(lists.split_of.values())
         left: Counter[str] = Counter()
         for file in images:
             split = lists.split_of.get(id(file))
-            if split is not None and split in (TRAIN, chosen):
-                path = self.placed[id(file)].path
-                if id(file) in lists.class_of:
-                    path = (lists.class_of[id(file)],)
-                self.placed[id(file)] = _Placed(TRAIN if split == TRAIN else TEST, path)
+            if split is not None and split in (TRAIN, test):
+                name = lists.class_of.get(id(file))
+                path = (name,) if name else self.placed[id(file)].path
+                self.placed[id(file)] = _Place(TRAIN if split == TRAIN else TEST, path)
             else:
                 del self.placed[id(file)]
                 self.left_out.add(id(file))
                 left["in none of the lists" if split is None else split] += 1
-        self.has_test = chosen is not None
+        self.has_test = test is not None
         note = f"The split is that of {' and '.join(sorted(lists.files))}"
         note += "".join(f"; {count} images are left out ({why})" for why, count in left.items())
         if lists.missing:
-            named = _some(lists.missing, "")
+            named = join_names(lists.missing)
             note += f"; {len(lists.missing)} listed images are not there ({named})"
         self.notes.append(note + ".")
 
-    def _by_class(self) -> tuple[ClassFiles, ClassFiles | None]:
-        """Files by split and class; the classes are the topmost folders or the lowest."""
-        names = self._leaf_names() if self.class_folders == "leaves" else None
-        groups: dict[str, ClassFiles] = {TRAIN: defaultdict(list), TEST: defaultdict(list)}
-        for file in self.images:
-            placed = self.placed.get(id(file))
-            if placed is None:
-                continue
-            if names is None:
-                groups[placed.split][placed.path[0]].append(file)
-            elif placed.path in names:
-                groups[placed.split][names[placed.path]].append(file)
-            else:  # beside the folders of the classes
-                del self.placed[id(file)]
-        train = dict(groups[TRAIN])
-        return train, dict(groups[TEST]) if self.has_test else None
-
-    def _leaf_names(self) -> dict[Parts, str]:
-        """Names of the lowest folders, with their parents' where two have the same."""
-        paths = {placed.path for placed in self.placed.values()}
-        upper = {path[:depth] for path in paths for depth in range(1, len(path))}
-        names: dict[Parts, str] = {}
-        leaves = sorted(paths - upper)
-        for depth in range(1, 1 + max(map(len, leaves))):
-            open_ = [path for path in leaves if path not in names]
-            called = Counter(" ".join(path[-depth:]) for path in open_)
-            names.update(
-                {path: name for path in open_ if called[name := " ".join(path[-depth:])] == 1}
-            )
-        return names
-
-    def _remark_on_levels(self) -> None:
-        """Say which level of nested class folders is taken."""
-        below: dict[str, set[str]] = defaultdict(set)
-        for placed in self.placed.values():
-            if len(placed.path) > 1:
-                below[placed.path[0]].add(placed.path[1])
-        if not below or self.class_folders == "top":
-            return
-        name = min(below, key=natural_key)
-        inner = _some(sorted(below[name], key=natural_key))
-        many = f" and {len(below) - 1} more" if len(below) > 1 else ""
-        note = f"Class folders have folders in them ({name}/: {inner}{many}): "
-        if self.class_folders == "leaves":
-            note += "the classes are the lowest ones."
-        else:
-            note += "the classes are the upper ones; --class-folders leaves takes the lowest."
-        self.notes = [line for line in self.notes if not line.startswith("Class folders have")]
-        self.notes.append(note)
-
-    def _leave_out(self, folders: Iterable[Folder]) -> None:
-        for folder in folders:
-            files = [id(file) for file in folder.all_files()]
-            if not self.left_out.issuperset(files):
-                self.left_out.update(files)
-                self.dropped.append(folder)
-
-    def _dropped_folders(self) -> Iterator[str]:
-        """Notes on the folders that are left out, one for those of one name."""
-        groups: dict[str, list[Folder]] = defaultdict(list)
-        for folder in self.dropped:
-            groups[folder.parts[-1]].append(folder)
-        for group in groups.values():
-            count = sum(1 for folder in group for _ in folder.all_files())
-            flat = "" if any(_class_names(folder) for folder in group) else ", no class folders"
-            verb = "is" if len(group) == 1 else "are"
-            names = _some([folder.name for folder in group], "")
-            yield f"{names} {verb} left out ({count} images{flat})."
-
-    def _leave_out_mask_files(self, folder: Folder) -> None:
+    def _leave_out_mask_files(self, top: _Folder) -> None:
         """Leave out files like ``1_mask.png`` beside ``1.png``."""
-        masks: list[File] = []
-
-        def walk(sub: Folder) -> None:
-            stems = [file.parts[-1].rpartition(".")[0] for file in sub.files]
-            known = set(stems)
-            for file, stem in zip(sub.files, stems, strict=True):
-                found = _MASK_FILE.fullmatch(stem)
-                if found and found[1] in known and id(file) in self.placed:
-                    masks.append(file)
-            for below in sub.folders.values():
-                walk(below)
-
-        walk(folder)
+        stems = {(*file.parts[:-1], _stem(file)) for file in top.all_files()}
+        masks = []
+        for file in top.all_files():
+            found = _MASK_FILE.fullmatch(_stem(file))
+            if found and (*file.parts[:-1], found[1]) in stems and id(file) in self.placed:
+                masks.append(file)
         if masks:
-            named = _some([file.name for file in masks], "")
+            named = join_names(file.name for file in masks)
             self.notes.append(f"{len(masks)} masks beside their images are left out ({named}).")
         for file in masks:
             del self.placed[id(file)]
             self.left_out.add(id(file))
 
-    def _loose(self) -> list[Skipped]:
-        """The images that are in no class and in no folder that a note names."""
-        return [
-            Skipped(file.name, "not in a class folder")
-            for file in self.images
-            if id(file) not in self.placed and id(file) not in self.left_out
-        ]
+    def _by_class(self) -> tuple[ClassFiles, ClassFiles | None]:
+        """Group the placed files by split and class: the topmost folders or the lowest."""
+        names = self._leaf_names() if self.class_folders == "leaves" else None
+        groups: dict[str, ClassFiles] = {TRAIN: defaultdict(list), TEST: defaultdict(list)}
+        for file in self.images:
+            place = self.placed.get(id(file))
+            if place is None:
+                continue
+            name = place.path[0] if names is None else names.get(place.path)
+            if name is None:  # beside the lowest folders
+                del self.placed[id(file)]
+            else:
+                groups[place.split][name].append(file)
+        return dict(groups[TRAIN]), dict(groups[TEST]) if self.has_test else None
 
-    def _empty_folders(self) -> list[str]:
-        """A note that names the class folders without images, if there are any."""
+    def _leaf_names(self) -> dict[Parts, str]:
+        """Name the lowest folders, with their parents' names where two are called the same."""
+        paths = {place.path for place in self.placed.values()}
+        leaves = paths - {path[:depth] for path in paths for depth in range(1, len(path))}
+        names: dict[Parts, str] = {}
+        for depth in range(1, 1 + max(map(len, leaves))):
+            unnamed = {path: " ".join(path[-depth:]) for path in leaves if path not in names}
+            counts = Counter(unnamed.values())
+            names.update({path: name for path, name in unnamed.items() if counts[name] == 1})
+        return names
+
+    def _leave_out(self, folders: Iterable[_Folder]) -> None:
+        for folder in folders:
+            files = list(map(id, folder.all_files()))
+            if not self.left_out.issuperset(files):
+                self.left_out.update(files)
+                self.left_out_folders.append(folder)
+
+    # --- notes
+
+    def _note_levels(self) -> None:
+        """Note which level of nested class folders is taken."""
+        below: dict[str, set[str]] = defaultdict(set)
+        for place in self.placed.values():
+            if len(place.path) > 1:
+                below[place.path[0]].add(place.path[1])
+        if not below:
+            return
+        name = min(below, key=natural_key)
+        inner = _join_folders(sorted(below[name], key=natural_key))
+        more = f" and {len(below) - 1} more" if len(below) > 1 else ""
+        taken = "the classes are the upper ones; --class-folders leaves takes the lowest."
+        if self.class_folders == "leaves":
+            taken = "the classes are the lowest ones."
+        self.notes.append(f"Class folders have folders in them ({name}/: {inner}{more}): {taken}")
+
+    def _note_left_out(self) -> Iterator[str]:
+        """Note the folders that are left out, those of one name together."""
+        by_name: dict[str, list[_Folder]] = defaultdict(list)
+        for folder in self.left_out_folders:
+            by_name[folder.parts[-1]].append(folder)
+        for group in by_name.values():
+            count = sum(1 for folder in group for _ in folder.all_files())
+            flat = "" if any(folder.class_names() for folder in group) else ", no class folders"
+            verb = "is" if len(group) == 1 else "are"
+            names = join_names(folder.path for folder in group)
+            yield f"{names} {verb} left out ({count} images{flat})."
+
+    def _note_empty(self) -> Iterator[str]:
+        """Note the class folders without images."""
         filled = {file.parts[:depth] for file in self.images for depth in range(1, len(file.parts))}
-        empty = sorted(
-            "/".join(folder) + "/"
+        empty = [
+            "/".join((*folder, ""))
             for folder in self.listing.folders - filled
-            if folder[:-1] in self.roots
-        )
-        return [f"No images in {list_some(empty)}: left out."] if empty else []
+            if folder[:-1] in self.class_parents
+        ]
+        if empty:
+            yield f"No images in {join_names(sorted(empty))}: left out."
 
 
-def _tree(images: Iterable[File]) -> Folder:
-    root = Folder(())
+_TESTS = (TEST, EVALUATION, VALIDATION)  # the first one that exists is the test split
+
+
+def _test_split(splits: Iterable[str]) -> str | None:
+    existing = set(splits)
+    return next((split for split in _TESTS if split in existing), None)
+
+
+def _tree(images: Iterable[File]) -> _Folder:
+    root = _Folder(())
     for file in images:
         folder = root
         for depth, name in enumerate(file.parts[:-1], 1):
-            if name not in folder.folders:
-                folder.folders[name] = Folder(file.parts[:depth])
-            folder = folder.folders[name]
+            folder = folder.folders.setdefault(name, _Folder(file.parts[:depth]))
         folder.files.append(file)
     return root
 
 
-def _unwrap(folder: Folder) -> Folder:
-    """The folder that all class folders or splits lie in, below the single ones around it."""
-    while len(folder.folders) == 1:
-        (only,) = folder.folders.values()
-        if not only.folders or (only.files and not find_splits(_folders_of(only))):
-            break
-        folder = only
-    return folder
+def _is_one_folder_of_images(top: _Folder) -> bool:
+    """Whether there is only one folder, of images, whose name is not a class name."""
+    if len(top.folders) != 1:
+        return False
+    ((name, only),) = top.folders.items()
+    return not only.folders and (is_container(name) or split_name(name) is not None)
 
 
-def _folders_of(folder: Folder) -> dict[str, set[str]]:
-    """The names of the folders in a folder, each with the names of those in it."""
-    return {name: _class_names(sub) for name, sub in folder.folders.items()}
+def _find_alike(groups: dict[str, set[str]]) -> tuple[list[str], set[str]]:
+    """Find folders that share at least two, and half, of the folders in them.
 
-
-def _class_names(folder: Folder) -> set[str]:
-    """The names of the folders in a folder, or in the ``images/`` that is all it has but masks."""
-    names = set(folder.folders) - set(find_masks(folder.folders)[1])
-    while len(names) == 1 and is_container(next(iter(names))):
-        folder = folder.folders[names.pop()]
-        names = set(folder.folders)
-    return names
-
-
-def _alike(groups: dict[str, set[str]]) -> tuple[list[str], set[str]]:
-    """The folders that share at least two, and half, of what they hold; and what that is."""
+    Returns:
+        Names of the folders, and what they share; both empty if there are none.
+    """
     holders: dict[str, list[str]] = defaultdict(list)
     for name, group in groups.items():
         for below in group:
@@ -729,31 +757,9 @@ def _alike(groups: dict[str, set[str]]) -> tuple[list[str], set[str]]:
     return [], set()
 
 
-def _is_lone_flat(top: Folder) -> bool:
-    """Whether there is only one folder, of images, whose name is no class's."""
-    if len(top.folders) != 1:
-        return False
-    ((name, only),) = top.folders.items()
-    return not only.folders and (is_container(name) or split_name(name) is not None)
+def _stem(file: File) -> str:
+    return file.parts[-1].rpartition(".")[0]
 
 
-def _are_bare_splits(names: Iterable[str]) -> bool:
-    found = [split_name(name) for name in names]
-    return all(name is not None and name.is_bare for name in found)
-
-
-def _some(names: Iterable[str], end: str = "/") -> str:
-    """The first three of the folders, and how many more there are."""
-    names = list(names)
-    named = [name + end for name in names[:3]]
-    if len(names) > 3:
-        return f"{', '.join(named)} and {len(names) - 3} more"
-    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
-
-
-def list_some(names: Sequence[str]) -> str:
-    """The first three of the names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-__all__ = ["EXPECTED", "ClassFolders", "check_class_folders", "list_some", "read_folders"]
+def _join_folders(names: Iterable[str]) -> str:
+    return join_names(f"{name}/" for name in names)

@@ -6,10 +6,9 @@ where a data set needs it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import huggingface_hub
 
@@ -27,9 +26,9 @@ with needs_extra("a data set of the Hugging Face hub", "data"):
 class HubImage:
     """The encoded image of one row."""
 
-    rows: datasets.Dataset  # with one column, its images not decoded
+    rows: datasets.Dataset  # one column of images that are not decoded
     index: int
-    name: str  # for errors
+    name: str  # in errors
 
     @property
     def size(self) -> int:
@@ -37,26 +36,21 @@ class HubImage:
         return len(self.read())
 
     def read(self) -> bytes:
-        """The bytes of the image's file; raises ``UnreadableImage``."""
+        """Return the bytes of the image's file; raises ``UnreadableImage``."""
         (image,) = self.rows[self.index].values()
         if not image:
             raise UnreadableImage(self.name, "the row has no image; replace it")
-        if image["bytes"] is None:  # a path in strangers' data is not followed
+        if image["bytes"] is None:  # a path in a stranger's data is not followed
             raise UnreadableImage(
                 self.name, "the row holds a path, not an image; use parquet files"
             )
         return image["bytes"]
 
-    def digest(self) -> str:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.read()).hexdigest()
-
 
 def is_on_disk(spec: DatasetSpec) -> bool:
     """Whether the data set is in the cache of ``datasets``, or the folder is there."""
-    if _is_folder(spec):
-        return spec.path_of(spec.hub).is_dir()
-    return _cached(spec) is not None
+    folder = _folder(spec)
+    return folder.is_dir() if folder else _cached(spec) is not None
 
 
 def download(spec: DatasetSpec) -> None:
@@ -65,17 +59,17 @@ def download(spec: DatasetSpec) -> None:
     Raises:
         UserError: there is no network, no such data set, or no access to it.
     """
-    if _is_folder(spec):
+    if _folder(spec):
         raise UserError(f"{spec.hub}: a folder, there is nothing to download")
     try:
-        # asked first, since `datasets` tries again and again, at length, where there is no network
-        huggingface_hub.HfApi().dataset_info(spec.hub, revision=spec.revision)
+        # asked first, as `datasets` retries for long if there is no network
+        huggingface_hub.HfApi().dataset_info(str(spec.hub), revision=spec.revision)
         datasets.load_dataset_builder(
             spec.hub, spec.config, revision=spec.revision
         ).download_and_prepare()
     except Exception as error:  # the libraries and the network raise many kinds
         raise UserError(
-            f"{spec.name}: {spec.hub} cannot be had from the Hugging Face hub "
+            f"{spec.name}: {spec.hub} cannot be fetched from the Hugging Face hub "
             f"({_reason(error)}); check the network, and your access to it"
         ) from error
     if not is_on_disk(spec):
@@ -124,18 +118,20 @@ def _labels(spec: DatasetSpec, rows: datasets.Dataset) -> tuple[list[int], tuple
     raise UserError(f"{spec.file}: columns: {column!r} holds neither numbers nor names of classes")
 
 
-def _is_folder(spec: DatasetSpec) -> bool:
-    return spec.hub.startswith((".", "/", "~"))
+def _folder(spec: DatasetSpec) -> Path | None:
+    """Return the folder of parquet files that a spec names in place of a data set of the hub."""
+    hub = str(spec.hub)
+    return spec.path_of(hub) if hub.startswith((".", "/", "~")) else None
 
 
 def _load(spec: DatasetSpec, split: str) -> datasets.Dataset:
-    if _is_folder(spec):
-        folder = str(spec.path_of(spec.hub).resolve())
-        prepare = partial(datasets.load_dataset, folder, spec.config)
-    else:
-        prepare = _cached(spec).as_dataset
     try:
-        return prepare(split=split)
+        if folder := _folder(spec):
+            return datasets.load_dataset(str(folder.resolve()), spec.config, split=split)
+        builder = _cached(spec)
+        if builder is None:
+            raise FileNotFoundError("not in the cache")
+        return builder.as_dataset(split=split)
     except Exception as error:  # the library raises many kinds
         raise UserError(
             f"{spec.file}: split {split!r} of {spec.hub} cannot be read ({_reason(error)})"
@@ -143,17 +139,17 @@ def _load(spec: DatasetSpec, split: str) -> datasets.Dataset:
 
 
 def _cached(spec: DatasetSpec) -> datasets.DatasetBuilder | None:
-    """What the cache of ``datasets`` holds; the hub is not asked."""
+    """Return what the cache of ``datasets`` holds; the hub is not asked."""
     with _offline.active():
         try:
             builder = datasets.load_dataset_builder(spec.hub, spec.config)
-        except Exception:  # not cached, which the library says in many ways
+        except Exception:  # not cached: the library raises many kinds
             return None
     return builder if spec.revision in (None, builder.hash) else None
 
 
 def _go_offline() -> Callable[[], None]:
-    """Let ``datasets`` look into its cache only, and not warn that it does."""
+    """Let ``datasets`` use its cache alone, without a warning. Return what undoes it."""
     before, verbosity = datasets.config.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
     datasets.config.HF_HUB_OFFLINE = True
     datasets.logging.set_verbosity_error()

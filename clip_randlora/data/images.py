@@ -1,7 +1,7 @@
 """Safe decoding: any common image file becomes an upright 8-bit RGB PIL image, or one clear error.
 
-What is read comes from strangers (uploads, archives, scraped folders), so the format is checked
-against a list and the size against a bound, both from the header, before a pixel is decoded.
+Files come from strangers (uploads, archives, scraped folders). So the format is checked against a
+list and the size against a bound, both from the header, before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, features
@@ -20,7 +22,7 @@ from clip_randlora.utils.quiet import without_warnings
 
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 * 2**20
-_AVIF = "avif" in features.modules and features.check("avif")  # not in older Pillows
+_AVIF = "avif" in features.modules and features.check("avif")  # older Pillows do not know it
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM") + (("AVIF",) if _AVIF else ())
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
@@ -46,7 +48,7 @@ ImageSource = str | Path | bytes | BinaryIO | Image.Image
 
 
 class UnreadableImage(UserError):
-    """One image cannot be used. ``name`` says which, ``reason`` why and what to do."""
+    """One image cannot be used: ``name`` says which one, ``reason`` why and what to do."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -65,33 +67,35 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
         name: what errors call the image; by default its path.
 
     Returns:
-        A PIL image of mode ``RGB`` that shares nothing with ``source`` and carries no metadata.
+        A PIL image of mode ``RGB`` that shares no memory with ``source`` and has no metadata.
         Of an animation or a multi-page file, the first frame.
 
     Raises:
-        UnreadableImage: (a ``UserError``) the file is missing, broken, of a format that is not
-            in ``FORMATS`` nor HEIC, HEIC without pillow-heif, of an unsupported pixel type, or has
-            more than ``MAX_PIXELS`` pixels.
+        UnreadableImage: (a ``UserError``) the file is missing or broken; its format is neither in
+            ``FORMATS`` nor HEIC; it is HEIC and pillow-heif is not installed; its pixel type is
+            not supported; or it has more than ``MAX_PIXELS`` pixels.
     """
     name = name or _name_of(source)
-    if isinstance(source, Image.Image):
-        _check_size(source, name)
-        return _guarded(_upright_rgb, source, name)
-    with _open(source, name) as image:
-        return _guarded(_upright_rgb, image, name)
+    with _unreadable_if_broken(name):
+        if isinstance(source, Image.Image):
+            _check_size(source, name)
+            return _upright_rgb(source, name)
+        with _open(source, name) as image:
+            return _upright_rgb(image, name)
 
 
 def check_image(source: ImageSource, name: str | None = None) -> None:
-    """Look at the header only: cheap, finds what is no image and what is too large.
+    """Read the header only: a fast way to find files that are no images or too large.
 
     Raises:
-        UnreadableImage: as ``decode_image``, less what shows only when pixels are decoded.
+        UnreadableImage: as `decode_image`, except for faults that only show in the pixels.
     """
     name = name or _name_of(source)
-    if isinstance(source, Image.Image):
-        _check_size(source, name)
-    else:
-        _open(source, name).close()
+    with _unreadable_if_broken(name):
+        if isinstance(source, Image.Image):
+            _check_size(source, name)
+        else:
+            _open(source, name).close()
 
 
 def _name_of(source: ImageSource) -> str:
@@ -100,13 +104,32 @@ def _name_of(source: ImageSource) -> str:
     return str(getattr(source, "filename", "") or getattr(source, "name", "") or "image")
 
 
+@contextmanager
+def _unreadable_if_broken(name: str) -> Iterator[None]:
+    """Turn whatever PIL raises into ``UnreadableImage``: a broken file can raise nearly anything.
+
+    ``OutOfMemory`` is no ``UnreadableImage``, so it ends the work: the image itself is in order
+    and must not be left out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(f"{name}: out of memory when decoding it; end other programs") from error
+    except Exception as error:
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UnreadableImage(name, f"broken or truncated image ({detail}); replace it") from error
+
+
 def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    """Open an image, of which only the header is read, and check its format and size."""
     if isinstance(source, str | PurePath) and _is_pipe(source):
         raise UnreadableImage(name, "is not a regular file; give an image file")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with without_warnings():  # Pillow's own, looser bound on pixels; ours names the file
-            image = Image.open(file, formats=FORMATS)
+        with without_warnings():  # of Pillow's own bound on pixels, which is higher than ours
+            image: Image.Image = Image.open(file, formats=FORMATS)
     except FileNotFoundError:
         raise UnreadableImage(name, "no such file; check the path") from None
     except IsADirectoryError:
@@ -114,13 +137,9 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
     except PermissionError:
         raise UnreadableImage(name, "may not be read; check its permissions") from None
     except Image.DecompressionBombError:
-        raise UnreadableImage(name, _too_large("far too many")) from None
+        raise UnreadableImage(name, _too_many_pixels("far too many")) from None
     except Image.UnidentifiedImageError:
         image = _open_heic(file, name)
-    except MemoryError as error:
-        raise _no_memory(name) from error
-    except Exception as error:  # a broken header can raise nearly anything inside PIL
-        raise UnreadableImage(name, _broken(error)) from error
     try:
         _check_size(image, name)
     except UnreadableImage:
@@ -144,14 +163,9 @@ def _open_heic(source: str | Path | BinaryIO, name: str) -> Image.Image:
             "a HEIC image: pip install 'clip-randlora[heic]' to read it, or convert it to JPEG",
         ) from None
     size = os.path.getsize(source) if isinstance(source, str | PurePath) else 0
-    if size > MAX_FILE_BYTES:  # all of it is read
+    if size > MAX_FILE_BYTES:  # HeifImageFile reads the whole file
         raise UnreadableImage(name, oversize_reason(size))
-    try:
-        return HeifImageFile(source)
-    except MemoryError as error:
-        raise _no_memory(name) from error
-    except Exception as error:
-        raise UnreadableImage(name, _broken(error)) from error
+    return HeifImageFile(source)
 
 
 def _is_heic(source: str | Path | BinaryIO) -> bool:
@@ -165,15 +179,15 @@ def _is_heic(source: str | Path | BinaryIO) -> bool:
 
 
 def oversize_reason(size: int) -> str:
-    """Say that a file has more bytes than are read."""
+    """Return the reason that a file of ``size`` bytes is refused for its size."""
     return f"{size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f}"
 
 
 def _is_pipe(path: str | PurePath) -> bool:
-    """Whether a path is neither a file nor a folder: reading it may never end."""
+    """Whether a path is neither a file nor a folder, so that reading it may never end."""
     try:
         kind = os.stat(path).st_mode
-    except (OSError, ValueError):  # said when it is opened
+    except (OSError, ValueError):  # opening it will raise too
         return False
     return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
 
@@ -183,39 +197,18 @@ def _check_size(image: Image.Image, name: str) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(name, "has no pixels; replace it")
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(name, _too_large(f"{width} x {height}"))
+        raise UnreadableImage(name, _too_many_pixels(f"{width} x {height}"))
 
 
-def _too_large(size: str) -> str:
+def _too_many_pixels(size: str) -> str:
     return f"{size} pixels, more than {MAX_PIXELS / 1e6:g} million; make it smaller"
-
-
-def _broken(error: Exception) -> str:
-    detail = " ".join(str(error).split())[:120] or type(error).__name__
-    return f"broken or truncated image ({detail}); replace it"
-
-
-def _no_memory(name: str) -> OutOfMemory:
-    """Return an error that ends what was begun: a whole image must not be left out."""
-    return OutOfMemory(f"{name}: out of memory when decoding it; end other programs")
-
-
-def _guarded(convert: Any, image: Image.Image, name: str) -> Image.Image:
-    try:
-        return convert(image, name)
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise _no_memory(name) from error
-    except Exception as error:  # a broken body can raise nearly anything inside PIL
-        raise UnreadableImage(name, _broken(error)) from error
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
-    _check_size(image, name)  # a HEIC image may turn out to have another one than its header says
-    rgb = _to_rgb(_spread(image) if is_deep else image, name)
+    _check_size(image, name)  # a HEIC image may have another size than its header says
+    rgb = _to_rgb(_brighten_deep_colour(image) if is_deep else image, name)
     turn = _UPRIGHT.get(_orientation(image))
     rgb = rgb.transpose(turn) if turn is not None else rgb
     rgb = rgb.copy() if rgb is image else rgb
@@ -250,8 +243,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     """Scale grey of up to 16 bits to 8; PIL's own ``convert`` clips at 255 instead.
 
-    White is the largest value of the fewest bits, of 8, 10, 12, 14 and 16, that hold the brightest
-    pixel: cameras and scanners store 12 bits in 16 and do not say so. A dark image gets brighter.
+    Cameras and scanners store 12 bits in 16 and do not say so. So white is the largest value of 8,
+    10, 12, 14 or 16 bits, whichever are the fewest that hold the brightest pixel. A dark image
+    gets brighter.
     """
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
@@ -263,14 +257,13 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _spread(image: Image.Image) -> Image.Image:
-    """Brighten colour of 10 to 14 bits in 16, of which PIL keeps the upper 8, as grey is."""
+def _brighten_deep_colour(image: Image.Image) -> Image.Image:
+    """Scale colour of 10 to 14 bits in 16 as `_from_16_bit` does; PIL has kept the upper 8 bits."""
     bands = image.getbands()
     if image.mode not in ("RGB", "RGBA", "LA") or "transparency" in image.info:
         return image
-    brightest = max(
-        most for band, (_, most) in zip(bands, image.getextrema(), strict=True) if band != "A"
-    )
+    colours = [image.getchannel(band) for band in bands if band != "A"]
+    brightest = max(int(np.asarray(colour).max()) for colour in colours)
     white = next(2**bits - 1 for bits in (2, 4, 6, 8) if brightest < 2**bits)
     if brightest == 0 or white == 255:
         return image

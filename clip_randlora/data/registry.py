@@ -16,7 +16,7 @@ _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 @dataclass(frozen=True)
 class BundledDataset:
-    """A registered image set: what ``clip-randlora datasets`` prints, and how it is listed."""
+    """A bundled image set: what ``clip-randlora datasets`` prints, and how its files are listed."""
 
     description: str
     classes: int
@@ -34,13 +34,12 @@ def _digits() -> Listing:
 
     scans = load_digits()
     listing = Listing()
-    # "7", not "seven": it is how folders of digits are named and how CLIP's own prompts for
-    # digits are worded ('a photo of the number: "7"'), and it sorts in the natural order.
+    # Classes are "7", not "seven": folders of digits are named so, CLIP's own prompts for digits
+    # are worded so ('a photo of the number: "7"'), and it sorts in the natural order.
     for number, (pixels, digit) in enumerate(zip(scans.images, scans.target, strict=True)):
         ink_on_paper = np.rint(255 - pixels * (255 / 16)).astype(np.uint8)
         image = Image.fromarray(ink_on_paper).resize((64, 64), Image.Resampling.BICUBIC)
-        parts = (str(digit), f"{number:04d}.png")
-        listing.files.append(File(parts, MemoryImage(image)))
+        listing.files.append(File((str(digit), f"{number:04d}.png"), MemoryImage(image)))
     listing.files.sort(key=lambda file: file.parts)
     return listing
 

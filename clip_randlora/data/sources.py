@@ -1,8 +1,7 @@
-"""Where files come from: a folder, a zip archive, or memory, all listed in the same form."""
+"""List the files of a folder or a zip archive, in the same form."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -20,18 +19,19 @@ from clip_randlora.data.images import MAX_FILE_BYTES, UnreadableImage, oversize_
 from clip_randlora.errors import UserError
 
 MAX_FILES = 1_000_000
-MAX_ARCHIVE_BYTES = 32 * 2**30
-MAX_EXPANSION = 100  # times an archive's size, if that is more than MAX_UNJUDGED_BYTES
-MAX_UNJUDGED_BYTES = 2**30
 MAX_DEPTH = 64  # folders in folders
-_ENTRY, _DIRECTORY_BYTES = b"PK\x01\x02", 128 * 2**20  # zip's table of contents, at its end
+MAX_ARCHIVE_BYTES = 32 * 2**30  # unpacked
+MAX_EXPANSION = 100  # times an archive's size; archives below MAX_UNJUDGED_BYTES may expand more
+MAX_UNJUDGED_BYTES = 2**30
 
+_ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of the directory at a zip's end
+_ZIP_DIRECTORY_BYTES = 128 * 2**20
 _JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # left by operating systems
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source: its path as parts below the root, and its content."""
+    """One file of a source: the parts of its path below the root, and its content."""
 
     parts: tuple[str, ...]
     content: Content
@@ -50,33 +50,14 @@ class Listing:
     folders: set[tuple[str, ...]] = field(default_factory=set)
     skipped: list[Skipped] = field(default_factory=list)
 
-
-ClassFiles = dict[str, list[File]]
-
-
-@dataclass
-class Layout:
-    """The files of a source by split and class; ``test`` is None where it has no test split.
-
-    ``is_described`` says that the classes are in the order that a description gives them, and
-    ``is_ready_made`` that the images are those of a published data set, whose split is taken as it
-    is: they are not looked through for broken and double ones before they are used.
-    """
-
-    train: ClassFiles
-    test: ClassFiles | None = None
-    roots: list[tuple[str, ...]] = field(default_factory=list)  # what class folders lie in
-    notes: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    is_described: bool = False
-    is_ready_made: bool = False
-    templates: tuple[str, ...] = ()
-    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    def skip(self, name: str, reason: str) -> None:
+        """Record that a file or folder is left out."""
+        self.skipped.append(Skipped(name, reason))
 
 
 @dataclass
 class LabelledFiles:
-    """One split of a data set: files with their labels, and the labels' names if it has any."""
+    """One split of a published data set: files, their labels, and the labels' names if known."""
 
     files: list[File]
     labels: list[int]
@@ -85,31 +66,23 @@ class LabelledFiles:
 
 @dataclass(frozen=True)
 class DiskFile:
-    """An image file on disk."""
+    """An image file on disk, and its size in bytes."""
 
     path: Path
     size: int
 
     def read(self) -> Path:
-        """The path itself: PIL reads only as much as it needs."""
+        """Return the path: PIL reads only as much as it needs."""
         return self.path
-
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class ZipMember:
-    """An image inside an archive, only ever read into memory."""
+    """An image inside an archive, only ever read into memory; errors call it ``name``."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
-    name: str  # for errors
+    name: str
 
     @property
     def size(self) -> int:
@@ -117,7 +90,7 @@ class ZipMember:
         return self.info.file_size
 
     def read(self) -> bytes:
-        """The uncompressed bytes; raises ``UnreadableImage``."""
+        """Return the uncompressed bytes; raises ``UnreadableImage``."""
         try:
             with self.archive.open(self.info) as member:
                 return member.read(MAX_FILE_BYTES)
@@ -125,10 +98,6 @@ class ZipMember:
             raise UnreadableImage(
                 self.name, f"cannot be unpacked ({error or type(error).__name__}); zip it again"
             ) from error
-
-    def digest(self) -> str:
-        """SHA-256 of the uncompressed bytes."""
-        return hashlib.sha256(self.read()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,24 +112,21 @@ class MemoryImage:
         return self.image.width * self.image.height
 
     def read(self) -> Image.Image:
-        """The image."""
+        """Return the image."""
         return self.image
-
-    def digest(self) -> str:
-        """SHA-256 of the pixels."""
-        return hashlib.sha256(self.image.tobytes()).hexdigest()
 
 
 def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling."""
-    pieces = re.split(r"([0-9]+)", text.casefold())
-    # numbers by their length, then their digits: as int() would, and however long they are
-    pieces[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in pieces[1::2]]
+    """Return a sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling."""
+    pieces: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", text.casefold()))
+    # numbers by length, then digits: the order of int(), for numbers of any length
+    digits = [str(piece).lstrip("0") for piece in pieces[1::2]]
+    pieces[1::2] = [(len(number), number) for number in digits]
     return pieces, text
 
 
 def list_folder(root: Path) -> Listing:
-    """List the files below ``root``; links are followed, hidden files are not listed.
+    """List the files below ``root``. Links are followed, hidden files are left out.
 
     Raises:
         UserError: the folder may not be read, or holds more than ``MAX_FILES`` files.
@@ -174,15 +140,16 @@ def list_folder(root: Path) -> Listing:
 def _walk(
     root: Path, folder: Path, parts: tuple[str, ...], above: tuple[str, ...], listing: Listing
 ) -> None:
+    """List one folder and those in it; ``above`` are the real paths of the folders around it."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
     except OSError as error:
         if not parts:
             raise UserError(f"{root}: cannot be read ({error.strerror}); check it") from None
-        listing.skipped.append(Skipped(_printable("/".join(parts)), str(error.strerror)))
+        listing.skip("/".join(parts), str(error.strerror))
         return
     if len(parts) >= MAX_DEPTH:
-        listing.skipped.append(Skipped("/".join(parts), f"more than {MAX_DEPTH} folders deep"))
+        listing.skip("/".join(parts), f"more than {MAX_DEPTH} folders deep")
         return
     for entry in entries:
         here = (*parts, _printable(entry.name))
@@ -190,31 +157,30 @@ def _walk(
         if entry.name.casefold() in _JUNK:
             continue
         if entry.name.startswith("."):
-            listing.skipped.append(Skipped(name, "hidden"))
+            listing.skip(name, "hidden")
         elif _is(entry.is_dir):
             real = os.path.realpath(entry.path)
             if real in above:
-                listing.skipped.append(Skipped(name, "a link to a folder it lies in"))
+                listing.skip(name, "a link to a folder it lies in")
                 continue
             listing.folders.add(here)
-            if len(listing.folders) > MAX_FILES:
-                raise UserError(f"{root}: more than {MAX_FILES} folders; give a smaller folder")
             _walk(root, Path(entry.path), here, (*above, real), listing)
         elif _is(entry.is_file):
             size = entry.stat().st_size
             if size > MAX_FILE_BYTES:
-                listing.skipped.append(Skipped(name, oversize_reason(size)))
-                continue
-            listing.files.append(File(here, DiskFile(Path(entry.path), size)))
-            if len(listing.files) > MAX_FILES:
-                raise UserError(f"{root}: more than {MAX_FILES} files; give a smaller folder")
+                listing.skip(name, oversize_reason(size))
+            else:
+                listing.files.append(File(here, DiskFile(Path(entry.path), size)))
         else:
-            reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
-            listing.skipped.append(Skipped(name, reason))
+            is_link = entry.is_symlink()
+            listing.skip(name, "a link to nothing" if is_link else "not a regular file")
+        for kind, count in ("files", len(listing.files)), ("folders", len(listing.folders)):
+            if count > MAX_FILES:
+                raise UserError(f"{root}: more than {MAX_FILES} {kind}; give a smaller folder")
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """Ask an entry for its kind; a link to itself has none."""
+    """Ask a directory entry for its kind; a link to itself has none and raises."""
     try:
         return kind()
     except OSError:
@@ -222,7 +188,7 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def list_zip(path: Path) -> Listing:
-    """List the members of a zip archive; nothing is unpacked to disk.
+    """List the members of a zip archive. Nothing is unpacked to disk.
 
     Raises:
         UserError: not a zip archive, broken, encrypted, or larger than the bounds.
@@ -245,64 +211,67 @@ def list_zip(path: Path) -> Listing:
     for info in members:
         parts = _safe_parts(info)
         if parts is None:
-            listing.skipped.append(Skipped(_printable(info.filename), "unsafe path"))
+            listing.skip(_printable(info.filename), "unsafe path")
             continue
-        if len(parts) > MAX_DEPTH:
-            reason = f"more than {MAX_DEPTH} folders deep"
-            listing.skipped.append(Skipped("/".join(parts[:3]) + "/...", reason))
-            continue
-        if stat.S_ISLNK(info.external_attr >> 16):
-            listing.skipped.append(Skipped("/".join(parts), "a link, not followed in archives"))
-            continue
+        name = "/".join(parts)
         hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
-        if any(part.casefold() in _JUNK for part in parts):
-            continue
-        if hidden is not None:
+        if len(parts) > MAX_DEPTH:
+            listing.skip("/".join(parts[:3]) + "/...", f"more than {MAX_DEPTH} folders deep")
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            listing.skip(name, "a link, not followed in archives")
+        elif any(part.casefold() in _JUNK for part in parts):
+            pass
+        elif hidden is not None:
             entry = Skipped("/".join(parts[: hidden + 1]), "hidden")
             if entry not in listing.skipped[-1:]:  # one entry for a whole hidden folder
                 listing.skipped.append(entry)
-            continue
-        folder = parts if info.is_dir() else parts[:-1]
-        listing.folders.update(folder[:depth] for depth in range(1, len(folder) + 1))
-        if info.is_dir():
-            continue
-        if info.file_size > MAX_FILE_BYTES:
-            listing.skipped.append(Skipped("/".join(parts), oversize_reason(info.file_size)))
-            continue
-        if parts in files:
-            listing.skipped.append(Skipped("/".join(parts), "twice in the archive, last one used"))
-        files[parts] = File(parts, ZipMember(archive, info, "/".join(parts)))
+        else:
+            folder = parts if info.is_dir() else parts[:-1]
+            listing.folders.update(folder[:depth] for depth in range(1, len(folder) + 1))
+            if info.is_dir():
+                continue
+            if info.file_size > MAX_FILE_BYTES:
+                listing.skip(name, oversize_reason(info.file_size))
+                continue
+            if parts in files:
+                listing.skip(name, "twice in the archive, last one used")
+            files[parts] = File(parts, ZipMember(archive, info, name))
     listing.files = sorted(files.values(), key=lambda file: natural_key(file.name))
     return listing
 
 
 def _check_count(path: Path) -> None:
-    """Count the members before zipfile makes an object for each; never too few."""
+    """Count the members before zipfile makes an object for each; may count too many, not too few.
+
+    Raises:
+        UserError: there are more than ``MAX_FILES``.
+    """
     with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _DIRECTORY_BYTES))
-        count = file.read().count(_ENTRY)
+        file.seek(max(0, os.path.getsize(path) - _ZIP_DIRECTORY_BYTES))
+        count = file.read().count(_ZIP_ENTRY)
     if count > MAX_FILES:
         raise UserError(f"{path}: {count} members, at most {MAX_FILES}; split the archive")
 
 
 def _check_bounds(path: Path, members: list[zipfile.ZipInfo]) -> None:
     total = sum(info.file_size for info in members)
+    unpacked = f"{path}: {total / 2**30:.1f} GiB when unpacked"
     if total > MAX_ARCHIVE_BYTES:
         raise UserError(
-            f"{path}: {total / 2**30:.1f} GiB when unpacked, at most "
-            f"{MAX_ARCHIVE_BYTES / 2**30:.3g}; split the archive or give the unpacked folder"
+            f"{unpacked}, at most {MAX_ARCHIVE_BYTES / 2**30:.3g}; split the archive or give the "
+            f"unpacked folder"
         )
     if total > max(MAX_UNJUDGED_BYTES, MAX_EXPANSION * os.path.getsize(path)):
         raise UserError(
-            f"{path}: {total / 2**30:.1f} GiB when unpacked, more than {MAX_EXPANSION} times its "
-            f"size, as no images are; give the unpacked folder"
+            f"{unpacked}, more than {MAX_EXPANSION} times its size; images do not compress that "
+            f"well, so give the unpacked folder"
         )
     if any(info.flag_bits & 0x1 for info in members):
         raise UserError(f"{path}: the archive is encrypted; make one without a password")
 
 
 def _safe_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
-    """The member's path as parts, or None where it would leave the archive's root."""
+    """Return the member's path as parts, or None if it would leave the archive's root."""
     name = info.filename
     if not info.flag_bits & 0x800:  # macOS writes UTF-8 without saying so
         with suppress(UnicodeError):
@@ -314,7 +283,7 @@ def _safe_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
 
 
 def _printable(text: str) -> str:
-    """Names go to terminals and UTF-8 files: escape what is not printable, compose accents."""
+    """Compose accents and escape what is not printable: names go to terminals and UTF-8 files."""
     text = unicodedata.normalize("NFC", text)
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()

@@ -1,43 +1,43 @@
-"""Labels of images from a table beside them, such as ``train.csv`` with ``id,label``."""
+"""Class labels of images from a table beside them, such as ``train.csv`` with ``id,label``."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from clip_randlora.data.folder_names import TRAIN, split_name, word_table, words_of
 from clip_randlora.data.sources import File
-from clip_randlora.data.splits import TRAIN, split_name, word_table, words_of
 from clip_randlora.errors import UserError
 
 MAX_TABLE_BYTES = 64 * 2**20
 _EXTENSIONS = (".csv", ".tsv")
-# A column with such a header is the label, whatever is in it.
-_LABELS = word_table("""
+_LABEL_WORDS = word_table("""
     label labels class classes category categories species breed target diagnosis tag classid
     classname labelname klasse etikett classe etiquette clase etiqueta categoria categorie
     etichetta метка класс 标签 类别 ラベル クラス 라벨 레이블
 """)
-_TO_FILL_IN = word_table(  # tables of guesses, not of labels
+_PREDICTION_WORDS = word_table(  # tables of guesses to be handed in, not of labels
     "submission submissions submit sample pred preds prediction predictions"
 )
 
 
 @dataclass
 class Labels:
-    """What a table says of some files.
+    """What a table says of some images.
 
     Attributes:
         table: its name.
         by_file: class by ``id(file)``.
-        missing: files that the table names and that are not there.
+        missing: files that the table names and that do not exist.
         unnamed: files that the table does not name.
     """
 
     table: str
-    by_file: dict[int, str]
+    by_file: dict[int, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unnamed: list[File] = field(default_factory=list)
 
@@ -47,10 +47,10 @@ def read_text(file: File, where: str) -> str:
 
     Args:
         file: from a folder or an archive.
-        where: what its error names.
+        where: the file's name in errors.
 
     Raises:
-        UserError: it is too big, or not in UTF-8.
+        UserError: it is too big, cannot be read, or is not in UTF-8.
     """
     if file.content.size > MAX_TABLE_BYTES:
         raise UserError(
@@ -58,7 +58,8 @@ def read_text(file: File, where: str) -> str:
         )
     try:
         content = file.content.read()
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        data = content.read_bytes() if isinstance(content, Path) else content
+        assert isinstance(data, bytes)  # only files and members of archives can be texts
         return data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); check it") from None
@@ -66,81 +67,92 @@ def read_text(file: File, where: str) -> str:
         raise UserError(f"{where}: not in UTF-8; save it as CSV in UTF-8") from None
 
 
+def is_table(file: File) -> bool:
+    """Whether a file may be a table of labels, by its name."""
+    name = file.parts[-1]
+    return name.lower().endswith(_EXTENSIONS) and not _PREDICTION_WORDS & set(words_of(name))
+
+
 def find_labels(
     source: str, tables: Sequence[File], images: Sequence[File], others: Sequence[File], split: str
 ) -> Labels | None:
-    """Find the one table that names the images, and their labels in it.
+    """Find the one table that names the images, and read their labels.
 
     Args:
         source: what errors name first.
         tables: files that may be tables.
-        images: of one split, without class folders.
-        others: images of the other splits, which a table may name too.
-        split: of the images, as `clip_randlora.data.splits` calls it.
+        images: images of one split, without class folders.
+        others: images of the other splits, which the table may name too.
+        split: the images' split, in the words of `clip_randlora.data.folder_names`.
 
     Returns:
-        None if no table has labels for these images.
+        None if no table has labels of these images.
 
     Raises:
         UserError: the table cannot be read, or it is not clear which table or column is meant.
     """
-    found: dict[bool, list[Labels]] = defaultdict(list)
+    found: dict[bool, list[Labels]] = defaultdict(list)  # by whether it is named after the split
     for table in tables:
         own = split_name(table.parts[-1].rpartition(".")[0])
         if (own and own.split != split) or not is_table(table):
             continue
-        labels = _read(source, table, images, () if own else others, split)
-        if labels:
+        if labels := _read_table(source, table, images, () if own else others, split):
             found[own is not None].append(labels)
-    best = found[True] or found[False]  # one that is called after the split wins
-    if len(best) > 1 and any(labels.by_file != best[0].by_file for labels in best):
+    best = found[True] or found[False]
+    if any(labels.by_file != best[0].by_file for labels in best):
         names = " and ".join(labels.table for labels in best[:2])
         raise UserError(f"{source}: {names} label the same images differently; remove one of them")
     return best[0] if best else None
 
 
-def is_table(file: File) -> bool:
-    """Whether a file may be a table of labels, by its name."""
-    name = file.parts[-1]
-    return name.lower().endswith(_EXTENSIONS) and not _TO_FILL_IN & set(words_of(name))
-
-
-def _read(
+def _read_table(
     source: str, table: File, images: Sequence[File], others: Sequence[File], split: str
 ) -> Labels | None:
     where = f"{source}: {table.name}"
     rows = _rows(read_text(table, where), where)
     if len(rows) < 2:
         return None
-    known, rivals = _by_name(images), _by_name(others)
     width = len(rows[0])
-
-    def matches(column: int, names: Mapping[str, File]) -> int:
-        return sum(_find(row[column], names) is not None for row in rows if len(row) == width)
-
-    hits = [matches(column, known) for column in range(width)]
-    key = max(range(width), key=lambda column: hits[column])
+    full_rows = [row for row in rows if len(row) == width]  # others are an error, further down
+    known, rivals = _by_name(images), _by_name(others)
+    hits = [sum(_find(row[n], known) is not None for row in full_rows) for n in range(width)]
+    key = hits.index(max(hits))  # the column of the files
     if 2 * hits[key] < min(len(images), len(rows) - 1) or not hits[key]:
         return None
-    of_both = [row for row in rows if len(row) == width and _find(row[key], rivals)]
-    if split != TRAIN and any(_find(row[key], known) for row in of_both):
-        return None  # the same names in both: those to train on are meant
+    of_others = [row for row in full_rows if _find(row[key], rivals)]
+    if split != TRAIN and any(_find(row[key], known) for row in of_others):
+        return None  # both splits use the same file names: the table is that of the training images
     has_header = _find(rows[0][key], known) is None
     header = rows[0] if has_header else [f"column {n + 1}" for n in range(width)]
     body = rows[has_header:]
-    elsewhere = {id(row) for row in of_both if _find(row[key], known) is None}
     for number, row in enumerate(body, 1 + has_header):
         if len(row) != width:
             raise UserError(f"{where}: row {number} has {len(row)} fields, the first {width}")
     column = _label_column(where, header, body, key)
     if column is None:
         return None
-    body = [row for row in body if id(row) not in elsewhere]
-    return _labels(where, table, body, key, column, known, images)
+    elsewhere = {id(row) for row in of_others if _find(row[key], known) is None}
+    pairs = [(row[key], row[column]) for row in body if id(row) not in elsewhere]
+    labels = Labels(table.name)
+    for name, label in pairs:
+        file = _find(name, known)
+        if file is None:
+            labels.missing.append(name)
+        elif label and labels.by_file.setdefault(id(file), label) != label:
+            raise UserError(
+                f"{where}: {name} has the labels {labels.by_file[id(file)]} and {label}; give "
+                f"every image one class"
+            )
+    if len(set(labels.by_file.values())) == len(labels.by_file) > 2:
+        raise UserError(
+            f"{where}: every image has a label of its own; call the column of the classes label"
+        )
+    labels.unnamed = [file for file in images if id(file) not in labels.by_file]
+    return labels
 
 
 def _rows(text: str, where: str) -> list[list[str]]:
-    """The rows of a table, whichever of comma, semicolon and tab stands between its fields."""
+    """Split a table into rows of fields, which are separated by commas, semicolons or tabs."""
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     try:
@@ -151,88 +163,56 @@ def _rows(text: str, where: str) -> list[list[str]]:
 
 
 def _by_name(images: Sequence[File]) -> dict[str, File]:
-    """Files by every way to name them: with folders or without, with the extension or without."""
+    """Return files by every unique way to name them: with or without folders and extension."""
     found: dict[str, File] = {}
-    twice = set()
+    ambiguous = set()
     for file in images:
         for start in range(len(file.parts)):
             name = "/".join(file.parts[start:])
             for spelling in {name, name.rpartition(".")[0]}:
                 if found.setdefault(spelling, file) is not file:
-                    twice.add(spelling)
-    return {name: file for name, file in found.items() if name not in twice}
+                    ambiguous.add(spelling)
+    return {name: file for name, file in found.items() if name not in ambiguous}
 
 
 def _find(value: str, names: Mapping[str, File]) -> File | None:
-    """The file that a field names; folders that are not there are passed over."""
+    """Find the file that a field names; unknown folders before its name are ignored."""
     parts = value.replace("\\", "/").removeprefix("./").strip("/").split("/")
-    for start in range(min(len(parts), 16)):
-        file = names.get("/".join(parts[start:]))
-        if file is not None:
-            return file
-    return None
+    candidates = ("/".join(parts[start:]) for start in range(min(len(parts), 16)))
+    return next((names[name] for name in candidates if name in names), None)
 
 
 def _label_column(
     where: str, header: Sequence[str], rows: Sequence[Sequence[str]], key: int
 ) -> int | None:
-    """The column of the labels: one that is called so, else the one with few different values."""
+    """Choose the column of the labels: by its header, else the one with few different values."""
     columns = [column for column in range(len(header)) if column != key]
     values = {column: {row[column] for row in rows} - {""} for column in columns}
-    called = [column for column in columns if _is_label(header[column], header)]
-    several = [column for column in called if len(values[column]) > 1]
+    named = [column for column in columns if _is_label(header[column], header)]
+    varied = [column for column in named if len(values[column]) > 1]
     few = [column for column in columns if 2 <= len(values[column]) <= len(rows) / 2]
-    candidates = several or called or few
+    candidates = varied or named or few
     if len(candidates) > 1:
-        candidates = _names_for_numbers(candidates, rows) or candidates
+        candidates = _merge_equivalent(candidates, rows) or candidates
     if len(candidates) > 1:
-        named = ", ".join(header[column] for column in candidates[:5])
+        names = ", ".join(header[column] for column in candidates[:5])
         raise UserError(
-            f"{where}: {len(candidates)} columns may be the label ({named}); "
-            f"call the right one label and the others something else"
+            f"{where}: {len(candidates)} columns may be the label ({names}); call the right one "
+            f"label and the others something else"
         )
     return candidates[0] if candidates else None
 
 
 def _is_label(name: str, header: Sequence[str]) -> bool:
-    """Whether a header says label; y does not beside x, which are a place in the image."""
+    """Whether a header says label; y does, except beside x, with which it is a place."""
     words = set(words_of(name))
-    return bool(words & _LABELS) or (words == {"y"} and not {"x", "X"} & set(header))
+    return bool(words & _LABEL_WORDS) or (words == {"y"} and not {"x", "X"} & set(header))
 
 
-def _names_for_numbers(columns: Sequence[int], rows: Sequence[Sequence[str]]) -> list[int]:
-    """The first column that is no number, if all of them tell the same classes apart."""
+def _merge_equivalent(columns: Sequence[int], rows: Sequence[Sequence[str]]) -> list[int]:
+    """If all columns give the same classes, return the first one of names, not numbers."""
     together = len({tuple(row[column] for column in columns) for row in rows})
     if any(len({row[column] for row in rows}) != together for column in columns):
         return []
     names = [c for c in columns if not all(row[c].replace(".", "").isdigit() for row in rows)]
     return (names or list(columns))[:1]
-
-
-def _labels(
-    where: str,
-    table: File,
-    rows: Sequence[Sequence[str]],
-    key: int,
-    column: int,
-    known: Mapping[str, File],
-    images: Sequence[File],
-) -> Labels:
-    labels = Labels(table.name, {})
-    for row in rows:
-        file, label = _find(row[key], known), row[column]
-        if file is None:
-            labels.missing.append(row[key])
-        elif not label:
-            continue
-        elif labels.by_file.setdefault(id(file), label) != label:
-            raise UserError(
-                f"{where}: {row[key]} has the labels {labels.by_file[id(file)]} and {label}; "
-                f"give every image one class"
-            )
-    labels.unnamed = [file for file in images if id(file) not in labels.by_file]
-    if len(Counter(labels.by_file.values())) == len(labels.by_file) > 2:
-        raise UserError(
-            f"{where}: every image has a label of its own; call the column of the classes label"
-        )
-    return labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,12 +33,8 @@ class ArrayImage:
         return image.width * image.height
 
     def read(self) -> Image.Image:
-        """The image."""
+        """Return the image."""
         return self.images[self.index][0]
-
-    def digest(self) -> str:
-        """SHA-256 of the pixels."""
-        return hashlib.sha256(self.read().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +51,17 @@ class BoxInFile:
         return (right - left) * (bottom - top)
 
     def read(self) -> Image.Image:
-        """The part of the image that is in the box; raises ``UnreadableImage``."""
+        """Return the part of the image that is in the box; raises ``UnreadableImage``."""
         return decode_image(self.path).crop(self.box)
-
-    def digest(self) -> str:
-        """SHA-256 of the pixels."""
-        return hashlib.sha256(self.read().tobytes()).hexdigest()
 
 
 def is_on_disk(spec: DatasetSpec) -> bool:
-    """Whether what the download leaves is there."""
+    """Whether the path that the download leaves is there."""
     return spec.on_disk is not None and (data_root() / spec.on_disk).exists()
 
 
 def download(spec: DatasetSpec) -> None:
-    """Fetch the data set into the data folder, all of its splits."""
+    """Fetch all splits of the data set into the data folder."""
     _open(spec, spec.train, download=True)
     if spec.test is not None:
         _open(spec, spec.test, download=True)
@@ -101,8 +92,9 @@ def read_split(spec: DatasetSpec, split: str | Arguments | None) -> LabelledFile
 
 
 def _open(spec: DatasetSpec, split: str | Arguments | None, download: bool) -> Any:
-    kind = getattr(datasets, spec.torchvision, None)
-    if not inspect.isclass(kind):
+    kind: Any = getattr(datasets, spec.torchvision or "", None)
+    is_class = inspect.isclass(kind)
+    if not is_class:
         raise UserError(
             f"{spec.file}: torchvision: {spec.torchvision!r} is no class of torchvision.datasets"
         )
@@ -118,15 +110,15 @@ def _open(spec: DatasetSpec, split: str | Arguments | None, download: bool) -> A
 
 
 def _paths_and_labels(images: Any) -> tuple[Sequence[Any] | None, Sequence[int]]:
-    """Where each image lies (None: it is in memory), and its label."""
-    for samples in ("samples", "_samples"):  # ImageFolder and its kin; GTSRB, StanfordCars
-        if hasattr(images, samples):
-            paths, labels = zip(*getattr(images, samples), strict=True)
+    """Return the path of each image (None: they are in memory), and its label."""
+    for attribute in ("samples", "_samples"):  # ImageFolder and its kin; GTSRB, StanfordCars
+        if hasattr(images, attribute):
+            paths, labels = zip(*getattr(images, attribute), strict=True)
             return paths, labels
-    for paths in ("_image_files", "_images"):
-        if hasattr(images, paths):
-            return getattr(images, paths), images._labels
-    if hasattr(images, "categories"):  # Caltech101 and Caltech256: the header tells the path
+    for attribute in ("_image_files", "_images"):
+        if hasattr(images, attribute):
+            return getattr(images, attribute), images._labels
+    if hasattr(images, "categories"):  # Caltech101 and Caltech256: the opened image knows its path
         return [_path_of(images, index) for index in range(len(images))], images.y
     return None, images.targets if hasattr(images, "targets") else images.labels
 
@@ -137,20 +129,19 @@ def _path_of(images: Any, index: int) -> str:
 
 
 def _file(path: Path) -> File:
-    size = path.stat().st_size if path.exists() else 0  # a missing one is named when it is read
+    size = path.stat().st_size if path.exists() else 0  # a missing file is named when it is read
     return File(path.parts[-2:], DiskFile(path, size))
 
 
 def _objects(images: datasets.VOCDetection) -> LabelledFiles:
-    """Every object that an image is annotated with, cut out by its box, as one image."""
+    """Return every annotated object, cut out by its box, as one image."""
     files, kinds = [], []
     for path, annotation in zip(images.images, images.annotations, strict=True):
         for number, thing in enumerate(ElementTree.parse(annotation).iter("object")):
             edges = (thing.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
-            left, top, right, bottom = (round(float(edge)) for edge in edges)
+            left, top, right, bottom = (round(float(edge or "nan")) for edge in edges)
             box = (left - 1, top - 1, right, bottom)  # VOC counts pixels from 1
-            name = f"{Path(path).stem} {number}"
-            files.append(File((name,), BoxInFile(Path(path), box)))
-            kinds.append(thing.findtext("name"))
+            files.append(File((f"{Path(path).stem} {number}",), BoxInFile(Path(path), box)))
+            kinds.append(thing.findtext("name") or "")
     names = tuple(sorted(set(kinds)))
     return LabelledFiles(files, [names.index(kind) for kind in kinds], names)

@@ -183,7 +183,7 @@ def _damaged(path: Path) -> UserError:
 
 def _digest(item: Item) -> str:
     try:
-        return shorten_digest(item.content.digest())
+        return shorten_digest(item.digest())
     except (OSError, UnreadableImage):  # reported when the image is decoded
         return ""
 

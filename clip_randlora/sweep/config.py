@@ -21,7 +21,7 @@ from pydantic import (
 from clip_randlora.adapters.config import one_line
 from clip_randlora.adapters.methods import Method, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
-from clip_randlora.data.dataset_spec import SUFFIXES, packaged_specs, read_dataset_spec
+from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, packaged_specs, read_dataset_spec
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.errors import UserError
 from clip_randlora.training.config import TrainConfig
@@ -290,7 +290,7 @@ def _locate(name: str, base: Path, where: str) -> str:
 
 def _data_label(data: str) -> str:
     path = Path(data)
-    if path.suffix in SUFFIXES and path.is_file():
+    if path.suffix in SPEC_SUFFIXES and path.is_file():
         return read_dataset_spec(path).name
     if not path.is_absolute():
         return data

@@ -1,4 +1,4 @@
-"""An ordered parallel map over threads that never runs far ahead of its consumer."""
+"""A parallel map over threads that keeps the order and never runs far ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def thread_count() -> int:
-    """CPU cores this process may use, at most 16."""
+    """Return how many CPU cores this process may use, at most 16."""
     usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return min(16, len(usable))
 
@@ -21,8 +21,8 @@ def thread_count() -> int:
 def parallel_map(function: Callable[[T], R], inputs: Iterable[T]) -> Iterator[R]:
     """Yield ``function(x)`` for each ``x`` of ``inputs``, in order, computed by threads.
 
-    At most four results per thread are computed ahead, so memory is bounded however slow the
-    consumer. An exception of ``function`` is raised where its result is due.
+    At most four results per thread are computed ahead, so memory is bounded even if the consumer
+    is slow. An exception of ``function`` is raised in place of its result.
     """
     threads = thread_count()
     waiting: deque[Future[R]] = deque()

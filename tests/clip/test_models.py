@@ -30,7 +30,7 @@ def test_lite0_fits_in_the_package():
 
 
 def test_lite0_knows_everyday_things_zero_shot():
-    """General names (fruit, tool), on drawings: neither is what its image tower was trained on."""
+    """General names (fruit, tool) and drawings: its image tower was trained on neither."""
     model, data = cr.load_model("lite0"), cr.load_data("clipart")
     run = cr.fit(model, data, cr.TrainConfig(steps=1, shots=1, learning_rate=1e-12))
     # eleven classes: chance is 9 %

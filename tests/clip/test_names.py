@@ -1,4 +1,4 @@
-"""What prompts call the classes, for names of all kinds; and that no two classes share a prompt."""
+"""Names of all kinds in prompts, and prompts that do not tell classes apart."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from helpers.images import write_colors
 
 import clip_randlora as cr
-from clip_randlora.clip.class_names import clean_class_name, clean_class_names
+from clip_randlora.clip.class_names import clean_class_names
 from clip_randlora.clip.prompts import (
     check_prompts,
     class_words,
@@ -21,7 +21,7 @@ from clip_randlora.clip.prompts import (
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data.dataset_spec import find_dataset_spec, name_classes, packaged_specs
 
-# each row is a class set: its folders, and what prompts call them
+# each row is a class set: its folders, and their names in prompts
 SETS = [
     # numbers that say how many, how large or which
     ("10 rupees|20 rupees|50 rupees|100 rupees", "10 rupees|20 rupees|50 rupees|100 rupees"),
@@ -117,7 +117,7 @@ def test_what_prompts_call_the_classes(folders, words):
     ],
 )
 def test_one_name_alone(folder, words):
-    assert clean_class_name(folder) == words
+    assert clean_class_names([folder]) == (words,)
 
 
 def test_only_an_entry_of_ones_own_with_a_full_stop_is_a_whole_prompt():
@@ -303,7 +303,7 @@ def test_what_is_recorded_counts_whatever_names_would_become_today(run, tmp_path
 
 
 def older(run: Path, folder: Path, **train) -> Path:
-    """Copy a run as a version left it that did not record the prompts."""
+    """Copy a run as an older version wrote it, which did not record the prompts."""
     shutil.copytree(run, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["prompts"], config["templates"]

@@ -1,4 +1,4 @@
-"""Attention of whatever class: open_clip 4's own, the custom one of version 3, and unknown ones.
+"""Attention of any class: open_clip 4's own, the custom one of version 3, and unknown ones.
 
 `as_in_version_4` turns a network into one of open_clip 4's layout: the same names and weights, an
 attention of its own that takes ``k_x`` and ``v_x`` and returns one tensor, no ``batch_first``.
@@ -18,7 +18,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 import clip_randlora as cr
 from clip_randlora.adapters.parametrization import AdaptedWeight
-from clip_randlora.clip.text import TextClassifier, make_prompts
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier
 from clip_randlora.forward.attention import batch_first_sdpa
 
 
@@ -349,7 +350,7 @@ def test_a_convolutional_tower_is_refused_where_attention_was_chosen():
 def test_a_file_of_the_text_tower_alone_still_loads(tmp_path):
     net = cr.load_model("lite0").net
     adapter = cr.attach(net, cr.LoRA(rank=1, targets=("q",), towers=("text",)))
-    # as it was written when the vision tower was left out without a word
+    # as in versions that left the vision tower out silently
     adapter.config = cr.LoRA(rank=1, targets=("q",))
     adapter.save(tmp_path / "adapter.safetensors")
     adapter.detach()

@@ -1,4 +1,4 @@
-"""Described data sets: the YAML files, and loading from small sets in the sources' own formats."""
+"""Data set specs: the YAML files, and loading of small sets in the sources' own formats."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PAPER = COOP | {
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """The command in this process, which spares every call the imports."""
+    """Run the command in this process, without importing everything again."""
 
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["clip-randlora", *map(str, arguments)])
@@ -61,7 +61,7 @@ def draw(path: Path, number: int) -> Path:
 
 
 def classes_of(name: str) -> list[str]:
-    """How the source of a packaged set spells its classes, as far as its description knows."""
+    """Return the class names in the source of a packaged set, as its spec states them."""
     return list(find_dataset_spec(name).classes)
 
 
@@ -615,7 +615,7 @@ def test_a_training_uses_the_sets_templates_and_names_and_records_them(tiny, des
     run = fit(tiny, load_data(described), TrainConfig(steps=1), out=tmp_path / "run")
     recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]
     assert recorded["templates"] == ["a {} outside.", "a {} at home."]
-    # only the name that would not be spelt so anyway
+    # only the name that differs from the cleaned one
     assert recorded["prompts"] == {"iPod Cat": ["iPod Cat"]}
     assert TrainConfig.parse(recorded) == run.config
     run.adapter.detach()

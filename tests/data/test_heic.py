@@ -1,4 +1,4 @@
-"""HEIC, the format of phones: read where pillow-heif is installed, named where it is not."""
+"""HEIC, the format of phones: read if pillow-heif is installed, else an error that names it."""
 
 import io
 import sys
@@ -20,7 +20,7 @@ def heic(image: Image.Image, **options) -> bytes:
 
 
 def halves() -> Image.Image:
-    """Red above, blue below on the right: another image in each of the eight orientations."""
+    """Red above, blue below on the right: it differs in each of the eight orientations."""
     image = Image.new("RGB", (64, 32), "white")
     image.paste("red", (0, 0, 64, 16))
     image.paste("blue", (32, 16, 64, 32))

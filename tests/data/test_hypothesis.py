@@ -43,7 +43,7 @@ SMALL = [
 
 
 def one_line(read, *arguments) -> None:
-    """Call; the only error may be one line."""
+    """Call a function, which may only raise a UserError of one line."""
     try:
         read(*arguments)
     except UserError as error:

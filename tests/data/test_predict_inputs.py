@@ -1,4 +1,4 @@
-"""`predict` takes an image in whatever form it comes, and one bad image does not end the call."""
+"""`predict` takes images in every form, and one bad image does not end the call."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 import clip_randlora as cr
-from clip_randlora.cli import console
+from clip_randlora.cli import progress_bars
 from clip_randlora.data import inputs
 
 
@@ -32,7 +32,7 @@ def classifier(tiny_run) -> cr.Classifier:
 
 @pytest.fixture(scope="module")
 def folder(drawings, tmp_path_factory) -> Path:
-    """Images 1, 2 and 10, in two folders, and what is none."""
+    """Images 1, 2 and 10 in two folders, and a file that is no image."""
     root = tmp_path_factory.mktemp("folder") / "photos"
     (root / "more").mkdir(parents=True)
     paths = sorted((drawings / "test").rglob("*.*"))[:3]
@@ -56,7 +56,7 @@ def expected(classifier, images) -> list[dict]:
 
 
 def same(answers: list[dict], expected: list[dict]) -> None:
-    """Batches of other sizes may round otherwise."""
+    """Compare answers: batches of other sizes may round differently."""
     assert len(answers) == len(expected)
     for answer, other in zip(answers, expected, strict=True):
         for which in ("zero_shot", "tuned"):
@@ -157,7 +157,7 @@ def test_a_folder_without_images_is_named(classifier, tmp_path):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """A server with an image and what servers do wrong."""
+    """A server with an image, and with the faults that servers have."""
 
     image = b""
 
@@ -344,7 +344,7 @@ def test_the_table_and_the_figure(tiny_run, folder, tmp_path, fine_figures):
 
 
 def test_progress_in_lines_where_there_is_no_terminal(tiny_run, folder, monkeypatch):
-    for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES", "_SECONDS_BETWEEN_LOOKS"):
-        monkeypatch.setattr(console, name, 0.001)
+    for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES"):
+        monkeypatch.setattr(progress_bars, name, 0.001)
     done = command("predict", tiny_run, folder)
     assert "classifying images: " in done.stderr and " of 3" in done.stderr

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 import clip_randlora as cr
 from clip_randlora.adapters.io.transformers_names import to_transformers
-from clip_randlora.clip.text import TextClassifier, make_prompts
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import decode_image
 
 pytest.importorskip("onnx")

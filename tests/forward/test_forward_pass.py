@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 import clip_randlora as cr
 from clip_randlora.adapters import parametrization
-from clip_randlora.clip.text import TextClassifier, encode_tokens, make_prompts, shared_prefix, trim
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier, encode_tokens, shared_prefix, trim
 from clip_randlora.forward.attention import batch_first_sdpa, last_block_cls_only
 from clip_randlora.forward.recompute import checkpoint_cheap_ops
 from clip_randlora.forward.training import training_forward

@@ -60,7 +60,7 @@ def digest(path: Path) -> str:
 
 
 def digests(images: cr.CountedImages) -> Counter:
-    return Counter(item.content.digest()[:32] for item in images.split)
+    return Counter(item.digest()[:32] for item in images.split)
 
 
 def held_out(run: Path) -> Counter:
@@ -176,7 +176,7 @@ def test_the_same_images_count_whatever_became_of_the_folder(run, copy, change, 
     assert (found.left_out, found.others_left_out) == (left_out, others)
     home = {row["digest"]: row["class"] for row in recorded(run, "held out")}
     classes = cr.read_task(run).classes
-    assert all(classes[i.label] == home[i.content.digest()[:32]] for i in found.split)
+    assert all(classes[i.label] == home[i.digest()[:32]] for i in found.split)
 
 
 def test_what_is_left_of_the_held_out_images_is_counted(run, copy):
@@ -328,7 +328,7 @@ def test_images_in_memory_are_known_by_their_pixels_and_read_once(tiny_folder, t
     assert len(one) == len(two) == 10 and one != two
     assert recorded(tmp_path / "1", "held out") == recorded(tmp_path / "2", "held out")
     items = {item.name: item for item in data.train}
-    assert all(items[row["image"]].content.digest()[:32] == row["digest"] for row in [*one, *two])
+    assert all(items[row["image"]].digest()[:32] == row["digest"] for row in [*one, *two])
     found = cr.find_test_images(tmp_path / "2", "digits")
     assert [item.name for item in found.split] == [item.name for item in data.test]
     assert found.left_out >= 10

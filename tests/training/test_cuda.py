@@ -10,7 +10,8 @@ from helpers.trainings import straight_and_resumed
 from typer.testing import CliRunner
 
 import clip_randlora as cr
-from clip_randlora.clip.text import TextClassifier, make_prompts
+from clip_randlora.clip.prompts import make_prompts
+from clip_randlora.clip.text import TextClassifier
 from clip_randlora.forward.training import training_forward
 from clip_randlora.training.cuda_graph import CUDAGraphStep
 from clip_randlora.training.trainer import Trainer

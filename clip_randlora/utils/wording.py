@@ -1,0 +1,15 @@
+"""Lists of names in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def join_names(names: Iterable[str], most: int = 3) -> str:
+    """Join names for a message: "a, b and c", or "a, b, c and 2 more" beyond the first ``most``."""
+    names = list(names)
+    *first, last = names[:most] or [""]
+    if len(names) > most:
+        last = f"{len(names) - most} more"
+        first = names[:most]
+    return f"{', '.join(first)} and {last}" if first else last
