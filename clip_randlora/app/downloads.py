@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,32 @@ from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.utils.outputs import atomic_write
 
-_AS_TRAINED = ("adapter", "run")  # their strength is chosen where they are loaded
+
+@dataclass(frozen=True)
+class Download:
+    """What can be downloaded.
+
+    ``takes_strength`` is False where the strength is chosen at loading; ``takes_share`` says
+    whether it can be the average of two runs; the first of the ``precisions`` is the default.
+    """
+
+    description: str
+    takes_strength: bool = False
+    takes_share: bool = True
+    precisions: tuple[str, ...] = ("fp32",)
 
 
-def formats() -> dict[str, str]:
-    """Return what can be downloaded: ``{name: what it is}``."""
-    exports = {name: f"{name}: {text}" for name, text in cr.export_formats().items()}
-    return {
-        "adapter": "adapter: one small file that loads with clip-randlora.",
-        "run": "run: the adapter, metrics, predictions, figures and model card.",
-        **{name: text for name, text in exports.items() if name != "adapter"},
-    }
-
-
-def takes_strength(name: str) -> bool:
-    """Return whether a strength goes into a download, or is chosen where it is loaded."""
-    return name not in _AS_TRAINED
-
-
-def takes_share(name: str) -> bool:
-    """Return whether a download can be the average of two runs."""
-    return name not in ("run", "peft")
-
-
-def precisions(name: str) -> tuple[str, ...]:
-    """Return the precisions of a download, the default first."""
-    return ("fp32",) if name in _AS_TRAINED else cr.export_precisions(name)
+DOWNLOADS = {
+    "adapter": Download("adapter: one small file that loads with clip-randlora."),
+    "run": Download(
+        "run: the adapter, metrics, predictions, figures and model card.", takes_share=False
+    ),
+    **{
+        name: Download(f"{name}: {text}", True, name != "peft", cr.export_precisions(name))
+        for name, text in cr.export_formats().items()
+        if name != "adapter"
+    },
+}
 
 
 def export(
@@ -47,40 +48,41 @@ def export(
 
     Args:
         workspace: whose run.
-        name: one of `formats`.
-        strength: 0 (zero-shot) to 1 (tuned) where the format `takes_strength`, else 1.
-        precision: one of `precisions`.
+        name: one of `DOWNLOADS`.
+        strength: 0 (zero-shot) to 1 (tuned) where the download takes one, else 1.
+        precision: one of the download's.
         share: weight of the run before in an average of two runs, 0 to 1.
 
     Raises:
         UserError: there is no run, the format does not fit its model or these settings, or there
             is no run before.
     """
-    if name not in formats():
-        raise cr.UserError(f"format {name}: choose {', '.join(formats())}")
-    if strength != 1 and not takes_strength(name):
+    if name not in DOWNLOADS:
+        raise cr.UserError(f"format {name}: choose {', '.join(DOWNLOADS)}")
+    download = DOWNLOADS[name]
+    if strength != 1 and not download.takes_strength:
         raise cr.UserError(
             f"strength {strength:g}: {name} is given as trained and its strength chosen where "
             f"it is loaded; leave it at 1"
         )
-    if precision not in precisions(name):
-        choices = " or ".join(precisions(name))
+    if precision not in download.precisions:
+        choices = " or ".join(download.precisions)
         raise cr.UserError(f"precision {precision}: {name} is written in {choices}")
     before = _run_to_average(workspace, name, share)
     if name == "adapter" and before is None:
         chosen = workspace.require_run()
         return chosen if chosen.is_file() else chosen / ADAPTER
     run = workspace.finished_run()
-    marks = f"{name}-strength{strength:g}-{precision}" if takes_strength(name) else name
+    marks = f"{name}-strength{strength:g}-{precision}" if download.takes_strength else name
     marks += f"-share{share:g}-{before.name}" if before else ""
-    downloads = workspace.folder / "downloads"
-    path = downloads / f"{marks}-{run.name}.zip"
+    folder = workspace.folder / "downloads"
+    path = folder / f"{marks}-{run.name}.zip"
     options: dict[str, Any] = {"strength": strength, "precision": precision}
     if before:
         options |= {"add": [before], "weights": (1 - share, share)}
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=downloads) as folder:
-            exported = Path(folder) / name
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            exported = Path(temporary) / name
             source = run if name == "run" else cr.export_run(run, name, exported, **options)
             _zip_folder(source, path, name)
     return path
@@ -88,7 +90,7 @@ def export(
 
 def snippet(workspace: Workspace, name: str, share: float = 0.0) -> str:
     """Return the Python lines that load a download; see `export`."""
-    if name not in _AS_TRAINED:
+    if DOWNLOADS[name].takes_strength:
         return cr.loading_snippet(workspace.finished_run(), name, name)
     folder = "adapter/" if share else ""
     path = f"{folder}{ADAPTER}" if name == "adapter" else "run"
@@ -105,7 +107,7 @@ def _run_to_average(workspace: Workspace, name: str, share: float) -> Path | Non
         raise cr.UserError(f"share {share:g}: must lie between 0 and 1")
     if share == 0:
         return None
-    if not takes_share(name):
+    if not DOWNLOADS[name].takes_share:
         raise cr.UserError(f"share {share:g}: {name} is of one run alone; leave it at 0")
     before = workspace.run_before
     if before is None:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 import clip_randlora as cr
-from clip_randlora.app import downloads
+from clip_randlora.app.downloads import export
 from clip_randlora.app.service import Service
 from clip_randlora.app.view import with_workspace
 from clip_randlora.app.workspace import Added, Workspace
@@ -92,7 +92,7 @@ class Endpoints:
         self, workspace: Workspace, format: str, strength: float, precision: str, share: float
     ) -> str:
         """Return a file of the session's run, in one of the formats of the page."""
-        return str(downloads.export(workspace, format, strength, precision, share))
+        return str(export(workspace, format, strength, precision, share))
 
 
 def _summarize(workspace: Workspace, added: Added) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import gradio as gr
 
 import clip_randlora as cr
-from clip_randlora.app import downloads, rendering
+from clip_randlora.app import rendering
+from clip_randlora.app.downloads import DOWNLOADS, export, snippet
 from clip_randlora.app.service import Service
 from clip_randlora.app.view import Update, View, share_slider
 from clip_randlora.app.workspace import Workspace
@@ -61,7 +62,7 @@ class ExportTab(View):
     def _build_download(self) -> None:
         gr.Markdown("### Download")
         self.format = gr.Radio(
-            [(text, name) for name, text in downloads.formats().items()],
+            [(download.description, name) for name, download in DOWNLOADS.items()],
             value="adapter",
             label="What",
             elem_id="format",
@@ -85,7 +86,7 @@ class ExportTab(View):
             value=0,
         )
         self.precision = gr.Radio(
-            list(downloads.precisions("adapter")),
+            ["fp32"],
             value="fp32",
             label="Precision",
             info="fp16: half the size, answers a little off.",
@@ -100,12 +101,12 @@ class ExportTab(View):
 
     def _show_options(self, workspace: Workspace, name: str) -> Update:
         """Show what can be chosen for a format."""
-        takes_strength = downloads.takes_strength(name)
-        precisions = downloads.precisions(name)
+        download = DOWNLOADS[name]
+        precisions = download.precisions
         return {
-            self.as_trained: gr.update(visible=not takes_strength),
-            self.strength: gr.update(visible=takes_strength),
-            self.share: gr.update(visible=downloads.takes_share(name)),
+            self.as_trained: gr.update(visible=not download.takes_strength),
+            self.strength: gr.update(visible=download.takes_strength),
+            self.share: gr.update(visible=download.takes_share),
             self.precision: gr.update(
                 choices=list(precisions), value=precisions[0], visible=len(precisions) > 1
             ),
@@ -115,10 +116,10 @@ class ExportTab(View):
         self, workspace: Workspace, name: str, strength: float, precision: str, share: float
     ) -> tuple[str, str]:
         # sliders keep their values while they are hidden
-        strength = strength if downloads.takes_strength(name) else 1.0
-        share = share if downloads.takes_share(name) else 0.0
-        path = downloads.export(workspace, name, strength, precision, share)
-        return str(path), downloads.snippet(workspace, name, share)
+        strength = strength if DOWNLOADS[name].takes_strength else 1.0
+        share = share if DOWNLOADS[name].takes_share else 0.0
+        path = export(workspace, name, strength, precision, share)
+        return str(path), snippet(workspace, name, share)
 
     def _load(self, workspace: Workspace, upload: str) -> Update:
         path = Path(upload)

@@ -68,7 +68,8 @@ class Workspace:
     """The images, prompts, trainings and runs of one person.
 
     Everything is below ``folder``: ``train/CLASS/`` and ``test/CLASS/`` hold the images as they
-    were given, ``runs/`` what was trained or loaded.
+    were given, ``runs/`` what was trained or loaded. The methods raise a `UserError` for what the
+    person can mend.
     """
 
     def __init__(self, folder: Path, settings: Settings):
@@ -105,11 +106,7 @@ class Workspace:
         return any(picture.is_test for picture in self.pictures())
 
     def data(self) -> cr.Data:
-        """Return the images as the library reads them.
-
-        Raises:
-            UserError: fewer than two classes have images, or a class has none to train on.
-        """
+        """Return the images as the library reads them."""
         with self.lock:
             if all(picture.is_test for picture in self.pictures()):
                 raise cr.UserError("there are no training images yet; add some to two classes")
@@ -172,22 +169,14 @@ class Workspace:
     # --- gathering images -----------------------------------------------------------------------
 
     def add_class(self, name: str) -> str:
-        """Add an empty class; return its name, tidied.
-
-        Raises:
-            UserError: the name cannot be a class's, or is taken.
-        """
+        """Add an empty class; return its name, tidied."""
         with self.lock:
             name = self._free_class_name(name, self.classes)
             (self.folder / "train" / name).mkdir()
         return name
 
     def add_images(self, class_name: str, files: Sequence[Path]) -> Added:
-        """Add copies of image files to a class; unreadable ones are named in the result.
-
-        Raises:
-            UserError: there would be more images than the settings allow.
-        """
+        """Add copies of image files to a class; unreadable ones are named in the result."""
         added = Added()
         items = [Item(file.name, 0, DiskFile(file, file.stat().st_size)) for file in files]
         with self.lock:
@@ -195,11 +184,7 @@ class Workspace:
         return added
 
     def add_data(self, source: str | Path) -> Added:
-        """Add all classes of an uploaded ``.zip`` of class folders, or of a bundled set by name.
-
-        Raises:
-            UserError: it is not in that form, or too much.
-        """
+        """Add all classes of an uploaded ``.zip`` of class folders, or of a bundled set by name."""
         called = source.name if isinstance(source, Path) else source
         if isinstance(source, Path):
             if source.suffix.lower() != ".zip":  # other forms could name paths of the server
@@ -258,11 +243,7 @@ class Workspace:
             room -= 1
 
     def rename_class(self, name: str, new: str) -> str:
-        """Rename a class; return the new name, tidied.
-
-        Raises:
-            UserError: the name cannot be a class's, or is taken.
-        """
+        """Rename a class; return the new name, tidied."""
         with self.lock:
             new = self._free_class_name(new, [other for other in self.classes if other != name])
             for split in _SPLITS:
@@ -304,11 +285,7 @@ class Workspace:
             self.save_state()
 
     def set_prompts(self, templates: Iterable[str], names: dict[str, tuple[str, ...]]) -> None:
-        """Set the prompt templates, and what prompts call the classes.
-
-        Raises:
-            UserError: a template has not one place for the name.
-        """
+        """Set the prompt templates, and what prompts call the classes."""
         self.templates = check_templates(tuple(templates))
         self.names = {name: words for name, words in names.items() if words}
         self.save_state()
@@ -341,22 +318,14 @@ class Workspace:
         return sorted((self.folder / "runs").glob(f"*/{ADAPTER}"))
 
     def require_run(self) -> Path:
-        """Return the run in use.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Return the run in use; there must be one."""
         run = self.run
         if run is None:
             raise cr.UserError(TRAIN_FIRST)
         return run
 
     def finished_run(self) -> Path:
-        """Return the folder of the run in use.
-
-        Raises:
-            UserError: there is none, it is still measured, or only its adapter was loaded.
-        """
+        """Return the folder of the run in use, which must be whole: an adapter alone is not."""
         run = self.require_run()
         if run.is_file():
             raise cr.UserError("only an adapter was loaded; load the zip of its run for this")
@@ -381,11 +350,7 @@ class Workspace:
         return {image.name: files[image.digest] for image in tested if image.digest in files}
 
     def load_run(self, upload: Path) -> cr.Task:
-        """Take in an adapter file or the zip of a run folder, use it, and return its task.
-
-        Raises:
-            UserError: it is neither, or its base model is none that this app offers.
-        """
+        """Take in an adapter file or the zip of a run folder, use it, and return its task."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             with hidden_paths(folder, upload.name), hidden_paths(upload, upload.name):
