@@ -78,6 +78,7 @@ class Workspace:
         self.last_used = time.time()
         self.job: Job | None = None
         self.pages: set[str | None] = set()  # the sessions of the open pages and clients
+        self.names: dict[str, tuple[str, ...]] = {}  # what prompts call the classes
         self._digests: dict[tuple[Path, int], str] = {}
         for part in (*_SPLITS, "runs", "thumbnails", "downloads"):
             (folder / part).mkdir(parents=True, exist_ok=True)
