@@ -244,7 +244,7 @@ def test_the_whole_way_by_client(app, tmp_path):
     image = handle_file(str(drawing("vehicle", 2)))
     with pytest.raises(AppError, match="There is no tuned model yet"):
         client.predict(image, 1.0, api_name="/predict")
-    with pytest.raises(AppError, match="method"):
+    with pytest.raises(AppError, match="Method: 'magic' is unknown; choose randlora"):
         train(client, method="magic")
 
     *progress, metrics = train(client)
