@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, check_strength, load_adapter
 from clip_randlora.clip.models import load_model
@@ -162,6 +162,19 @@ class ExportSource:
         return list(self.prompts)
 
     @property
+    def preprocess_cfg(self) -> dict[str, Any]:
+        """open_clip's settings of the preprocessing."""
+        visual: Any = self.model.net.visual
+        return visual.preprocess_cfg
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """The Pillow filter with which open_clip resizes test images."""
+        name = self.preprocess_cfg.get("interpolation", "bicubic")
+        # open_clip's evaluation uses bicubic for "random"
+        return Image.Resampling["BICUBIC" if name == "random" else name.upper()]
+
+    @property
     def logit_scale(self) -> float:
         """The factor between cosine similarities and logits."""
         return float(self.model.logit_scale().detach())
@@ -188,17 +201,10 @@ class ExportSource:
 
 
 @torch.no_grad()
-def encode(net: nn.Module, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def encode(net: Any, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return the unit features of images and texts, (N, E) and (P, E), by an open_clip model."""
     images = net.encode_image(pixels, normalize=True)
     return images, net.encode_text(tokens, normalize=True)
-
-
-def resampling(preprocess_cfg: dict[str, Any]) -> Image.Resampling:
-    """Return the Pillow filter with which open_clip resizes test images."""
-    name = preprocess_cfg.get("interpolation", "bicubic")
-    # open_clip's evaluation uses bicubic for "random"
-    return Image.Resampling["BICUBIC" if name == "random" else name.upper()]
 
 
 def require_equal(what: str, got: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -59,4 +59,4 @@ def _require_onnx_fit(source: ExportSource) -> None:
 
 
 def _pads_images(source: ExportSource) -> bool:
-    return source.model.net.visual.preprocess_cfg.get("resize_mode", "shortest") == "longest"
+    return source.preprocess_cfg.get("resize_mode", "shortest") == "longest"

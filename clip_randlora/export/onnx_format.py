@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import onnxscript  # noqa: F401 - torch.onnx needs it, and reports it missing on
 import torch
 from torch import Tensor, nn
 
-from clip_randlora.export.export_source import ExportSource, require_equal, resampling
+from clip_randlora.export.export_source import ExportSource, require_equal
 from clip_randlora.utils.quiet import quiet
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
@@ -37,6 +38,8 @@ class _Encoder(nn.Module):
 class _Head(nn.Module):
     """Unit features (N, E) -> probabilities (N, C)."""
 
+    weight: Tensor
+
     def __init__(self, classes: Tensor, logit_scale: float):
         super().__init__()
         self.register_buffer("weight", logit_scale * classes.T.clone())
@@ -48,7 +51,8 @@ class _Head(nn.Module):
 def write(source: ExportSource, folder: Path) -> None:
     """Merge the adapter, and write the three models and the script."""
     source.adapter.merge()
-    net, expected = source.model.net, source.expected
+    net: Any = source.model.net
+    expected = source.expected
     image_encoder = _Encoder(net, lambda pixels: net.encode_image(pixels, normalize=True))
     # ONNX Runtime has no argmax of 64-bit integers, hence int()
     text_encoder = _Encoder(net, lambda tokens: net.encode_text(tokens.int(), normalize=True))
@@ -84,6 +88,7 @@ def _export(module: nn.Module, example: Tensor, takes: str, gives: str) -> onnx.
             output_names=[gives],
             dynamic_shapes=({0: batch},),
         )
+    assert program is not None  # of the exporter that is used here
     return program.model_proto
 
 
@@ -108,8 +113,7 @@ def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _metadata(source: ExportSource) -> dict[str, str]:
     """Return what a user of the models has to know, as JSON values."""
-    settings = source.model.net.visual.preprocess_cfg
-    resample = resampling(settings)
+    settings, resample = source.preprocess_cfg, source.resampling
     metadata = {
         "classes": source.classes,
         "prompts": source.prompts,

@@ -17,10 +17,10 @@ from clip_randlora.utils.outputs import write_json
 def write(source: ExportSource, folder: Path) -> None:
     """Merge the adapter, and write weights and configuration as open_clip reads them."""
     source.adapter.merge()
-    net = source.model.net
-    weights = {key: tensor.contiguous() for key, tensor in net.state_dict().items()}
+    state = source.model.net.state_dict()
+    weights = {key: tensor.contiguous() for key, tensor in state.items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    config = {"model_cfg": _architecture(source), "preprocess_cfg": net.visual.preprocess_cfg}
+    config = {"model_cfg": _architecture(source), "preprocess_cfg": source.preprocess_cfg}
     write_json(folder / "open_clip_config.json", config)
     source.write_prompts(folder)
 

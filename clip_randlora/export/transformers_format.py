@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, Pi
 
 from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
-from clip_randlora.export.export_source import ExportSource, Features, require_equal, resampling
+from clip_randlora.export.export_source import ExportSource, Features, require_equal
 
 _SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -29,7 +29,7 @@ def write(source: ExportSource, folder: Path) -> None:
     source.write_prompts(folder)
 
 
-def clip_config(net: nn.Module) -> CLIPConfig:
+def clip_config(net: Any) -> CLIPConfig:
     """Read the sizes of an open_clip ViT CLIP into transformers' configuration."""
     tokens, width = net.token_embedding.weight.shape
     start, end = tokens - 2, tokens - 1  # the last two of CLIP's vocabulary
@@ -55,7 +55,7 @@ def clip_config(net: nn.Module) -> CLIPConfig:
     )
 
 
-def _tower(transformer: nn.Module, last_norm: nn.LayerNorm) -> dict[str, Any]:
+def _tower(transformer: Any, last_norm: nn.LayerNorm) -> dict[str, Any]:
     block = transformer.resblocks[0]
     return {
         "num_hidden_layers": len(transformer.resblocks),
@@ -68,7 +68,7 @@ def _tower(transformer: nn.Module, last_norm: nn.LayerNorm) -> dict[str, Any]:
 
 def _tokenizer(source: ExportSource) -> CLIPTokenizer:
     """Build transformers' tokenizer from open_clip's vocabulary."""
-    ours = source.model.tokenizer
+    ours: Any = source.model.tokenizer
     vocabulary = {_SPECIAL_TOKENS.get(token, token): i for token, i in ours.encoder.items()}
     merges = list(ours.bpe_ranks)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=ours.context_length)
@@ -80,7 +80,7 @@ def _image_processor(source: ExportSource) -> PilBackend:
     A ``CLIPImageProcessor`` is always loaded as the one that resizes with torchvision, whose
     pixels are sometimes a grey level off. A ``PilBackend`` is loaded as it was saved.
     """
-    size, settings = source.model.image_size, source.model.net.visual.preprocess_cfg
+    size, settings = source.model.image_size, source.preprocess_cfg
     square = {"height": size, "width": size}
     keeps_shape = settings.get("resize_mode", "shortest") == "shortest"
     return PilBackend(
@@ -88,7 +88,7 @@ def _image_processor(source: ExportSource) -> PilBackend:
         do_resize=True,
         size={"shortest_edge": size} if keeps_shape else square,
         default_to_square=not keeps_shape,
-        resample=resampling(settings),
+        resample=source.resampling,
         do_center_crop=keeps_shape,
         crop_size=square,
         do_rescale=True,
@@ -101,7 +101,8 @@ def _image_processor(source: ExportSource) -> PilBackend:
 
 def verify(source: ExportSource, folder: Path) -> None:
     """Load the folder with transformers and compare features, tokens and pixels."""
-    net, loading = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    net, loading = loaded
     if loading["missing_keys"] or loading["unexpected_keys"]:
         raise UserError(f"nothing written: CLIPModel loads other tensors than it holds: {loading}")
     require_equal_features(net, source.expected)
