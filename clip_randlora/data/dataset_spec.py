@@ -231,8 +231,10 @@ def name_classes(
             raise UserError(f"{where}: the source has only numbers; list the names in their order")
         return tuple(source), {}
     is_imagenet = isinstance(classes, str)
-    if is_imagenet:
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as classes  # slow to import
+    if isinstance(classes, str):
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
+
+        classes = IMAGENET_CLASSNAMES
     words = _in_order(classes, source, where)
     count = len(source) if source is not None else labels
     if len(words) != count and (source is not None or len(words) < count):

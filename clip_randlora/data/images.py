@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 from clip_randlora.errors import OutOfMemory, UserError
 from clip_randlora.utils.quiet import without_warnings
@@ -138,7 +138,7 @@ def _open(source: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         raise UnreadableImage(name, "may not be read; check its permissions") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(name, _too_many_pixels("far too many")) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         image = _open_heic(file, name)
     try:
         _check_size(image, name)
