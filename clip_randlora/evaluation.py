@@ -194,7 +194,11 @@ def predict_split(
         on_progress: told how many are classified, see `clip_randlora.utils.progress.OnProgress`.
         cache: of this model, if the split is the test split of the cache's data.
     """
-    names, labels, zero_shot, tuned, skipped = [], [], [], [], []
+    names: list[str] = []
+    labels: list[Tensor] = []
+    zero_shot: list[Tensor] = []
+    tuned: list[Tensor] = []
+    skipped: list[Skipped] = []
     decoded = cache.test_images(both.model.image_size) if cache else None
     batches = report_progress(
         decode_batches(split, both.model.square(), _CHUNK, decoded),
@@ -224,25 +228,21 @@ def score(predictions: Predictions) -> dict[str, Any]:
     ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1. ``per_class`` holds
     the number of ``images`` and both top-1 accuracies of every class with images.
     """
-    labels = predictions.labels
-    per_class = {}
+    labels, per_class = predictions.labels, {}
+    both = {"zero_shot": predictions.zero_shot, "tuned": predictions.tuned}
     for label, name in enumerate(predictions.classes):
         here = labels == label
         if here.any():
-            per_class[name] = {
-                "images": int(here.sum()),
-                "zero_shot": _top1(predictions.zero_shot[here], labels[here]),
-                "tuned": _top1(predictions.tuned[here], labels[here]),
+            top1 = {
+                which: _top1(probabilities[here], label) for which, probabilities in both.items()
             }
+            per_class[name] = {"images": int(here.sum()), **top1}
     scores = {
         which: {
             "top1": _top1(probabilities, labels),
             "ece": expected_calibration_error(probabilities, labels),
         }
-        for which, probabilities in (
-            ("zero_shot", predictions.zero_shot),
-            ("tuned", predictions.tuned),
-        )
+        for which, probabilities in both.items()
     }
     return {**scores, "per_class": per_class}
 
@@ -273,13 +273,15 @@ def calibration_bins(probabilities: Tensor, labels: Tensor) -> list[CalibrationB
     confidence, answer = probabilities.double().max(dim=-1)
     correct = (answer == labels).double()
     place = (confidence * _CALIBRATION_BINS).ceil().long().clamp(1, _CALIBRATION_BINS) - 1
-    bins = []
-    for index in range(_CALIBRATION_BINS):
-        here = place == index
-        images = int(here.sum())
-        means = [float(v[here].mean()) if images else 0.0 for v in (confidence, correct)]
-        bins.append(CalibrationBin((index + 0.5) / _CALIBRATION_BINS, images, *means))
-    return bins
+    counts = torch.bincount(place, minlength=_CALIBRATION_BINS)
+    means = (
+        torch.bincount(place, values, _CALIBRATION_BINS) / counts.clamp(min=1)
+        for values in (confidence, correct)
+    )
+    rows = zip(counts.tolist(), *(values.tolist() for values in means), strict=True)
+    return [
+        CalibrationBin((index + 0.5) / _CALIBRATION_BINS, *row) for index, row in enumerate(rows)
+    ]
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
@@ -316,5 +318,5 @@ def as_mapping(classes: Sequence[str], probabilities: Tensor) -> dict[str, float
     return {classes[label]: float(probabilities[label]) for label in order}
 
 
-def _top1(probabilities: Tensor, labels: Tensor) -> float:
+def _top1(probabilities: Tensor, labels: Tensor | int) -> float:
     return float((probabilities.argmax(dim=-1) == labels).double().mean())

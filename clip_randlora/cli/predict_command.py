@@ -189,7 +189,7 @@ def _draw(answered: list[tuple[Input, dict[str, Any]]], count: int, path: Path) 
         from clip_randlora.runs import figures
 
         images = [entry.open() for entry, _ in answered]
-        figure = figures.side_by_side(images, [a for _, a in answered], [None] * len(images))
+        figure = figures.compare_answers(images, [a for _, a in answered], [None] * len(images))
         figures.save(figure, path)
     if notes:
         raise UserError(notes[0])

@@ -52,9 +52,10 @@ def write_csv(models: Sequence[ModelResults], path: Path) -> None:
     tables = []
     for model in models:
         table = model.table.copy()
-        table.insert(3, "gap_closed", float("nan"))
-        table.loc[AVERAGE, "gap_closed"] = model.gaps.to_numpy().ravel()
-        tables.append(pd.concat({model.model: table}, names=["model"]).reset_index())
+        table.insert(6, "gap_closed", float("nan"))
+        table.loc[table["data"] == AVERAGE, "gap_closed"] = model.gaps.to_numpy().ravel()
+        table.insert(0, "model", model.model)
+        tables.append(table)
     rows = pd.concat(tables)
     rows["trainable_parameters"] = rows["trainable_parameters"].round().astype("Int64")
     with atomic_write(path) as temporary:
@@ -104,14 +105,13 @@ def _sections(model: ModelResults) -> list[str]:
 
 def _accuracies(model: ModelResults, data: str) -> str:
     columns = {}
-    for shots in model.shots:
-        entries = model.table.loc[data].xs(shots, level="shots")
+    for shots, entries in model.entries(data).groupby("shots", observed=False):
         bold = best(entries)
-        columns[_heading(shots)] = {
-            entry.Index: _show(entry, entry.Index == bold, entry.Index in model.zero_shot)
+        columns[_heading(shots)] = [
+            _show(entry, entry.method == bold, entry.method in model.zero_shot)
             for entry in entries.itertuples()
-        }
-    return _table(pd.DataFrame(columns))
+        ]
+    return _table(pd.DataFrame(columns, model.methods))
 
 
 def _show(entry: Any, is_bold: bool, is_zero_shot: bool) -> str:
@@ -146,12 +146,12 @@ def _costs(model: ModelResults) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _heading(shots: int | str) -> str:
+def _heading(shots: Any) -> str:
     return "all images" if shots == "all" else f"{shots} shot{'s' * (shots != 1)}"
 
 
 def _table(texts: pd.DataFrame, index: str = "method") -> str:
     """Return a table of texts as Markdown, with its index as the first column."""
     rows = texts.rename_axis(index).reset_index()
-    lines = [list(rows), ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
+    lines: list[list[Any]] = [list(rows), ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

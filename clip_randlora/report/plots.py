@@ -47,16 +47,17 @@ def accuracy_by_shots(model: ModelResults) -> Figure | None:
     figure, grid = _panels(len(panels))
     for axes, data in zip(grid, panels, strict=True):
         for number, method in enumerate(model.methods):
-            entries = model.table.loc[(data, method)]
+            entries = model.entries(data).query("method == @method")
             if not entries["finished"].any():
                 continue
             is_trained = method in model.trained
             shift = (number - (len(model.methods) - 1) / 2) * _SHIFT if is_trained else 0
-            known = entries["top1_mean"].notna().to_numpy()
+            is_known = entries["top1_mean"].notna().to_numpy()
+            known = entries[is_known]
             axes.errorbar(
-                places[known] + shift,
-                entries["top1_mean"][known] * 100,
-                yerr=entries["top1_std"][known].fillna(0) * 100 if is_trained else None,
+                places[is_known] + shift,
+                known["top1_mean"] * 100,
+                yerr=known["top1_std"].fillna(0) * 100 if is_trained else None,
                 capsize=3 if is_trained else 0,
                 linestyle="-" if is_trained else "--",
                 linewidth=1.4,
@@ -73,23 +74,26 @@ def accuracy_by_shots(model: ModelResults) -> Figure | None:
 
 def accuracy_by_parameters(model: ModelResults) -> Figure | None:
     """Draw the average accuracy by trainable parameters (logarithmic), a panel for each shots."""
-    averages = model.table.loc[AVERAGE]
-    averages = averages[averages["finished"] > 0]
-    has_point = (averages["trainable_parameters"] > 0).groupby("shots", observed=False).any()
-    shown = [shots for shots in model.shots if has_point[shots]]
+    averages = model.entries(AVERAGE).dropna(subset="top1_mean")
+    shown = [
+        (shots, entries)
+        for shots, entries in averages.groupby("shots", observed=True)
+        if (entries["trainable_parameters"] > 0).any()
+    ]
     if not shown:
         return None
     figure, grid = _panels(len(shown))
-    for axes, shots in zip(grid, shown, strict=True):
-        for entry in averages.xs(shots, level="shots").itertuples():
-            style = _style(model, entry.Index)
+    for axes, (shots, entries) in zip(grid, shown, strict=True):
+        entry: Any
+        for entry in entries.itertuples():
+            style = _style(model, entry.method)
             top1 = entry.top1_mean * 100
             if entry.trainable_parameters:
                 yerr = 0 if math.isnan(entry.top1_std) else entry.top1_std * 100
                 x = entry.trainable_parameters
-                axes.errorbar(x, top1, yerr, linestyle="", capsize=3, label=entry.Index, **style)
+                axes.errorbar(x, top1, yerr, linestyle="", capsize=3, label=entry.method, **style)
             else:  # zero has no place on a logarithmic axis
-                line = {"linestyle": "--", "linewidth": 1, "label": entry.Index}
+                line = {"linestyle": "--", "linewidth": 1, "label": entry.method}
                 axes.axhline(top1, color=style["color"], **line)
         axes.set_xscale("log")
         axes.margins(x=0.12)
@@ -156,8 +160,8 @@ def _legend(figure: Figure, grid: Sequence[Any]) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        handles.values(),
-        handles.keys(),
+        [*handles.values()],
+        [*handles],
         loc="outside lower center",
         ncols=min(len(handles), max(2, int(figure.get_figwidth() / 1.5))),
         fontsize=8,

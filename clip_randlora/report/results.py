@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -69,9 +70,9 @@ class ModelResults:
         zero_shot, trained: the methods that train nothing, and those with trainable parameters.
         full: the label of full fine-tuning; None without it.
         cells: the cells, those of zero-shot at every number of shots.
-        table: a row for each ``(data, method, shots)``, and for ``average`` as the last data set;
-            columns ``top1_mean``, ``top1_std`` (n - 1; 0 for zero-shot, NaN for fewer than two
-            seeds), ``zero_shot``, ``trainable_parameters``, ``train_seconds``: means over seeds;
+        table: a row for each ``data``, ``method`` and ``shots``, with ``average`` as the last data
+            set; ``top1_mean``, ``top1_std`` (n - 1; 0 for zero-shot, NaN for fewer than two seeds),
+            ``zero_shot``, ``trainable_parameters``, ``train_seconds``: means over seeds;
             ``finished``, ``failed``, ``missing``: numbers of seeds. The average is taken seed by
             seed, and is NaN unless every data set has all of its seeds.
         gaps: (methods, shots), the share (m - z) / (f - z) of the way from zero-shot to full
@@ -90,10 +91,14 @@ class ModelResults:
     table: pd.DataFrame
     gaps: pd.DataFrame
 
+    def entries(self, data: str) -> pd.DataFrame:
+        """Return the rows of ``table`` of one data set, or of ``average``."""
+        return self.table[self.table["data"] == data]
+
 
 def summarize_models(cells: pd.DataFrame) -> list[ModelResults]:
     """Summarize what `read_cells` returned, model by model."""
-    return [_summarize(model, own) for model, own in cells.groupby("model", sort=False)]
+    return [_summarize(str(model), own) for model, own in cells.groupby("model", sort=False)]
 
 
 def _summarize(model: str, cells: pd.DataFrame) -> ModelResults:
@@ -108,15 +113,16 @@ def _summarize(model: str, cells: pd.DataFrame) -> ModelResults:
     full = next((method for method in kinds if kinds[method] == "full"), None)
 
     # zero-shot needs no training images: it stands at every number of shots
-    at_shots = [shots if pd.isna(own) else [own] for own in cells["shots"]]
+    at_shots = pd.Series([shots if pd.isna(own) else [own] for own in cells["shots"]], cells.index)
     cells = cells.assign(shots=at_shots).explode("shots")
     table = _statistics(pd.concat([cells, _averages(cells)]), datasets, methods, shots)
-    is_zero_shot = table.index.isin(zero_shot, level="method")
+    is_zero_shot = table["method"].isin(zero_shot)
     table.loc[is_zero_shot & (table["finished"] > 0), "top1_std"] = 0.0
     trains = cells.groupby("method", sort=False)["trainable_parameters"].max()
     trained = [method for method in methods if trains[method] > 0]
 
-    averages = table.loc[AVERAGE, "top1_mean"].unstack("shots")
+    is_average = table["data"] == AVERAGE
+    averages = table[is_average].pivot(index="method", columns="shots", values="top1_mean")
     start = cells.groupby("data")["zero_shot"].first().mean(skipna=False)
     gap = (averages.loc[full] if full else averages.max() * math.nan) - start
     gaps = (averages - start) / gap.where(gap > 0)
@@ -131,15 +137,16 @@ def _averages(cells: pd.DataFrame) -> pd.DataFrame:
     Elsewhere only the cells that failed or are missing are kept, to be counted.
     """
     datasets, parts = cells["data"].nunique(), []
-    for (method, shots), group in cells.groupby(["method", "shots"], sort=False):
+    for _, group in cells.groupby(["method", "shots"], sort=False):
         unfinished = group[group["state"] != _FINISHED]
         if unfinished.empty and group["data"].nunique() == datasets:
             by_seed = group.fillna({"seed": 0}).groupby("seed")  # zero-shot has none
-            common = by_seed.filter(lambda cells: len(cells) == datasets).groupby("seed")
-            group = common[_NUMBERS].mean().assign(state=_FINISHED)
+            common = by_seed.filter(lambda cells: len(cells) == datasets)
+            means = common.groupby(["method", "shots", "seed"])[_NUMBERS].mean()
+            group = means.reset_index().assign(state=_FINISHED)
         else:
             group = unfinished
-        parts.append(group.assign(data=AVERAGE, method=method, shots=shots))
+        parts.append(group.assign(data=AVERAGE))
     return pd.concat(parts)
 
 
@@ -147,14 +154,16 @@ def _statistics(
     cells: pd.DataFrame, datasets: list[str], methods: list[str], shots: list[int | str]
 ) -> pd.DataFrame:
     """Return the means, deviations and counts over seeds, for every place of the tables."""
-    orders = ([*datasets, AVERAGE], methods, shots)
+    orders: list[list[Any]] = [[*datasets, AVERAGE], methods, shots]
     ordered = {
         key: pd.Categorical(cells[key], order) for key, order in zip(_KEYS, orders, strict=True)
     }
     counted = {state: cells["state"] == state for state in _STATES}
     groups = cells.assign(**ordered, **counted).groupby(_KEYS, observed=False)
-    top1 = groups["top1"].agg(top1_mean="mean", top1_std="std")
-    return pd.concat([top1, groups[_NUMBERS[1:]].mean(), groups[_STATES].sum()], axis="columns")
+    means = {name: (name, "mean") for name in _NUMBERS[1:]}
+    sums = {state: (state, "sum") for state in _STATES}
+    top1 = {"top1_mean": ("top1", "mean"), "top1_std": ("top1", "std")}
+    return groups.agg(**top1, **means, **sums).reset_index()
 
 
 def best(entries: pd.DataFrame) -> str | None:
@@ -163,11 +172,11 @@ def best(entries: pd.DataFrame) -> str | None:
     None if there is no such method, or if either of the two has fewer than two seeds.
 
     Args:
-        entries: rows of `ModelResults.table` for one data set and number of shots, by method.
+        entries: the rows of `ModelResults.table` of one data set and number of shots.
     """
     first_two = entries.dropna(subset="top1_mean").nlargest(2, "top1_mean")
     if len(first_two) < 2:
         return None
     lead = first_two["top1_mean"].iloc[0] - first_two["top1_mean"].iloc[1]
     deviations = first_two["top1_std"].sum(skipna=False)
-    return first_two.index[0] if lead > deviations else None
+    return first_two["method"].iloc[0] if lead > deviations else None

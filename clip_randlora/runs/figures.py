@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, confusion matrices, side-by-side examples."""
+"""The figures of a run: curves, confusion matrices, calibration, examples."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _BARS = 5
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, under a temporary name first."""
+    """Write a figure as PNG atomically."""
     FigureCanvasAgg(figure)
-    # matplotlib warns of scripts that the font has not
+    # matplotlib warns of characters that its font lacks
     with atomic_write(path) as temporary, without_warnings():
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
 def curves(history: Sequence[Mapping[str, float]], metrics: Mapping[str, Any]) -> Figure:
-    """Draw the loss and the training accuracy by step, with both test accuracies as lines."""
+    """Draw the loss and the training accuracy by step, and both test accuracies as lines."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in history]
@@ -61,7 +61,7 @@ def confusions(predictions: Predictions) -> Figure:
     count = len(predictions.classes)
     side = min(4 + 0.22 * count, 14)
     figure = Figure(figsize=(2 * side, side), layout="constrained")
-    names = [_plain(name) for name in predictions.classes]
+    names = [_label(name) for name in predictions.classes]
     both = zip(("zero-shot", "tuned"), confusion(predictions), strict=True)
     for axes, (title, counts) in zip(figure.subplots(1, 2), both, strict=True):
         shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -80,7 +80,7 @@ def confusions(predictions: Predictions) -> Figure:
 
 
 def calibration(predictions: Predictions) -> Figure:
-    """Draw how often both are right against how sure they are (a reliability diagram)."""
+    """Draw the accuracy by confidence, zero-shot and tuned (reliability diagrams)."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     both = (("zero_shot", _ZERO_SHOT), ("tuned", _TUNED))
     for axes, (which, color) in zip(figure.subplots(1, 2), both, strict=True):
@@ -105,38 +105,38 @@ def calibration(predictions: Predictions) -> Figure:
         )
         error = expected_calibration_error(probabilities, predictions.labels)
         axes.set(title=f"{which.replace('_', '-')}: calibration error {error:.3f}", xlim=(0, 1))
-        axes.set(xlabel="confidence", ylabel="share that is right", ylim=(0, 1.02))
+        axes.set(xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def examples(predictions: Predictions, split: Split, most: int = 4) -> Figure:
-    """Draw test images with both answers: those that tuning fixed, and one that it broke."""
+    """Draw test images with both answers, see `pick_examples`."""
     items = {item.name: item for item in split.items}
     chosen = pick_examples(predictions, most)
     images = [items[predictions.names[index]].open() for index in chosen]
     answers = [
         {
-            which: as_mapping(predictions.classes, getattr(predictions, which)[index])
-            for which in ("zero_shot", "tuned")
+            "zero_shot": as_mapping(predictions.classes, predictions.zero_shot[index]),
+            "tuned": as_mapping(predictions.classes, predictions.tuned[index]),
         }
         for index in chosen
     ]
     truths = [predictions.classes[predictions.labels[index]] for index in chosen]
-    return side_by_side(images, answers, truths)
+    return compare_answers(images, answers, truths)
 
 
-def side_by_side(
+def compare_answers(
     images: Sequence[Image.Image],
     answers: Sequence[Mapping[str, Mapping[str, float]]],
     truths: Sequence[str | None],
 ) -> Figure:
-    """Draw each image with the likeliest classes, zero-shot and tuned, as two lists of bars.
+    """Draw each image with its most probable classes, zero-shot and tuned, as bars.
 
     Args:
         images: N images.
         answers: N mappings ``{"zero_shot": {class: p}, "tuned": {class: p}}``.
-        truths: N true classes, or None where it is not known; a wrong first answer is red.
+        truths: N true classes, None where unknown; a wrong first answer is red.
     """
     figure = Figure(figsize=(9, 1.75 * len(images) + 0.35), layout="constrained")
     grid = figure.subplots(len(images), 3, squeeze=False, width_ratios=(1.1, 2, 2))
@@ -145,7 +145,7 @@ def side_by_side(
         shown.imshow(image)
         shown.set_axis_off()
         if truth is not None:
-            shown.set_title(_plain(truth), fontsize=9)
+            shown.set_title(_label(truth), fontsize=9)
         for axes, which, color in zip(bars, ("zero_shot", "tuned"), (_ZERO_SHOT, _TUNED)):  # noqa: B905
             _bar_list(axes, answer[which], truth, color)
             if row == 0:
@@ -155,7 +155,7 @@ def side_by_side(
 
 def _bar_list(axes: Any, answer: Mapping[str, float], truth: str | None, color: str) -> None:
     top = sorted(answer.items(), key=lambda pair: -pair[1])[:_BARS]
-    names = [_plain(name) for name, _ in top]
+    names = [_label(name) for name, _ in top]
     wrong = truth is not None and top[0][0] != truth
     colors = [_WRONG if wrong and place == 0 else color for place in range(len(top))]
     axes.barh(range(len(top)), [p for _, p in top], color=colors, height=0.62)
@@ -168,13 +168,16 @@ def _bar_list(axes: Any, answer: Mapping[str, float], truth: str | None, color: 
     axes.tick_params(left=False)
 
 
-def _plain(name: str) -> str:
-    """A class name as a label: not too long, and no ``$`` that would begin a formula."""
+def _label(name: str) -> str:
+    """Return a class name as a label: shortened, with ``$`` escaped, which begins a formula."""
     return shorten(name.replace("_", " "), 48, placeholder=" ...").replace("$", r"\$")
 
 
 def pick_examples(predictions: Predictions, most: int) -> list[int]:
-    """Choose images that tuning fixed, of one class each, then one that it broke, if there is."""
+    """Choose up to ``most`` images: fixed by tuning, one of each class, and one broken by it.
+
+    If there are too few, other images follow.
+    """
     before, after = (
         probabilities.argmax(dim=-1) == predictions.labels
         for probabilities in (predictions.zero_shot, predictions.tuned)

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from clip_randlora.data import Item, Skipped, Split, load_data
+from clip_randlora.data.folders import ClassFolders
 from clip_randlora.data.loading import load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
@@ -70,12 +71,12 @@ def find_test_images(
     if count not in get_args(Count):
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
     run = Path(run)
-    class_folders = class_folders or read_class_folders(run)
+    folders = cast(ClassFolders | None, class_folders) or read_class_folders(run)  # checked later
     classes = read_task(run).classes
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
-        return _without_record(run, source, classes, count, class_folders)
-    labelled = load_labelled(source, classes, class_folders, on_progress=on_progress)
+        return _without_record(run, source, classes, count, folders)
+    labelled = load_labelled(source, classes, folders, on_progress=on_progress)
     items, notes = labelled.split.items, list(labelled.notes)
     digests = digest_items(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
@@ -143,7 +144,7 @@ def _without_record(
     source: str | Path,
     classes: tuple[str, ...],
     count: Count,
-    class_folders: str | None,
+    class_folders: ClassFolders | None,
 ) -> CountedImages:
     """Choose the images for a run of an earlier version, which did not record them.
 

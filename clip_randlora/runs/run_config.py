@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from clip_randlora.adapters.config import one_line
 from clip_randlora.clip.prompts import recorded_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
+from clip_randlora.data.folders import ClassFolders
 from clip_randlora.errors import UserError
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.utils import formats
@@ -120,7 +121,7 @@ def read_train_settings(folder: str | Path) -> dict[str, Any]:
     return read_config(folder)["train"] if has_config(folder) else {}
 
 
-def read_class_folders(folder: str | Path) -> str | None:
+def read_class_folders(folder: str | Path) -> ClassFolders | None:
     """Return the ``class_folders`` that a run in the folder was given; see `load_data`."""
     return read_config(folder)["data"].get("class_folders") if has_config(folder) else None
 
@@ -135,21 +136,27 @@ def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     before, now = read_config(folder), json.loads(json.dumps(settings))
     known = [key for key in now if key in before]
-    _check_same(folder, {key: before[key] for key in known}, {key: now[key] for key in known})
+    difference = first_difference(*({key: of[key] for key in known} for of in (before, now)))
+    if difference:
+        name, old, new = difference
+        raise UserError(
+            f"--resume: {folder} was begun with {name} = {old}, now it is {new}; resume with the "
+            f"same settings (--config {folder / CONFIG} has those of the training), or choose "
+            f"another --out"
+        )
 
 
-def _check_same(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> None:
-    keys = list(dict.fromkeys([*before, *now]))
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Return the dotted name of a setting that differs, its old and its new value."""
+    keys = dict.fromkeys([*before, *now])
     for key in sorted(keys, key=lambda key: isinstance(now.get(key), Mapping)):
         old, new = before.get(key), now.get(key)
-        name = f"{prefix}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            _check_same(folder, old, new, f"{name}.")
+            inner = first_difference(old, new)
+            if inner:
+                return f"{key}.{inner[0]}", inner[1], inner[2]
         elif old != new:
-            raise UserError(
-                f"--resume: {folder} was begun with {name} = {old}, now it is {new}; resume with "
-                f"the same settings (--config {folder / CONFIG} has those of the training), or "
-                f"choose another --out"
-            )
+            return key, old, new
+    return None

@@ -178,7 +178,7 @@ class SweepConfig(_Settings):
     shots: tuple[int | Literal["all"], ...] = (16,)
     seeds: tuple[int, ...] = (1,)
     training: dict[str, Any] = Field(default_factory=dict)
-    resources: Resources = Resources()
+    resources: Resources = Resources(cpus=1, gpus=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import socket
 import tempfile
@@ -93,7 +94,7 @@ def _connect(address: str | None) -> None:
     if where != "local":
         _check_answers(named, where)
     try:
-        ray.init(address=where, log_to_driver=False, logging_level="error")
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if where == "local":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clip_randlora.errors import UserError
+from clip_randlora.runs.run_config import first_difference
 from clip_randlora.runs.run_folder import has_checkpoint, read_metrics
 from clip_randlora.sweep.config import Cell
 from clip_randlora.utils import formats
@@ -67,10 +68,12 @@ class SweepFolder:
             if not self.is_finished(cell):
                 todo.append(cell)
             elif before is not None and before != cell:
+                dumps = (either.model_dump(mode="json") for either in (before, cell))
+                name, old, new = first_difference(*dumps) or ("", before, cell)
                 raise UserError(
-                    f"--out {self.path}: {cell.id} was run with other settings "
-                    f"({_difference(before, cell)}); {_advice(before, cell)}choose another folder, "
-                    f"or label the method otherwise"
+                    f"--out {self.path}: {cell.id} was run with other settings ({name}: {old}, now "
+                    f"{new}); {_advice(before, cell)}choose another folder, or label the method "
+                    f"otherwise"
                 )
             record[cell.id] = cell
         rows = [cell.model_dump(mode="json") for cell in record.values()]
@@ -158,16 +161,6 @@ class SweepFolder:
 
     def _failure(self, cell: Cell) -> Path:
         return self.path / _FAILED / f"{cell.id}.json"
-
-
-def _difference(before: Cell, now: Cell) -> str:
-    """Return the first setting that differs, and both of its values."""
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    path = []
-    while isinstance(old, Mapping) and isinstance(new, Mapping):
-        path.append(next(key for key in {**old, **new} if old.get(key) != new.get(key)))
-        old, new = old.get(path[-1]), new.get(path[-1])
-    return f"{'.'.join(path)}: {old}, now {new}"
 
 
 def _advice(before: Cell, now: Cell) -> str:
