@@ -47,6 +47,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
 EXPECTED_LAYOUT = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
+_TESTS = (TEST, EVALUATION, VALIDATION)  # the first one that exists is the test split
 _ASK = "if these are the classes, say so with --class-folders top"
 _MAX_TABLES = 50
 _MASK_FILE = re.compile(
@@ -711,9 +712,6 @@ class _FolderReader:
         ]
         if empty:
             yield f"No images in {join_names(sorted(empty))}: left out."
-
-
-_TESTS = (TEST, EVALUATION, VALIDATION)  # the first one that exists is the test split
 
 
 def _test_split(splits: Iterable[str]) -> str | None:

@@ -106,7 +106,7 @@ def load_data(
 def list_images(
     source: str | Path, *, on_progress: OnProgress | None = None
 ) -> tuple[list[Item], list[Skipped]]:
-    """List every image of a folder or ``.zip``, in whatever folders; the labels mean nothing.
+    """List every image of a folder or ``.zip``, also in nested folders; the labels mean nothing.
 
     Returns:
         The images with readable headers, naturally sorted by name, and the files left out.

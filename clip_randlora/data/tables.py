@@ -121,7 +121,7 @@ def _read_table(
         return None
     of_others = [row for row in full_rows if _find(row[key], rivals)]
     if split != TRAIN and any(_find(row[key], known) for row in of_others):
-        return None  # both splits use the same file names: the table is that of the training images
+        return None  # both splits use the same file names, and the table is of the training images
     has_header = _find(rows[0][key], known) is None
     header = rows[0] if has_header else [f"column {n + 1}" for n in range(width)]
     body = rows[has_header:]
