@@ -390,5 +390,5 @@ class Workspace:
         stat = path.stat()
         key = path, stat.st_mtime_ns
         if key not in self._digests:
-            self._digests[key] = DiskFile(path, stat.st_size).digest()
+            self._digests[key] = Item(path.name, 0, DiskFile(path, stat.st_size)).digest()
         return self._digests[key]
