@@ -43,7 +43,7 @@ def refuses(monkeypatch):
         def raise_it(*_) -> None:
             raise frozen_prefix.CannotCache("it was asked not to")
 
-        monkeypatch.setattr(frozen_prefix, "_record", raise_it)
+        monkeypatch.setattr(frozen_prefix, "replaced_forwards", raise_it)
 
     return refuse
 

@@ -1,34 +1,18 @@
+"""Trainings by `clip_randlora.fit`: what they learn, write, and go on from."""
+
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.cases import slow_cases
 from helpers.images import write_colors
-from sklearn.metrics import accuracy_score
 from torch.nn.functional import cross_entropy
 
 import clip_randlora as cr
-from clip_randlora.evaluation import (
-    PairedPredictor,
-    Predictions,
-    calibration_bins,
-    confusion,
-    expected_calibration_error,
-    predict_split,
-    score,
-)
 from clip_randlora.runs.predictions_file import read_answers
 from clip_randlora.runs.run_folder import read_metrics
-from clip_randlora.training.config import (
-    choose_precision,
-    default_beta2,
-    default_crop_size,
-    default_learning_rate,
-    default_steps,
-)
-from clip_randlora.training.presets import PRESETS, read_preset
+from clip_randlora.training.config import default_beta2
 
 COLORS = {"blue_things": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 FAST = {"method": cr.RandLoRA(rank=4), "steps": 40, "batch_size": 12, "shots": 4}
@@ -191,15 +175,6 @@ def test_watching_changes_no_weight(tiny_folder, colors):
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
 
-def test_presets_are_settings_and_balanced_is_the_default():
-    fast, balanced, thorough = (cr.TrainConfig.parse(read_preset(name)) for name in PRESETS)
-    assert balanced == cr.TrainConfig()
-    steps = [default_steps(160, 32, p.epochs, p.min_steps) for p in (fast, balanced, thorough)]
-    assert steps == [25, 80, 160]
-    with pytest.raises(cr.UserError, match="preset quick: choose fast, balanced, thorough"):
-        read_preset("quick")
-
-
 def test_same_seed_same_weights_other_seed_others(tiny_folder, colors):
     data, config = cr.load_data(colors), {**FAST, "steps": 5}
     runs = [
@@ -285,19 +260,6 @@ def test_a_diverged_training_says_what_to_do(tiny, colors):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(**FAST, learning_rate=1e30))
 
 
-def test_steps_by_images():
-    assert default_steps(2, 32) == default_steps(32, 32) > 20
-    assert default_steps(10_000, 32) > default_steps(1_000, 32) > default_steps(100, 32)
-    assert default_steps(10**7, 32) == 2000
-
-
-def test_learning_rate_falls_with_the_images():
-    assert default_learning_rate("lite0", "randlora", 4) == pytest.approx(
-        default_learning_rate("lite0", "randlora", 16) / 4
-    )
-    assert default_learning_rate("x", "lora", 100) == default_learning_rate("x", "lora", 16)
-
-
 def test_beta2_is_adamws(tiny, colors):
     data = cr.load_data(colors)
 
@@ -316,96 +278,9 @@ def test_beta2_is_adamws(tiny, colors):
     assert (train(3, 0.5) - train(3, 0.999)).abs().max() > 1e-3
 
 
-def test_crops_are_smaller_only_where_the_tower_takes_any_size(tiny):
-    assert default_crop_size(tiny) == tiny.image_size
-    lite0 = cr.load_model("lite0")
-    assert default_crop_size(lite0) == 160 < lite0.image_size
-    with torch.no_grad():
-        assert lite0.encode_image(torch.zeros(1, 3, 160, 160)).shape == (1, 512)
-
-
-def test_fp16_on_a_cpu_is_refused():
-    with pytest.raises(cr.UserError, match="precision fp16"):
-        choose_precision("fp16", torch.device("cpu"))
-    assert choose_precision("fp32", torch.device("cuda")) == "fp32"
-
-
 def test_bf16_trains_too(tiny, colors):
     run = cr.fit(
         tiny, cr.load_data(colors), cr.TrainConfig(**FAST, learning_rate=1e-2, precision="bf16")
     )
     assert run.metrics["precision"] == "bf16"
     assert run.metrics["tuned"]["top1"] > run.metrics["zero_shot"]["top1"]
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-def predictions(zero_shot, tuned, labels) -> Predictions:
-    names = [str(number) for number in range(len(labels))]
-    classes = tuple("abc"[: len(zero_shot[0])])
-    return Predictions(
-        classes, names, torch.tensor(labels), torch.tensor(zero_shot), torch.tensor(tuned)
-    )
-
-
-def test_score_by_hand():
-    both = predictions(
-        zero_shot=[[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]],
-        tuned=[[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]],
-        labels=[0, 1, 1, 1],
-    )
-    metrics = score(both)
-    assert metrics["zero_shot"]["top1"] == 0.5
-    assert metrics["tuned"]["top1"] == 1.0
-    assert metrics["per_class"]["b"] == {
-        "images": 3,
-        "zero_shot": pytest.approx(1 / 3),
-        "tuned": 1.0,
-    }
-    # every confidence has a bin of its own: |.9-1| + |.6-0| + |.7-1| + |.8-0| over 4
-    assert metrics["zero_shot"]["ece"] == pytest.approx(1.8 / 4)
-    zero_shot, tuned = confusion(both)
-    assert zero_shot.tolist() == [[1, 0], [2, 1]]
-    assert tuned.tolist() == [[1, 0], [0, 3]]
-
-
-def test_calibration_bins_by_hand():
-    probabilities = torch.tensor([[0.95, 0.05], [0.05, 0.95], [0.55, 0.45], [0.35, 0.65]])
-    bins = calibration_bins(probabilities, torch.tensor([0, 0, 0, 1]))
-    filled = {round(row.center, 3): row for row in bins if row.images}
-    assert set(filled) == {round(8.5 / 15, 3), round(9.5 / 15, 3), round(14.5 / 15, 3)}
-    surest = filled[round(14.5 / 15, 3)]
-    assert (surest.images, surest.accuracy) == (2, 0.5)
-    assert surest.confidence == pytest.approx(0.95)
-
-
-def test_top1_agrees_with_scikit_learn():
-    generator = torch.Generator().manual_seed(5)
-    probabilities = torch.rand(200, 3, generator=generator).softmax(dim=-1)
-    labels = torch.randint(0, 3, (200,), generator=generator)
-    both = predictions(probabilities.tolist(), probabilities.tolist(), labels.tolist())
-    expected = accuracy_score(labels, probabilities.argmax(dim=-1))
-    assert score(both)["tuned"]["top1"] == pytest.approx(expected)
-
-
-def test_calibrated_answers_have_no_calibration_error():
-    # 100 answers of confidence 0.75, of which 75 are right
-    probabilities = torch.tensor([[0.75, 0.25]] * 100)
-    labels = torch.tensor([0] * 75 + [1] * 25)
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(0, abs=1e-12)
-    assert expected_calibration_error(probabilities, 1 - labels) == pytest.approx(0.5)
-
-
-def test_predictions_are_those_of_plain_open_clip(tiny, colors):
-    data = cr.load_data(colors)
-    run = cr.fit(tiny, data, cr.TrainConfig(**{**FAST, "steps": 3}))
-    again = predict_split(PairedPredictor(run.model, run.adapter, run.text), data.test)
-    run.adapter.merge()
-    images = torch.stack([tiny.preprocess(item.open()) for item in data.test])
-    tokens = tiny.tokenizer([f"a photo of a {name}." for name in ("blue things", "green", "red")])
-    with torch.no_grad():
-        image_features, text_features, scale = tiny.net(images, tokens)[:3]
-        expected = (scale * image_features @ text_features.T).softmax(dim=-1)
-    torch.testing.assert_close(again.tuned, expected, atol=1e-5, rtol=0)
-    assert math.isclose(float(again.tuned.sum()), len(data.test), rel_tol=1e-5)
