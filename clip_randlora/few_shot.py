@@ -128,18 +128,22 @@ def fit(
         notes += [*data.notes, *train_images.notes]
         notes += [*_missing_targets(adapter), *launch_notes()]
         eval_images = _decode_eval_images(model, data, watch) if watch else None
-        training = _make_training(
-            model,
-            adapter,
-            text,
-            train_images,
-            eval_images,
-            config,
-            state,
-            folder,
-            resume,
-            on_progress,
-        )
+        training: Training | None = None
+        if isinstance(config.method, LinearProbe):
+            training = LinearProbeTrainer(model, adapter, text, train_images, state, on_progress)
+        elif not isinstance(config.method, ZeroShot):
+            training = Trainer(
+                model,
+                adapter,
+                text,
+                train_images,
+                config,
+                state,
+                folder,
+                resume=resume,
+                eval_images=eval_images,
+                on_progress=on_progress,
+            )
         if on_start:
             on_start(adapter, notes)
 
@@ -311,36 +315,6 @@ def _decode_train_images(
         on_progress,
         is_drawn=is_drawn,
     )
-
-
-def _make_training(
-    model: Model,
-    adapter: Adapter,
-    text: TextClassifier,
-    train_images: ImageBatch,
-    eval_images: ImageBatch | None,
-    config: TrainConfig,
-    state: TrainState,
-    folder: Path | None,
-    resume: bool,
-    on_progress: OnProgress | None,
-) -> Training | None:
-    """Return what trains the method; None for zero-shot.
-
-    Raises:
-        UserError: the settings do not fit the model or the device, or the checkpoint to resume
-            from cannot be used.
-    """
-    if isinstance(config.method, ZeroShot):
-        return None
-    if isinstance(config.method, LinearProbe):
-        return LinearProbeTrainer(model, adapter, text, train_images, state, on_progress)
-    trainer = Trainer(
-        model, adapter, text, train_images, config, state, folder, eval_images, on_progress
-    )
-    if resume and trainer.checkpoint:
-        trainer.checkpoint.restore(model.device)
-    return trainer
 
 
 def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:

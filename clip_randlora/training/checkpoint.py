@@ -31,16 +31,9 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         schedule: LRScheduler,
     ):
-        """Name what is saved.
+        """Take what `save` reads and `restore` changes.
 
-        Args:
-            folder: the run folder.
-            image_names: of the training images; a training goes on only with the same ones.
-            state: read by `save`, changed by `restore`, as are ``adapter``, ``optimizer`` and
-                ``schedule``.
-            adapter: its trainable parameters.
-            optimizer: of these parameters.
-            schedule: of the learning rate.
+        ``folder`` is the run folder. A training goes on only with images of the same names.
         """
         self.folder, self.state = folder, state
         self._adapter, self._optimizer, self._schedule = adapter, optimizer, schedule

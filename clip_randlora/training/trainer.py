@@ -54,10 +54,12 @@ class Trainer:
         config: TrainConfig,
         state: TrainState,
         folder: Path | None = None,
+        *,
+        resume: bool = False,
         eval_images: ImageBatch | None = None,
         on_progress: OnProgress | None = None,
     ):
-        """Set up a training from step 0; ``checkpoint.restore`` goes on with another.
+        """Set up a training.
 
         Args:
             model: the model, to which the adapter is attached.
@@ -67,11 +69,13 @@ class Trainer:
             config: the settings.
             state: kept up to date.
             folder: run folder for the checkpoints; None for no checkpoints.
+            resume: go on from the folder's checkpoint, if it has one.
             eval_images: test images to classify now and then, for a curve.
             on_progress: told the step, and how many images are encoded before the first.
 
         Raises:
-            UserError: the settings do not fit the model, the device or the number of processes.
+            UserError: the settings do not fit the model, the device or the number of processes, or
+                the checkpoint cannot be used.
         """
         self.model, self.adapter, self.config, self.state = model, adapter, config, state
         self.text, self.eval_images, self.on_progress = text, eval_images, on_progress
@@ -100,6 +104,8 @@ class Trainer:
             self.checkpoint = Checkpoint(
                 folder, train_images.names, state, adapter, self.optimizer, self.schedule
             )
+            if resume:
+                self.checkpoint.restore(model.device)
         self.stopwatch = Stopwatch(model.device)
         self._update: Callable[..., tuple[Tensor, ...]] = self.update
         self._is_updating = False
