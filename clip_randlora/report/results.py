@@ -26,8 +26,8 @@ def read_cells(folder: SweepFolder) -> pd.DataFrame:
     Returns:
         A table with the columns
         ``id``, ``model``, ``data``, ``method``: labels; ``kind``: the method's name;
-        ``shots``, ``seed``: as in `Cell`; ``method_seed``: the method's own seed, ``open`` if it
-        takes that of the training, None if the method has none;
+        ``shots``, ``seed``: as in `Cell`; ``method_seed``: the method's own seed, ``open`` if the
+        training's seed is used, None if nothing in the method is random;
         ``state``: finished, failed or missing; ``reason``: why it failed;
         ``top1``, ``zero_shot``: accuracies from 0 to 1, tuned and zero-shot;
         ``trainable_parameters``, ``train_seconds``. Numbers are NaN unless the cell is finished.
@@ -69,7 +69,7 @@ class ModelResults:
         datasets, methods, shots: labels in the order of the tables, zero-shot first.
         zero_shot, trained: the methods that train nothing, and those with trainable parameters.
         full: the label of full fine-tuning; None without it.
-        cells: the cells, those of zero-shot at every number of shots.
+        cells: the cells; zero-shot cells are repeated at every number of shots.
         table: a row for each ``data``, ``method`` and ``shots``, with ``average`` as the last data
             set; ``top1_mean``, ``top1_std`` (n - 1; 0 for zero-shot, NaN for fewer than two seeds),
             ``zero_shot``, ``trainable_parameters``, ``train_seconds``: means over seeds;

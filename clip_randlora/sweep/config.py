@@ -221,7 +221,7 @@ class SweepConfig(_Settings):
         return self
 
     def cells(self) -> Iterator[Cell]:
-        """Yield every cell, those of one model and data set together."""
+        """Yield every cell; the cells of one model and data set follow each other."""
         grid = list(product(self.shots, self.seeds))
         for model, data in product(self.models, self.datasets):
             label = _data_label(data)

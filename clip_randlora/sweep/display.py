@@ -20,7 +20,7 @@ class SweepProgress:
     """Counts cells, estimates the time left, and shows both.
 
     Attributes:
-        done: finished cells, those of earlier starts included.
+        done: finished cells, including cells of earlier starts.
         failed: the error of each cell that failed since the start, by the cell's id.
         at_once: number of cells that run at the same time.
     """

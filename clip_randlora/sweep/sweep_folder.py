@@ -29,9 +29,9 @@ _SECONDS = "cell.json"
 class SweepFolder:
     """A sweep's folder.
 
-    ``cells/ID`` is the run folder of a finished cell, ``running/ID`` that of a cell in progress,
-    ``failed/ID.json`` the error of a failed one. ``sweep.json`` has the settings of every cell that
-    was ever asked for.
+    ``cells/ID`` is the run folder of a finished cell, ``running/ID`` is the folder of a cell in
+    progress, and ``failed/ID.json`` has the error of a failed one. ``sweep.json`` has the settings
+    of every cell that was ever asked for.
     """
 
     def __init__(self, path: str | Path):

@@ -1,4 +1,4 @@
-"""Silence warnings and log records of one thread; those of other threads are shown as always.
+"""Silence warnings and log records of one thread; other threads are not affected.
 
 Logging and warnings belong to the whole process. Changing a level and putting it back would silence
 other threads as well, and two threads that do so would restore each other's values. So levels stay
