@@ -74,17 +74,15 @@ def test_a_training_needs_no_extra(tmp_path):
             ["sweep", "offline", "--engine", "ray", "--out", "{out}"],
             "--engine ray needs ray",
         ),
-        *(
-            (
-                "export",
-                ["export", "{run}", "--format", form, "--out", "{out}"],
-                f"--format {form} needs {library}",
-            )
-            for form, library in [
-                ("onnx", "onnx"),
-                ("peft", "peft"),
-                ("transformers", "transformers"),
-            ]
+        (
+            "export",
+            ["export", "{run}", "--format", "onnx", "--out", "{out}"],
+            "--format onnx needs onnx",
+        ),
+        (
+            "export",
+            ["export", "{run}", "--format", "peft", "--out", "{out}"],
+            "--format peft needs peft",
         ),
     ],
 )
