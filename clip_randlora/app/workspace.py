@@ -380,9 +380,7 @@ class Workspace:
         path = self.folder / _STATE
         state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.templates = tuple(state.get("templates", DEFAULT_TEMPLATES))
-        self.names: dict[str, tuple[str, ...]] = {
-            name: tuple(words) for name, words in state.get("names", {}).items()
-        }
+        self.names = {name: tuple(words) for name, words in state.get("names", {}).items()}
         self.held_out = float(state.get("held_out", 0.3))
 
     def _digest(self, path: Path) -> str:
