@@ -280,7 +280,7 @@ def _explain_errors(state: TrainState, config: TrainConfig, folder: Path | None)
             raise
         saved = ""
         if folder is not None and run_folder.has_checkpoint(folder):
-            saved = f"; {folder} has the last saved state, to go on from with the same settings"
+            saved = f"; {folder} has the last saved state, and --resume continues from it"
         raise OutOfMemory(
             f"out of memory after step {state.step}: end other programs, or set a batch_size "
             f"below {config.batch_size}, a smaller crop_size or fewer blocks{saved}"

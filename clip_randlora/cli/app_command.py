@@ -23,7 +23,7 @@ def browser_app(
     auth: Annotated[
         str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(help="Size of one upload, megabytes.")] = 200,
+    max_upload_mb: Annotated[int, typer.Option(help="Largest upload, in megabytes.")] = 200,
     max_images: Annotated[int, typer.Option(help="Images that one visitor may gather.")] = 5000,
     max_train_minutes: Annotated[
         float, typer.Option(help="Stop a longer training and keep what it learned.")

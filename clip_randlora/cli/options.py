@@ -21,7 +21,9 @@ ModelOption = Annotated[
 ]
 PretrainedOption = Annotated[
     str | None,
-    typer.Option(help="Tag or checkpoint file; `none` for random weights. Default: see `models`."),
+    typer.Option(
+        help="Tag or checkpoint file; `none` for random weights. Default: the tag in `models`."
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cuda, mps or cpu. Default: the best available.")

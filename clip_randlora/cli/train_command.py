@@ -75,7 +75,7 @@ def train(
         str | None, typer.Option(help="fast, balanced or thorough. Default: balanced.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML of settings; options on this line win.")
+        Path | None, typer.Option(help="YAML file of settings; options override it.")
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Rank of each basis (RandLoRA), or of the update.")
@@ -84,8 +84,12 @@ def train(
     towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
     targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: by images.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak. Default: by method.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps. Default: set by the number of images.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate. Default: the method's.")
+    ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
     ] = None,
