@@ -148,7 +148,7 @@ def test_a_diverged_training_keeps_its_last_good_state(tiny, colors, tmp_path):
                 next(p for p in tiny.net.parameters() if p.requires_grad).fill_(float("nan"))
 
     config = cr.TrainConfig(steps=30, method={"method": "randlora", "rank": 4})
-    with pytest.raises(UserError, match=r"at step 6 .*the state of step 5 is kept; set a lower"):
+    with pytest.raises(UserError, match=r"at step 6: .*the state of step 5 is kept; set a lower"):
         cr.fit(tiny, cr.load_data(colors), config, tmp_path / "out", on_step=upset)
     kept = load_file(tmp_path / "out" / ADAPTER)
     assert all(tensor.isfinite().all() for tensor in kept.values())
