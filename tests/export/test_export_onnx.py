@@ -73,7 +73,7 @@ def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     run = request.getfixturevalue(run)
     out = exported(run, "onnx", tmp_path, precision="fp16")
     answers(run, tmp_path)
-    compare = COMPARE_ONNX.replace("TOLERANCE", "1e-2")
+    compare = COMPARE_ONNX.replace("TOLERANCE", "2.5e-2")
     elsewhere(WITHOUT_TORCH + snippet(tmp_path) + compare, tmp_path, torch_too=False)
     predicted = top1(cr.Classifier.load(run, device="cpu").predict(photographs))
     assert run_script(tmp_path, photographs) == list(zip(photographs, predicted, strict=True))
