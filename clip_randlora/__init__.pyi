@@ -45,6 +45,7 @@ from .evaluation import (
 )
 from .export import (
     export_formats as export_formats,
+    export_obstacles as export_obstacles,
     export_precisions as export_precisions,
     export_run as export_run,
     loading_snippet as loading_snippet,
@@ -67,6 +68,9 @@ from .runs.held_out import (
 from .runs.task import (
     Task as Task,
     read_task as read_task,
+)
+from .runs.verdict import (
+    verdict as verdict,
 )
 from .training.presets import (
     PRESETS as PRESETS,

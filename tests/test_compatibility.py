@@ -105,10 +105,10 @@ def test_every_setting_of_a_yaml_file_is_read():
 
 def test_every_endpoint_of_the_app_takes_what_it_took(tmp_path):
     from clip_randlora.app.app_settings import Settings
-    from clip_randlora.app.page import Page
+    from clip_randlora.app.page import build
     from clip_randlora.app.service import Service
 
-    now = interface.endpoints(Page(Service(Settings(folder=tmp_path))).blocks)
+    now = interface.endpoints(build(Service(Settings(folder=tmp_path))))
     assert {name: now.get(name) for name in INTERFACE["endpoints"]} == INTERFACE["endpoints"]
 
 

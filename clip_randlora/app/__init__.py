@@ -23,6 +23,7 @@ def launch(
     port: int = 7860,
     auth: tuple[str, str] | None = None,
     open_browser: bool = False,
+    mcp: bool = False,
 ) -> None:
     """Serve the app until Ctrl-C or SIGTERM; what is still open then ends with the process.
 
@@ -32,9 +33,11 @@ def launch(
         port: TCP port.
         auth: user name and password to ask for.
         open_browser: also open it in a browser.
+        mcp: also serve the endpoints to assistants, by the Model Context Protocol. The settings
+            must be personal.
 
     Raises:
-        UserError: Gradio is not installed.
+        UserError: Gradio is not installed, or without what ``mcp`` needs.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # uploads and workspaces share one folder, so that what is served need not be copied
@@ -45,24 +48,31 @@ def launch(
         from starlette.middleware import Middleware
 
         from clip_randlora.app.access import AccessMiddleware
-        from clip_randlora.app.page import CSS, Page, theme
+        from clip_randlora.app.page import HEAD, build, theme
+        from clip_randlora.app.routes import routes
         from clip_randlora.app.service import Service
 
+        if mcp:
+            with needs_extra("--mcp", "mcp"):
+                import mcp as _  # noqa: F401
         service = Service(settings)
-        page = Page(service)
-        page.blocks.queue(default_concurrency_limit=8).launch(
+        build(service).queue(default_concurrency_limit=8).launch(
             server_name=host,
             server_port=port,
             auth=auth,
             max_file_size=settings.max_upload_mb * 2**20,
             inbrowser=open_browser,
             theme=theme(),
-            css_paths=[CSS],
+            head=HEAD,
             footer_links=["api"],
             share=False,
             show_error=True,
             prevent_thread_lock=True,  # Gradio's own waiting ends only seconds after an interrupt
-            app_kwargs={"middleware": [Middleware(AccessMiddleware, service.workspaces)]},
+            mcp_server=mcp,
+            app_kwargs={
+                "middleware": [Middleware(AccessMiddleware, service.workspaces)],
+                "routes": routes(service),
+            },
         )
         while not signals:
             time.sleep(_SECONDS_BETWEEN_CHECKS)

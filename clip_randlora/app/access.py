@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clip_randlora.app.workspaces import COOKIE, Workspaces, new_visitor, visitor_in
+from clip_randlora.app.workspaces import COOKIE, Workspaces, new_visitor
 
 _API = "/gradio_api/"
 _FILE = re.compile(_API + "file[=/](.*)", re.DOTALL)
@@ -32,6 +33,7 @@ class AccessMiddleware:
     - With a password set, every route but the `PUBLIC_ROUTES` answers 401 without it; Gradio itself
       asks on some of its routes only.
     - Files below the app's folder are served, and taken as input, for their owners only.
+    - Pages of other sites may not call it.
     """
 
     def __init__(self, app: ASGIApp, workspaces: Workspaces):
@@ -44,7 +46,10 @@ class AccessMiddleware:
                 await self.app(scope, receive, send)
             return
         cookies, path = Request(scope).cookies, scope["path"]
-        visitor = visitor_in(cookies)
+        if _is_from_another_site(Request(scope)):
+            await _refuse(403, "Another site may not call this app")(scope, receive, send)
+            return
+        visitor = self.workspaces.visitor(cookies)
         if visitor is None:
             visitor = new_visitor()
             scope, send = _with_cookie(scope, visitor), _send_with_cookie(scope, visitor, send)
@@ -100,6 +105,18 @@ class AccessMiddleware:
                     await send(part)
 
         return hold
+
+
+def _is_from_another_site(request: Request) -> bool:
+    """Return whether a page of another site calls, as a browser says it.
+
+    Without cookies, which a personal app does not need, nothing else would keep it out.
+    """
+    if request.method in ("GET", "HEAD"):
+        return False
+    origin = request.headers.get("origin", "")
+    same = urlsplit(origin).netloc == request.headers.get("host", "")
+    return bool(origin) and not same and request.headers.get("sec-fetch-site") != "same-origin"
 
 
 def _is_authenticated(app: Any, cookies: dict[str, str]) -> bool:

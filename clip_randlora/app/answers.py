@@ -1,39 +1,43 @@
-"""Answers of anybody's run, from base models that all share, in a thread of their own."""
+"""Answers of anybody's runs, from base models that all share, in a thread of their own."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 import clip_randlora as cr
+from clip_randlora.clip.models import DEFAULT_TAG
 
 _MODELS_IN_MEMORY = 2
+_RUNS_IN_MEMORY = 4  # of a model; each has the weights that its training changed
 
 Answer = dict[str, dict[str, float]]
 
 
-@dataclass
-class _LoadedModel:
-    """A base model, and the run whose adapter is on it."""
+class _BaseModel:
+    """A base model, and the classifiers of the runs on it that were asked last."""
 
-    model: cr.Model
-    run: Path | None = None
-    classifier: cr.Classifier | None = None
+    def __init__(self, model: cr.Model):
+        self.model = model
+        self.classifiers: OrderedDict[Path, cr.Classifier] = OrderedDict()
 
-    def close(self) -> None:
-        """Take the adapter off."""
-        if self.classifier is not None:
-            self.classifier.close()
-        self.run = self.classifier = None
+    def classifier(self, run: Path) -> cr.Classifier:
+        """Return a run's classifier, which shares the weights that its training left alone."""
+        if run not in self.classifiers:
+            while len(self.classifiers) >= _RUNS_IN_MEMORY:
+                self.classifiers.popitem(last=False)
+            shared = self.model.share_weights()
+            self.classifiers[run] = cr.Classifier.load(run, model=shared)
+        self.classifiers.move_to_end(run)
+        return self.classifiers[run]
 
 
 class Answers:
-    """Classifies images with the run of whoever asks.
+    """Classifies images with the runs of whoever asks.
 
     One thread does all the work, since everybody shares the networks. Training has a network and
     a thread of its own, and does not hold it up.
@@ -42,7 +46,7 @@ class Answers:
     def __init__(self, device: str | None):
         self.device = device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
-        self._loaded: OrderedDict[tuple[str, str | None], _LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, str | None], _BaseModel] = OrderedDict()
 
     def classify(
         self, run: Path, images: Sequence[Image.Image], strength: float = 1.0
@@ -58,30 +62,37 @@ class Answers:
         """Begin to load a model that answers will be asked of, so that the first need not wait."""
         self._thread.submit(self._load, model.name, model.pretrained)
 
+    def prepare_base(self, name: str, then: Callable[[cr.Model], None]) -> None:
+        """Begin to load a model by its name, and then do something with it."""
+        self._thread.submit(lambda: then(self._load(name, DEFAULT_TAG).model))
+
+    def prepare_run(self, run: Path) -> None:
+        """Begin to load a run that answers will be asked of."""
+        self._thread.submit(self._prepare_run, run)
+
     def forget(self, folder: Path) -> None:
         """Close the runs below a folder that is about to be deleted."""
         self._thread.submit(self._forget, folder).result()
 
     def _classify(self, run: Path, images: Sequence[Image.Image], strength: float) -> list[Answer]:
         task = cr.read_task(run)
-        loaded = self._load(task.model, task.pretrained)
-        if loaded.classifier is None or loaded.run != run:
-            loaded.close()
-            loaded.classifier = cr.Classifier.load(run, model=loaded.model)
-            loaded.run = run
-        loaded.classifier.adapter.strength = strength
-        return loaded.classifier.predict(images)
+        classifier = self._load(task.model, task.pretrained).classifier(run)
+        classifier.adapter.strength = strength
+        return classifier.predict(images)
 
-    def _load(self, name: str, pretrained: str | None) -> _LoadedModel:
+    def _prepare_run(self, run: Path) -> None:
+        self._classify(run, [], 1.0)
+
+    def _load(self, name: str, pretrained: str | None) -> _BaseModel:
         base = (name, pretrained)
         if base not in self._loaded:
             while len(self._loaded) >= _MODELS_IN_MEMORY:
                 self._loaded.popitem(last=False)
-            self._loaded[base] = _LoadedModel(cr.load_model(name, pretrained, self.device))
+            self._loaded[base] = _BaseModel(cr.load_model(name, pretrained, self.device))
         self._loaded.move_to_end(base)
         return self._loaded[base]
 
     def _forget(self, folder: Path) -> None:
-        for loaded in self._loaded.values():
-            if loaded.run is not None and folder in loaded.run.parents:
-                loaded.close()
+        for base in self._loaded.values():
+            for run in [run for run in base.classifiers if folder in run.parents]:
+                del base.classifiers[run]

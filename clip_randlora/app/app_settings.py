@@ -24,11 +24,15 @@ class Settings:
         max_train_minutes: a training that takes longer is stopped, and keeps what it learned.
         keep_hours: images and runs that nobody has used for so long are deleted.
         device: cuda, mps or cpu; None for the best there is.
+        is_personal: whether all pages, clients and assistants share one project.
+        trains_on: whether a training goes on when its page is closed.
     """
 
     folder: Path = field(default_factory=default_folder)
-    max_upload_mb: int = 200
+    max_upload_mb: int = 1000
     max_images: int = 5000
     max_train_minutes: float = 30
     keep_hours: float = 24
     device: str | None = None
+    is_personal: bool = False
+    trains_on: bool = True

@@ -42,9 +42,14 @@ DOWNLOADS = {
 
 
 def export(
-    workspace: Workspace, name: str, strength: float, precision: str, share: float = 0.0
+    workspace: Workspace,
+    name: str,
+    strength: float,
+    precision: str,
+    share: float = 0.0,
+    run: str | None = None,
 ) -> Path:
-    """Return a file of the run in use: the adapter, or a zip.
+    """Return a file of a run: the adapter, or a zip.
 
     Args:
         workspace: whose run.
@@ -52,6 +57,7 @@ def export(
         strength: 0 (zero-shot) to 1 (tuned) where the download takes one, else 1.
         precision: one of the download's.
         share: weight of the run before in an average of two runs, 0 to 1.
+        run: its id; None for the run in use.
 
     Raises:
         UserError: there is no run, the format does not fit its model or these settings, or there
@@ -68,30 +74,29 @@ def export(
     if precision not in download.precisions:
         choices = " or ".join(download.precisions)
         raise cr.UserError(f"precision {precision}: {name} is written in {choices}")
-    before = _run_to_average(workspace, name, share)
+    before = _run_to_average(workspace, name, share, run)
     if name == "adapter" and before is None:
-        chosen = workspace.require_run()
+        chosen = workspace.runs.path(run)
         return chosen if chosen.is_file() else chosen / ADAPTER
-    run = workspace.finished_run()
+    folder = workspace.runs.finished(run)
     marks = f"{name}-strength{strength:g}-{precision}" if download.takes_strength else name
     marks += f"-share{share:g}-{before.name}" if before else ""
-    folder = workspace.folder / "downloads"
-    path = folder / f"{marks}-{run.name}.zip"
+    path = workspace.downloads / f"{marks}-{folder.name}.zip"
     options: dict[str, Any] = {"strength": strength, "precision": precision}
     if before:
         options |= {"add": [before], "weights": (1 - share, share)}
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with tempfile.TemporaryDirectory(dir=workspace.downloads) as temporary:
             exported = Path(temporary) / name
-            source = run if name == "run" else cr.export_run(run, name, exported, **options)
+            source = folder if name == "run" else cr.export_run(folder, name, exported, **options)
             _zip_folder(source, path, name)
     return path
 
 
-def snippet(workspace: Workspace, name: str, share: float = 0.0) -> str:
+def snippet(workspace: Workspace, name: str, share: float = 0.0, run: str | None = None) -> str:
     """Return the Python lines that load a download; see `export`."""
     if DOWNLOADS[name].takes_strength:
-        return cr.loading_snippet(workspace.finished_run(), name, name)
+        return cr.loading_snippet(workspace.runs.finished(run), name, name)
     folder = "adapter/" if share else ""
     path = f"{folder}{ADAPTER}" if name == "adapter" else "run"
     return (
@@ -101,7 +106,7 @@ def snippet(workspace: Workspace, name: str, share: float = 0.0) -> str:
     )
 
 
-def _run_to_average(workspace: Workspace, name: str, share: float) -> Path | None:
+def _run_to_average(workspace: Workspace, name: str, share: float, run: str | None) -> Path | None:
     """Return the run before if it has a share, and refuse what cannot be averaged."""
     if not 0 <= share <= 1:
         raise cr.UserError(f"share {share:g}: must lie between 0 and 1")
@@ -109,13 +114,22 @@ def _run_to_average(workspace: Workspace, name: str, share: float) -> Path | Non
         return None
     if not DOWNLOADS[name].takes_share:
         raise cr.UserError(f"share {share:g}: {name} is of one run alone; leave it at 0")
-    before = workspace.run_before
+    before = workspace.runs.before(run)
     if before is None:
         raise cr.UserError(
             f"share {share:g}: there is no run before this one to average it with; train twice "
             f"or load one"
         )
     return before
+
+
+def zip_images(workspace: Workspace, class_name: str) -> Path:
+    """Return a zip of the images of a class."""
+    path = workspace.downloads / "images.zip"
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
+        for picture in workspace.pictures(class_name):
+            zipped.write(picture.path, f"{class_name}/{picture.path.name}")
+    return path
 
 
 def _zip_folder(folder: Path, path: Path, name: str) -> None:

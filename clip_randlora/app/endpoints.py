@@ -1,30 +1,89 @@
-"""Endpoints with stable names for scripts (``gradio_client``): the page's work without the page."""
+"""The app's endpoints: what the page, scripts (``gradio_client``) and assistants (MCP) call."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
+from gradio.events import api
 
 import clip_randlora as cr
-from clip_randlora.app.downloads import export
+from clip_randlora.app.answers import Answer
+from clip_randlora.app.calls import Caller, as_endpoint
+from clip_randlora.app.describe import choices, describe, describe_images
+from clip_randlora.app.downloads import DOWNLOADS, export, snippet
+from clip_randlora.app.project_archive import is_project, open_project, project_name, save_project
+from clip_randlora.app.removals import Removal
+from clip_randlora.app.run_results import results, test_pictures
 from clip_randlora.app.service import Service
-from clip_randlora.app.view import with_workspace
-from clip_randlora.app.workspace import Added, Workspace
+from clip_randlora.app.workspace import Added
 from clip_randlora.runs.run_folder import read_metrics
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_MOST_FRAME_BYTES = 4 * 2**20
+_SAMPLE_CLASSES = ("bird", "fruit", "house", "mammal", "vehicle")
+_SAMPLE_IMAGES = 12  # of each class, and as many test images at most
+
+File = dict[str, Any]
+"""An uploaded file, as ``gradio_client.handle_file`` gives it."""
 
 
 class Endpoints:
-    """``/load_sample``, ``/load_archive``, ``/train``, ``/predict``, ``/evaluate``, ``/export``."""
+    """Every endpoint is a method with the name that scripts call it by.
+
+    The first six are those of the first version; their arguments stay as they are.
+    """
 
     def __init__(self, service: Service):
         self.service = service
+        self._bind_first_ones()
+        for function in (
+            self.state,
+            self.choices,
+            self.images,
+            self.add_class,
+            self.rename_class,
+            self.set_class,
+            self.remove_class,
+            self.add_images,
+            self.add_files,
+            self.move_images,
+            self.remove_images,
+            self.undo,
+            self.set_prompts,
+            self.prompts,
+            self.set_held_out,
+            self.see_it_work,
+            self.estimate,
+            self.start_training,
+            self.stop_training,
+            self.use_run,
+            self.rename_run,
+            self.remove_run,
+            self.load_run,
+            self.results,
+            self.examples,
+            self.answer,
+            self.answer_example,
+            self.answer_frame,
+            self.answer_many,
+            self.formats,
+            self.export_run,
+            self.save_project,
+            self.open_project,
+            self.delete_everything,
+        ):
+            api(as_endpoint(service, function), api_name=function.__name__, queue=False)
+
+    def _bind_first_ones(self) -> None:
         with gr.Column(visible=False):
             name, model = gr.Textbox("clipart"), gr.Textbox("lite0")
             method, preset = gr.Textbox("randlora"), gr.Textbox("balanced")
@@ -41,27 +100,45 @@ class Endpoints:
                 (self.export, [format, strength, precision, share], exported),
             ):
                 gr.Button().click(
-                    with_workspace(service, function),
+                    as_endpoint(self.service, function),
                     inputs,
                     output,
                     api_name=function.__name__,
                     concurrency_limit=None,
                 )
 
-    def load_sample(self, workspace: Workspace, name: str) -> dict[str, Any]:
-        """Add a bundled set to the session's images; return classes and counts."""
-        return _summarize(workspace, workspace.add_data(name))
+    # --- the first version's --------------------------------------------------------------------
 
-    def load_archive(self, workspace: Workspace, file: str) -> dict[str, Any]:
-        """Add a zip of class folders; return classes, counts and what was skipped."""
-        return _summarize(workspace, workspace.add_data(Path(file)))
+    def load_sample(self, caller: Caller, name: str) -> dict[str, Any]:
+        """Add a bundled set to the project's images; return classes and counts.
+
+        Args:
+            name: clipart or digits.
+        """
+        return _summarize(caller, caller.workspace.add_data(name))
+
+    def load_archive(self, caller: Caller, file: str) -> dict[str, Any]:
+        """Add a zip of class folders; return classes, counts and what was skipped.
+
+        Args:
+            file: the zip.
+        """
+        return _summarize(caller, caller.workspace.add_data(Path(file)))
 
     def train(
-        self, workspace: Workspace, model: str, method: str, shots: int, seed: int, preset: str
+        self, caller: Caller, model: str, method: str, shots: int, seed: int, preset: str
     ) -> Iterator[dict[str, Any]]:
-        """Train on the session's images; stream the progress, end with the metrics."""
+        """Train on the project's images; stream the progress, end with the metrics.
+
+        Args:
+            model: lite0, ViT-B-32 or another that is offered.
+            method: randlora, lora, vera, nola, full or linear_probe.
+            shots: training images per class; 0 for all.
+            seed: same seed, same result, on one machine.
+            preset: fast, balanced or thorough.
+        """
         settings = {"method": method, "shots": shots or None, "seed": seed}
-        job = self.service.start(workspace, model, preset, settings)
+        job = self.service.start(caller.workspace, model, preset, settings)
         try:
             while job.is_running:
                 row: dict[str, Any] = {"state": job.state}
@@ -80,22 +157,469 @@ class Endpoints:
             raise cr.UserError(job.error)
         yield read_metrics(job.folder) if job.state == "done" else {"state": job.state}
 
-    def predict(self, workspace: Workspace, image: str, strength: float) -> dict[str, Any]:
-        """Classify an image with the session's run: ``{"zero_shot": {...}, "tuned": {...}}``."""
-        return self.service.classify(workspace, Path(image), strength)
+    def predict(self, caller: Caller, image: str, strength: float) -> dict[str, Any]:
+        """Classify an image with the run in use: ``{"zero_shot": {...}, "tuned": {...}}``.
 
-    def evaluate(self, workspace: Workspace) -> dict[str, Any]:
-        """Return the metrics of the session's run on its held-out images."""
-        return read_metrics(workspace.finished_run())
+        Args:
+            image: the image file.
+            strength: 0 (zero-shot) to 1 (tuned).
+        """
+        path = Path(image)
+        picture = cr.decode_image(path, path.name)
+        return self.service.classify(caller.workspace, picture, strength)
+
+    def evaluate(self, caller: Caller) -> dict[str, Any]:
+        """Return the metrics of the run in use on its test images."""
+        return read_metrics(caller.workspace.runs.finished())
 
     def export(
-        self, workspace: Workspace, format: str, strength: float, precision: str, share: float
+        self, caller: Caller, format: str, strength: float, precision: str, share: float
     ) -> str:
-        """Return a file of the session's run, in one of the formats of the page."""
-        return str(export(workspace, format, strength, precision, share))
+        """Return a file of the run in use: the adapter, or a zip.
+
+        Args:
+            format: adapter, run, open_clip, transformers, peft, onnx or head.
+            strength: 0 (zero-shot) to 1 (tuned), where the format takes one.
+            precision: fp32; onnx also fp16.
+            share: weight of the run before, in an average of two runs.
+        """
+        return str(export(caller.workspace, format, strength, precision, share))
+
+    # --- the project ----------------------------------------------------------------------------
+
+    def state(self, caller: Caller) -> dict[str, Any]:
+        """Return the project: classes with counts, warnings, the training, the runs."""
+        return describe(self.service, caller.workspace)
+
+    def choices(self, caller: Caller) -> dict[str, Any]:
+        """Return what can be chosen: models, methods, presets, bundled sets, and the limits."""
+        return choices(self.service)
+
+    def images(self, caller: Caller, class_name: str = "") -> list[dict[str, Any]]:
+        """Return number, name and use of every image of a class.
+
+        Args:
+            class_name: the class; "" for the images that are not sorted yet.
+        """
+        return describe_images(caller.workspace, class_name or None)
+
+    def add_class(self, caller: Caller, name: str) -> str:
+        """Add an empty class; return its name, tidied.
+
+        Args:
+            name: up to 80 characters, none of which a folder's name may not have.
+        """
+        return caller.workspace.add_class(name)
+
+    def rename_class(self, caller: Caller, name: str, new: str) -> str:
+        """Rename a class; return the new name, tidied.
+
+        Args:
+            name: of the class.
+            new: what it is called from now on.
+        """
+        return caller.workspace.rename_class(name, new)
+
+    def set_class(self, caller: Caller, name: str, prompts: list[str], is_on: bool) -> None:
+        """Set what prompts call a class, and whether it is trained.
+
+        Args:
+            name: of the class.
+            prompts: names for "a photo of a ...", or whole prompts; none for the class's name.
+            is_on: whether it takes part in trainings.
+        """
+        caller.workspace.set_class(name, prompts, is_on)
+
+    def remove_class(self, caller: Caller, name: str) -> dict[str, str]:
+        """Remove a class with its images; return what was removed, and the token that undoes it.
+
+        Args:
+            name: of the class.
+        """
+        return _undoable(caller.workspace.remove_class(name))
+
+    def add_images(
+        self,
+        caller: Caller,
+        class_name: str,
+        files: list[File],
+        names: list[str] = [],  # noqa: B006
+    ) -> dict[str, Any]:
+        """Add images to a class; return how many were added, known already, and left out.
+
+        Args:
+            class_name: the class, which is added if it is new; "" for images not sorted yet.
+            files: uploaded image files.
+            names: what they are called; by default as uploaded.
+        """
+        uploads = caller.uploads(files, names)
+        return asdict(caller.workspace.add_images(class_name or None, uploads))
+
+    def add_files(self, caller: Caller, files: list[File], names: list[str]) -> dict[str, Any]:
+        """Add what was dropped: folders become classes, loose images are not sorted yet.
+
+        Zips of class folders are unpacked. A saved project must be the only file, and is opened if
+        there is nothing to lose; else the answer has ``is_project``, and `open_project` takes it.
+
+        Args:
+            files: uploaded files.
+            names: their paths, such as ``pets/cat/1.jpg``.
+        """
+        uploads = caller.uploads(files, names)
+        zips = [upload for upload in uploads if upload.name.lower().endswith(".zip")]
+        if len(uploads) == len(zips) == 1 and is_project(zips[0]):
+            if caller.workspace.describe_contents():
+                return {"is_project": True}
+            _, notes = open_project(caller.workspace, zips[0].path, zips[0].name)
+            return {**asdict(Added(notes=notes)), "opened": True}
+        others = [upload for upload in uploads if upload not in zips]
+        added = caller.workspace.add_tree(others)
+        for upload in zips:
+            added.add(caller.workspace.add_data(upload.path, upload.name))
+        return asdict(added)
+
+    def move_images(self, caller: Caller, numbers: list[int], class_name: str) -> None:
+        """Move images to another class.
+
+        Args:
+            numbers: of the images.
+            class_name: the class, which must be there.
+        """
+        caller.workspace.move_images(numbers, class_name)
+
+    def remove_images(self, caller: Caller, numbers: list[int]) -> dict[str, str]:
+        """Remove images; return what was removed, and the token that undoes it.
+
+        Args:
+            numbers: of the images.
+        """
+        return _undoable(caller.workspace.remove_images(numbers))
+
+    def undo(self, caller: Caller, token: str) -> str:
+        """Put back what was removed in the last ten minutes; return what it was.
+
+        Args:
+            token: from the call that removed it.
+        """
+        return caller.workspace.undo(token)
+
+    def set_prompts(self, caller: Caller, templates: list[str]) -> None:
+        """Set the prompt templates.
+
+        Args:
+            templates: sentences with one {} each, where the class's name goes.
+        """
+        caller.workspace.set_templates(templates)
+
+    def prompts(self, caller: Caller) -> dict[str, list[str]]:
+        """Return every class's prompts, as a training will use them."""
+        return caller.workspace.prompts()
+
+    def set_held_out(self, caller: Caller, share: float) -> None:
+        """Set the share of test images, which are never trained on.
+
+        Args:
+            share: between 0 and 1.
+        """
+        caller.workspace.set_held_out(share)
+
+    # --- training -------------------------------------------------------------------------------
+
+    def see_it_work(self, caller: Caller) -> None:
+        """Load some of the bundled drawings, and start a fast training on them."""
+        workspace = caller.workspace
+        if not workspace.classes:
+            workspace.add_sample("clipart", _SAMPLE_CLASSES, _SAMPLE_IMAGES)
+        self.start_training(caller, "lite0", "randlora", "fast")
+
+    def estimate(
+        self,
+        caller: Caller,
+        model: str,
+        method: str,
+        preset: str,
+        more: dict[str, Any] = {},  # noqa: B006
+    ) -> float | None:
+        """Return about how many seconds a training will take; null if that is not known yet.
+
+        Args:
+            model: as for `start_training`.
+            method: as for `start_training`.
+            preset: as for `start_training`.
+            more: as for `start_training`.
+        """
+        settings = _train_settings(method, more)
+        return self.service.estimate(caller.workspace, model, preset, settings)
+
+    def start_training(
+        self,
+        caller: Caller,
+        model: str,
+        method: str,
+        preset: str,
+        more: dict[str, Any] = {},  # noqa: B006
+    ) -> str:
+        """Start a training, and return the id of its run; `state` says how far it is.
+
+        Args:
+            model: lite0, ViT-B-32 or another of `choices`.
+            method: randlora, lora, vera, nola, full or linear_probe.
+            preset: fast, balanced or thorough.
+            more: further settings of a training or of its method, by name.
+        """
+        settings = _train_settings(method, more)
+        job = self.service.start(caller.workspace, model, preset, settings)
+        with caller.workspace.lock:
+            chosen = {"model": model, "method": method, "preset": preset, "more": more}
+            caller.workspace.project.choices = chosen
+            caller.workspace.save()
+        return job.folder.name
+
+    def stop_training(self, caller: Caller) -> None:
+        """Stop the training; what it has learned is kept."""
+        if caller.workspace.job is not None:
+            self.service.queue.stop(caller.workspace.job)
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def use_run(self, caller: Caller, run: str) -> None:
+        """Let a run answer from now on.
+
+        Args:
+            run: its id, from `state`.
+        """
+        caller.workspace.runs.use(run)
+
+    def rename_run(self, caller: Caller, run: str, name: str) -> None:
+        """Call a run something.
+
+        Args:
+            run: its id.
+            name: up to 80 characters; "" for its number.
+        """
+        caller.workspace.runs.rename(run, name)
+
+    def remove_run(self, caller: Caller, run: str) -> dict[str, str]:
+        """Remove a run; return what was removed, and the token that undoes it.
+
+        Args:
+            run: its id.
+        """
+        return _undoable(caller.workspace.remove_run(run))
+
+    def load_run(self, caller: Caller, file: File, name: str = "") -> list[str]:
+        """Take in an adapter file or the zip of a run, and use it; return its classes.
+
+        Args:
+            file: the uploaded file.
+            name: what it is called; by default as uploaded.
+        """
+        (upload,) = caller.uploads([file], [name] if name else [])
+        return list(caller.workspace.load_run(upload.path, upload.name).classes)
+
+    def results(self, caller: Caller, run: str = "") -> dict[str, Any]:
+        """Return how good a run is: verdict, accuracies by class, both answers for each test image.
+
+        Args:
+            run: its id; "" for the run in use.
+        """
+        return results(caller.workspace, run or None)
+
+    def examples(self, caller: Caller, run: str = "") -> list[dict[str, Any]]:
+        """Return number and class of the gathered images that a run was measured on.
+
+        Args:
+            run: its id; "" for the run in use.
+        """
+        path = caller.workspace.runs.path(run or None)
+        if path.is_file():
+            return []
+        found = test_pictures(caller.workspace, path)
+        return [{"number": picture.number, "label": label} for label, picture in found]
+
+    # --- answers --------------------------------------------------------------------------------
+
+    def answer(
+        self, caller: Caller, image: File, strength: float = 1.0, run: str = "", name: str = ""
+    ) -> Answer:
+        """Classify an uploaded image: ``{"zero_shot": {...}, "tuned": {...}}``, surest first.
+
+        Args:
+            image: the uploaded file.
+            strength: 0 (zero-shot) to 1 (tuned).
+            run: id of the run that answers; "" for the run in use.
+            name: what the file is called in errors.
+        """
+        (upload,) = caller.uploads([image], [name] if name else [])
+        picture = cr.decode_image(upload.path, upload.name)
+        return self.service.classify(caller.workspace, picture, strength, run or None)
+
+    def answer_example(
+        self, caller: Caller, number: int, strength: float = 1.0, run: str = ""
+    ) -> Answer:
+        """Classify a gathered image.
+
+        Args:
+            number: of the image.
+            strength: 0 (zero-shot) to 1 (tuned).
+            run: id of the run that answers; "" for the run in use.
+        """
+        picture = caller.workspace.picture(number)
+        image = cr.decode_image(picture.path, picture.name)
+        return self.service.classify(caller.workspace, image, strength, run or None)
+
+    def answer_frame(
+        self, caller: Caller, frame: str, strength: float = 1.0, run: str = ""
+    ) -> Answer:
+        """Classify a picture of a camera.
+
+        Args:
+            frame: a JPEG or PNG in base64, as a ``data:`` URL or bare.
+            strength: 0 (zero-shot) to 1 (tuned).
+            run: id of the run that answers; "" for the run in use.
+        """
+        if len(frame) > _MOST_FRAME_BYTES:
+            raise cr.UserError("the camera's picture is too large")
+        try:
+            content = base64.b64decode(frame.rpartition(",")[2], validate=True)
+        except (binascii.Error, ValueError):
+            raise cr.UserError("the camera's picture did not arrive whole") from None
+        image = cr.decode_image(io.BytesIO(content), "the camera's picture")
+        return self.service.classify(caller.workspace, image, strength, run or None)
+
+    def answer_many(
+        self,
+        caller: Caller,
+        files: list[File],
+        names: list[str] = [],  # noqa: B006
+        strength: float = 1.0,
+        run: str = "",
+    ) -> dict[str, Any]:
+        """Classify many images: both answers of each, and the address of a CSV file.
+
+        Args:
+            files: uploaded images and zips.
+            names: what they are called; by default as uploaded.
+            strength: 0 (zero-shot) to 1 (tuned).
+            run: id of the run that answers; "" for the run in use.
+        """
+        uploads = caller.uploads(files, names)
+        answered, table, skipped = self.service.classify_many(
+            caller.workspace, uploads, strength, run=run or None
+        )
+        rows: list[dict[str, Any]] = []
+        for name, answer in answered:
+            (before, p_before), (after, p_after) = (
+                next(iter(answer[which].items())) for which in ("zero_shot", "tuned")
+            )
+            rows.append({"name": name, "before": before, "after": after})
+            rows[-1] |= {"p_before": p_before, "p_after": p_after}
+        return {
+            "rows": rows,
+            "skipped": [asdict(entry) for entry in skipped],
+            "csv": _address(table, project_name(caller.workspace, "-answers.csv")),
+        }
+
+    # --- take away ------------------------------------------------------------------------------
+
+    def formats(self, caller: Caller, run: str = "") -> list[dict[str, Any]]:
+        """Return the formats of an export: about how long, how large, and why not where it cannot.
+
+        Args:
+            run: its id; "" for the run in use.
+        """
+        obstacles = self.service.obstacles(caller.workspace, run or None)
+        costs = self.service.export_costs(caller.workspace, run or None)
+        return [
+            {
+                "name": name,
+                "words": download.description,
+                "takes_strength": download.takes_strength,
+                "takes_share": download.takes_share,
+                "precisions": list(download.precisions),
+                "obstacle": obstacles.get(name, ""),
+                "bytes": costs[name].bytes,
+                "seconds": costs[name].seconds,
+            }
+            for name, download in DOWNLOADS.items()
+        ]
+
+    def export_run(
+        self,
+        caller: Caller,
+        format: str,
+        run: str = "",
+        strength: float = 1.0,
+        precision: str = "fp32",
+        share: float = 0.0,
+    ) -> dict[str, Any]:
+        """Export a run; return the file's name, size and address, and Python that loads it.
+
+        Args:
+            format: one of `formats`.
+            run: its id; "" for the run in use.
+            strength: 0 (zero-shot) to 1 (tuned), where the format takes one.
+            precision: fp32; onnx also fp16.
+            share: weight of the run before, in an average of two runs.
+        """
+        workspace, chosen = caller.workspace, run or None
+        started = time.perf_counter()
+        path = export(workspace, format, strength, precision, share, chosen)
+        self.service.note_export(workspace, chosen, format, path, time.perf_counter() - started)
+        name = project_name(workspace, f"-{format}{path.suffix}")
+        return {
+            "name": name,
+            "bytes": path.stat().st_size,
+            "address": _address(path, name),
+            "snippet": snippet(workspace, format, share, chosen),
+        }
+
+    def save_project(self, caller: Caller) -> dict[str, Any]:
+        """Save images, names, prompts, split and runs as one zip; return its address."""
+        path = save_project(caller.workspace)
+        return {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "address": _address(path, path.name),
+        }
+
+    def open_project(self, caller: Caller, file: File, name: str = "") -> dict[str, Any]:
+        """Open a saved project in place of this one; return notes, and the token that undoes it.
+
+        Args:
+            file: the uploaded zip.
+            name: what it is called; by default as uploaded.
+        """
+        (upload,) = caller.uploads([file], [name] if name else [])
+        token, notes = open_project(caller.workspace, upload.path, upload.name)
+        return {"undo": token, "what": "the project of before", "notes": notes}
+
+    def delete_everything(self, caller: Caller) -> None:
+        """Delete all images, runs and uploads of this project for good."""
+        self.service.delete(caller.workspace)
 
 
-def _summarize(workspace: Workspace, added: Added) -> dict[str, Any]:
+def _train_settings(method: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training, those of its method below ``method``."""
+    if method not in cr.METHODS:
+        raise cr.UserError(f"method {method}: choose {', '.join(cr.METHODS)}")
+    of_method = cr.METHODS[method].model_fields.keys() - {"method", "seed"}
+    own = {name: value for name, value in more.items() if name in of_method}
+    others = {name: value for name, value in more.items() if name not in of_method}
+    return {"shots": None, **others, "method": {"method": method, **own}}
+
+
+def _undoable(removal: Removal) -> dict[str, str]:
+    return {"what": removal.what, "undo": removal.token}
+
+
+def _address(path: Path, name: str) -> str:
+    """Return the address of a file in a project's folder, relative to the page."""
+    return f"download/{path.parent.name}/{path.name}?name={quote(name)}"
+
+
+def _summarize(caller: Caller, added: Added) -> dict[str, Any]:
+    workspace = caller.workspace
     tests = {
         name: [picture.is_test for picture in workspace.pictures(name)]
         for name in workspace.classes

@@ -21,8 +21,14 @@ State = Literal["waiting", "preparing", "training", "measuring", "done", "stoppe
 class Job:
     """One training, from the queue to the finished run.
 
-    ``folder`` is where its run goes; ``history`` has the steps that were reported; ``error`` is the
-    sentence that says why it failed.
+    Attributes:
+        model, data, config: what is trained, on what, and how.
+        folder: where its run goes.
+        source: where the data came from, for the run's records.
+        preset: what it was started with.
+        on_end: called when it has ended, however that was.
+        history: the steps that were reported.
+        error: the sentence that says why it failed.
     """
 
     model: str
@@ -30,6 +36,8 @@ class Job:
     config: cr.TrainConfig
     folder: Path
     source: str
+    preset: str = ""
+    on_end: Callable[[Job], None] = lambda job: None
     state: State = "waiting"
     device: str = ""
     history: list[cr.Step] = field(default_factory=list)
@@ -84,9 +92,12 @@ class TrainingQueue:
         """Stop a job. What it has learned is kept; one that still waits leaves the queue."""
         job.stop.set()
         with self._changed:
-            if job.state == "waiting":
+            waits = job.state == "waiting"
+            if waits:
                 self._jobs.remove(job)
                 job.state = "stopped"
+        if waits:
+            job.on_end(job)
 
     def _work(self) -> None:
         while True:
@@ -103,17 +114,18 @@ class TrainingQueue:
                     job.state = "done"
             except cr.UserError as error:
                 job.error, job.state = str(error), "failed"
-            except Exception as error:  # the person gets a sentence, the log the traceback
+            except Exception:  # the person gets a sentence, the log the traceback
                 if job.stop.is_set() and not job.folder.exists():  # everything was deleted
                     job.state = "stopped"
                 else:
                     traceback.print_exc()
-                    job.error = f"training failed ({type(error).__name__}: {error})"
+                    job.error = "training failed; what happened is in the app's log"
                     job.state = "failed"
             finally:
                 del job.data  # a finished job needs no images
                 with self._changed:
                     self._jobs.remove(job)
+                job.on_end(job)
 
     def _load(self, name: str) -> cr.Model:
         """Return the base model, kept from job to job as long as it is the same."""

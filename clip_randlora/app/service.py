@@ -10,16 +10,19 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from PIL import Image
+from starlette.requests import Request
 
 import clip_randlora as cr
 from clip_randlora.app.answers import Answer, Answers
 from clip_randlora.app.app_settings import Settings
+from clip_randlora.app.estimates import Estimates, ExportCost
 from clip_randlora.app.jobs import Job, TrainingQueue
-from clip_randlora.app.uploads import hidden_paths
+from clip_randlora.app.uploads import Upload, hidden_paths
 from clip_randlora.app.workspace import Workspace
-from clip_randlora.app.workspaces import Workspaces, visitor_in
-from clip_randlora.clip.templates import DEFAULT_TEMPLATES
+from clip_randlora.app.workspaces import Workspaces
 from clip_randlora.data import DiskFile, Item, Skipped, UnreadableImage, list_images
+from clip_randlora.runs.run_folder import read_metrics
 from clip_randlora.utils.outputs import atomic_write
 
 _SECONDS_BETWEEN_SWEEPS = 300
@@ -34,19 +37,47 @@ class Service:
         self.settings = settings
         self.workspaces = Workspaces(settings)
         self.answers = Answers(settings.device)
-        self.queue = TrainingQueue(
-            settings.max_train_minutes, settings.device, self.answers.prepare
-        )
+        self.estimates = Estimates(settings.folder.resolve() / "speed.json")
+        self.queue = TrainingQueue(settings.max_train_minutes, settings.device, self._prepare_model)
+        self._obstacles: dict[object, dict[str, str]] = {}  # by model and method
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self.answers.prepare_base("lite0", self.estimates.measure)
 
     def workspace(self, request: gr.Request) -> Workspace:
         """Return the workspace of the visitor who asks from a page or a client."""
-        visitor = visitor_in(request.cookies)
+        return self.workspaces.of(self.visitor(request))
+
+    def visitor(self, request: gr.Request | Request) -> str:
+        """Return the secret of the visitor who asks."""
+        visitor = self.workspaces.visitor(request.cookies)
         if visitor is None:  # the access middleware gives everybody one
             raise cr.UserError("a cookie says whose images are whose; allow it")
-        workspace = self.workspaces.of(visitor)
-        workspace.pages.add(request.session_hash)
-        return workspace
+        return visitor
+
+    def uploads(
+        self, request: gr.Request, files: Sequence[Any], names: Sequence[str]
+    ) -> list[Upload]:
+        """Return uploaded files that a call names, with the names that they had.
+
+        Args:
+            request: the call.
+            files: what Gradio's upload answered, or mappings with its ``path``.
+            names: as many; with ``/`` for files of a folder.
+
+        Raises:
+            UserError: a file was not uploaded by this visitor.
+        """
+        visitor, found = self.visitor(request), []
+        for number, file in enumerate(files):
+            path = Path(str(file.get("path", "") if isinstance(file, Mapping) else file))
+            if not path.is_file() or not self.workspaces.owns(visitor, path):
+                raise cr.UserError("the file did not arrive; send it again")
+            found.append(Upload(path, names[number] if number < len(names) else path.name))
+        return found
+
+    def arrive(self, request: gr.Request) -> None:
+        """Note that a page was opened."""
+        self.workspace(request).pages.add(request.session_hash)
 
     def leave(self, request: gr.Request) -> None:
         """Note that a page was closed; a training that nobody comes back to is stopped."""
@@ -57,6 +88,8 @@ class Service:
         timer.start()
 
     def _stop_abandoned(self, workspace: Workspace) -> None:
+        if self.settings.trains_on:
+            return
         if not workspace.pages and workspace.job is not None and workspace.job.is_learning:
             self.queue.stop(workspace.job)
 
@@ -76,40 +109,118 @@ class Service:
         """
         if workspace.job is not None and workspace.job.is_learning:
             raise cr.UserError("your training is under way; stop it before you start another")
-        if model not in {suggestion.name for suggestion in cr.SUGGESTIONS}:
-            raise cr.UserError(f"model {model} is not offered here")
-        chosen = {**cr.read_preset(preset), **settings}
-        if workspace.templates != DEFAULT_TEMPLATES:
-            chosen["templates"] = workspace.templates
-        data = workspace.data()
-        chosen["prompts"] = {
-            name: words for name, words in workspace.names.items() if name in data.classes
-        }
-        config = cr.TrainConfig.parse(chosen)
-        images = len(workspace.pictures())
-        source = f"{images} images of {len(workspace.classes)} classes, gathered in the app"
-        job = Job(model, data, config, workspace.new_run(), source)
+        config = self.config(model, preset, settings)
+        run = workspace.runs.new_id()
+        data = workspace.data(run)
+        images = len(data.train) + len(data.test)
+        source = f"{images} images of {len(data.classes)} classes, gathered in the app"
+        job = Job(
+            model,
+            data,
+            config,
+            workspace.folder / "runs" / run,
+            source,
+            preset,
+            on_end=lambda job: self._end(workspace, job),
+        )
+        workspace.begin_training(job)
         self.queue.submit(job)
-        workspace.job = job
         return job
 
-    def classify(self, workspace: Workspace, path: Path, strength: float) -> Answer:
-        """Return the zero-shot and the tuned answer of the workspace's run.
+    def config(self, model: str, preset: str, settings: Mapping[str, Any]) -> cr.TrainConfig:
+        """Return the settings of a training.
 
         Raises:
-            UserError: there is no run, or the image cannot be read.
+            UserError: one is wrong, or the model is not offered.
         """
-        run = workspace.require_run()
-        (answer,) = self.answers.classify(run, [cr.decode_image(path, path.name)], strength)
+        if model not in {suggestion.name for suggestion in cr.SUGGESTIONS}:
+            raise cr.UserError(f"model {model} is not offered here")
+        return cr.TrainConfig.parse({**cr.read_preset(preset), **settings})
+
+    def estimate(
+        self, workspace: Workspace, model: str, preset: str, settings: Mapping[str, Any]
+    ) -> float | None:
+        """Return about how many seconds a training will take; None if that is not known yet."""
+        config = self.config(model, preset, settings)
+        pictures = [
+            workspace.pictures(entry.name) for entry in workspace.project.classes if entry.is_on
+        ]
+        tested = sum(picture.is_test for group in pictures for picture in group)
+        counts = [sum(not picture.is_test for picture in group) for group in pictures]
+        if not tested:
+            tested = round(sum(counts) * workspace.project.held_out)
+            counts = [round(count * (1 - workspace.project.held_out)) for count in counts]
+        shots = config.shots or max(counts, default=0)
+        images = sum(min(count, shots) for count in counts)
+        return self.estimates.seconds(model, config.method.method, config, images, tested)
+
+    def obstacles(self, workspace: Workspace, run: str | None) -> dict[str, str]:
+        """Return ``{format: why a run cannot be exported in it}``, "" where it can."""
+        path = workspace.runs.path(run)
+        if path.is_file():
+            reason = "only an adapter was loaded; load the zip of its run for this"
+            return dict.fromkeys(["run", *cr.export_formats()], reason) | {"adapter": ""}
+        task, metrics = cr.read_task(path), read_metrics(path)
+        key = task.model, task.pretrained, metrics.get("method")
+        if key not in self._obstacles:
+            try:
+                self._obstacles[key] = cr.export_obstacles(path)
+            except cr.UserError as error:  # a linear probe
+                with_reason = str(error).partition(": ")[2]
+                self._obstacles[key] = dict.fromkeys(cr.export_formats(), with_reason)
+                self._obstacles[key]["adapter"] = ""
+        return self._obstacles[key]
+
+    def export_costs(self, workspace: Workspace, run: str | None) -> dict[str, ExportCost]:
+        """Return ``{format: about how large an export is, and how long it takes}``."""
+        model = cr.read_task(workspace.runs.path(run)).model
+        sizes = {suggestion.name: suggestion.parameters for suggestion in cr.SUGGESTIONS}
+        return {
+            name: self.estimates.export_cost(model, name, sizes.get(model, 0))
+            for name in ("adapter", "run", *cr.export_formats())
+        }
+
+    def note_export(
+        self, workspace: Workspace, run: str | None, format: str, path: Path, seconds: float
+    ) -> None:
+        """Note what an export cost."""
+        model = cr.read_task(workspace.runs.path(run)).model
+        self.estimates.record_export(model, format, path.stat().st_size, seconds)
+
+    def _prepare_model(self, model: cr.Model) -> None:
+        self.estimates.measure(model)
+        self.answers.prepare(model)
+
+    def _end(self, workspace: Workspace, job: Job) -> None:
+        """List a run whose training has ended, and get ready to answer with it."""
+        workspace.end_training(job)
+        if job.state != "done":
+            return
+        metrics = read_metrics(job.folder)
+        images = min(metrics["images"]["train"], job.config.batch_size)
+        method = job.config.method.method
+        self.estimates.record(job.model, method, metrics["steps"], images, metrics["train_seconds"])
+        self.answers.prepare_run(job.folder)
+
+    def classify(
+        self, workspace: Workspace, image: Image.Image, strength: float, run: str | None = None
+    ) -> Answer:
+        """Return the zero-shot and the tuned answer of a run; of the one in use if it is None.
+
+        Raises:
+            UserError: there is no run, or it cannot be read.
+        """
+        (answer,) = self.answers.classify(workspace.runs.path(run), [image], strength)
         return answer
 
     def classify_many(
         self,
         workspace: Workspace,
-        uploads: Sequence[Path],
+        uploads: Sequence[Upload],
         strength: float,
-        on_images: Callable[[int, int], None],
-    ) -> tuple[list[list[str]], Path, list[Skipped]]:
+        on_images: Callable[[int, int], None] = lambda done, images: None,
+        run: str | None = None,
+    ) -> tuple[list[tuple[str, Answer]], Path, list[Skipped]]:
         """Classify uploaded images, or those in uploaded zips.
 
         Args:
@@ -117,43 +228,41 @@ class Service:
             uploads: image files and zips.
             strength: of the tuned answers.
             on_images: called with the number of images that are done, and of all.
+            run: its id; None for the run in use.
 
         Returns:
-            A row ``image, zero-shot, probability, tuned, probability`` for each image; a CSV file
-            with the probability of every class; the images that cannot be read.
+            The name and both answers of each image; a CSV file with the probability of every
+            class; the images that cannot be read.
 
         Raises:
             UserError: there is no run, no readable image, or too many.
         """
-        run = workspace.require_run()
+        path = workspace.runs.path(run)
         items, skipped = _list_uploads(uploads)
         if len(items) > self.settings.max_images:
             raise cr.UserError(
                 f"{len(items)} images, at most {self.settings.max_images}; send fewer at a time"
             )
-        names: list[str] = []
-        answers: list[Answer] = []
+        answered: list[tuple[str, Answer]] = []
         for start in range(0, len(items), _IMAGES_AT_ONCE):
             on_images(start, len(items))
-            pictures = []
+            names, pictures = [], []
             for item in items[start : start + _IMAGES_AT_ONCE]:
                 try:
                     pictures.append(item.open())
                     names.append(item.name)
                 except UnreadableImage as error:
                     skipped.append(Skipped(item.name, error.reason))
-            answers += self.answers.classify(run, pictures, strength)
-        if not answers:
-            raise cr.UserError("none of these images can be read")
-        path = workspace.folder / "downloads" / "answers.csv"
-        with atomic_write(path) as temporary:
-            table = _table(names, answers, cr.read_task(run).classes)
-            table.to_csv(temporary, index=False, float_format="%.9g")
-        rows = [
-            [name, *_top(answer["zero_shot"]), *_top(answer["tuned"])]
-            for name, answer in zip(names, answers, strict=True)
-        ]
-        return rows, path, skipped
+            answers = self.answers.classify(path, pictures, strength) if pictures else []
+            answered += zip(names, answers, strict=True)
+        if not answered:
+            first = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
+            raise cr.UserError(f"none of these images can be read{first}")
+        table = workspace.downloads / "answers.csv"
+        with atomic_write(table) as temporary:
+            frame = _table(answered, cr.read_task(path).classes)
+            frame.to_csv(temporary, index=False, float_format="%.9g")
+        return answered, table, skipped
 
     def delete(self, workspace: Workspace) -> None:
         """Delete a workspace and the uploads of its owner."""
@@ -168,28 +277,22 @@ class Service:
             time.sleep(_SECONDS_BETWEEN_SWEEPS)
 
 
-def _list_uploads(uploads: Sequence[Path]) -> tuple[list[Item], list[Skipped]]:
+def _list_uploads(uploads: Sequence[Upload]) -> tuple[list[Item], list[Skipped]]:
     """Return the images among uploads and in uploaded zips, none unpacked to disk."""
     items: list[Item] = []
     skipped: list[Skipped] = []
-    for upload in uploads:
-        if upload.suffix.lower() == ".zip":
-            with hidden_paths(upload, upload.name):
-                found, left_out = list_images(upload)
+    for path, name in uploads:
+        if path.suffix.lower() == ".zip":
+            with hidden_paths(path, name):
+                found, left_out = list_images(path)
             items += found
             skipped += left_out
         else:
-            items.append(Item(upload.name, 0, DiskFile(upload, upload.stat().st_size)))
+            items.append(Item(name, 0, DiskFile(path, path.stat().st_size)))
     return items, skipped
 
 
-def _top(probabilities: Mapping[str, float]) -> tuple[str, str]:
-    """Return the answer and its probability, as they are shown."""
-    name, probability = next(iter(probabilities.items()))
-    return name, f"{probability:.1%}"
-
-
-def _table(names: Sequence[str], answers: Sequence[Answer], classes: Sequence[str]) -> pd.DataFrame:
+def _table(answered: Sequence[tuple[str, Answer]], classes: Sequence[str]) -> pd.DataFrame:
     """Return a row for each image: both answers, and both probabilities of every class."""
     return pd.DataFrame(
         {
@@ -197,5 +300,5 @@ def _table(names: Sequence[str], answers: Sequence[Answer], classes: Sequence[st
             **{which: next(iter(of_class)) for which, of_class in answer.items()},
             **{f"{which}: {c}": of_class[c] for which, of_class in answer.items() for c in classes},
         }
-        for name, answer in zip(names, answers, strict=True)
+        for name, answer in answered
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,8 +18,8 @@ from clip_randlora.data import Content
 from clip_randlora.data.sources import list_zip
 
 _LONGEST_NAME = 80
-_RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
-_RUN_FILES = (
+RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
+RUN_FILES = (
     ADAPTER,
     "config.yaml",
     "metrics.json",
@@ -25,8 +27,15 @@ _RUN_FILES = (
     "predictions.csv",
     "images.csv",
     "README.md",
-    *_RUN_FIGURES,
+    *RUN_FIGURES,
 )
+
+
+class Upload(NamedTuple):
+    """An uploaded file, and what it was called; with ``/`` if it came in a folder."""
+
+    path: Path
+    name: str
 
 
 def tidy_class_name(name: str) -> str:
@@ -58,10 +67,18 @@ def write_content(content: Content, path: Path) -> Path:
         path = path.with_suffix(".png")
         source.save(path)
     elif isinstance(source, str | Path):
-        shutil.copyfile(source, path)
+        link(Path(source), path)
     else:
         path.write_bytes(source if isinstance(source, bytes) else source.read())
     return path
+
+
+def link(path: Path, to: Path) -> None:
+    """Give a file another name, which takes no space; a copy where that cannot be."""
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)
 
 
 @contextmanager
@@ -102,12 +119,12 @@ def unpack_run(archive: Path, folder: Path, max_bytes: int) -> None:
     """
     for file in list_zip(archive).files:
         name = file.parts[-1]
-        if name not in _RUN_FILES or len(file.parts) > 2:
+        if name not in RUN_FILES or len(file.parts) > 2:
             continue
         if file.content.size > max_bytes:
             raise cr.UserError(f"{archive}: {name} is larger than {max_bytes >> 20} MB")
         path = write_content(file.content, folder / name)
-        if name in _RUN_FIGURES:
+        if name in RUN_FIGURES:
             cr.decode_image(path, name)
     if not (folder / ADAPTER).exists():
         raise cr.UserError(f"{archive}: not a run (there is no {ADAPTER} in it)")

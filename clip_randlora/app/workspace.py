@@ -1,57 +1,51 @@
-"""One person's images and runs: a folder of their own, and what is known about it."""
+"""One person's project: a folder with their images and runs, and what is known about it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path
-
-from PIL import Image
+from pathlib import Path, PurePosixPath
 
 import clip_randlora as cr
 from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
 from clip_randlora.app.app_settings import Settings
 from clip_randlora.app.jobs import Job
+from clip_randlora.app.pictures import Picture, Thumbnails
+from clip_randlora.app.project_file import read_project_file, write_project_file
+from clip_randlora.app.removals import Removal, Removals
+from clip_randlora.app.run_shelf import RunShelf
 from clip_randlora.app.uploads import (
+    Upload,
     check_task,
     hidden_paths,
+    link,
     safe_file_name,
     tidy_class_name,
     unpack_run,
     write_content,
 )
 from clip_randlora.clip.prompts import make_prompts
-from clip_randlora.clip.templates import DEFAULT_TEMPLATES, check_templates
+from clip_randlora.clip.templates import check_templates
 from clip_randlora.data import DiskFile, Item, Skipped, UnreadableImage
-from clip_randlora.data.loading import HELD_OUT_NOTE
+from clip_randlora.data.folders import Layout
+from clip_randlora.data.layouts import read_layout
+from clip_randlora.data.projects import ProjectClass
+from clip_randlora.data.sampling import hold_out
 from clip_randlora.runs.image_record import read_images, shorten_digest
-from clip_randlora.runs.predictions_file import PREDICTIONS
-from clip_randlora.utils.outputs import atomic_write
+from clip_randlora.utils.outputs import write_json
+from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.utils.wording import join_names
 
 _FEW_IMAGES = 5
 _UNBALANCED = 4  # times as many images in the largest class as in the smallest
 _EXPANDS = 5  # an archive may hold this many times its own size limit, unpacked
-_SPLITS = ("train", "test")
-_STATE = "state.json"
-
-TRAIN_FIRST = "There is no tuned model yet: train one, or load a run under Take away."
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One gathered image: its class, whether it is for testing, and its file."""
-
-    class_name: str
-    is_test: bool
-    path: Path
+_MOST_CLASSES = 1000
+_DIGESTS = "digests.json"
 
 
 @dataclass
@@ -63,13 +57,21 @@ class Added:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, other: Added) -> None:
+        """Count what came of adding more."""
+        self.images += other.images
+        self.known += other.known
+        self.skipped += other.skipped
+        self.notes += other.notes
+
 
 class Workspace:
-    """The images, prompts, trainings and runs of one person.
+    """The project of one person: images, prompts, trainings and runs.
 
-    Everything is below ``folder``: ``train/CLASS/`` and ``test/CLASS/`` hold the images as they
-    were given, ``runs/`` what was trained or loaded. The methods raise a `UserError` for what the
-    person can mend.
+    Everything is below ``folder``, which is a project as `clip_randlora.load_data` reads it:
+    ``images/train/CLASS`` and ``images/test/CLASS`` hold the images as they were given,
+    ``unsorted`` those without a class, ``runs`` what was trained or loaded. The methods raise a
+    `UserError` for what the person can mend.
     """
 
     def __init__(self, folder: Path, settings: Settings):
@@ -77,54 +79,109 @@ class Workspace:
         self.lock = threading.RLock()
         self.last_used = time.time()
         self.job: Job | None = None
+        self.is_listed = False  # whether the run of the job is in the list
         self.pages: set[str | None] = set()  # the sessions of the open pages and clients
-        self.names: dict[str, tuple[str, ...]] = {}  # what prompts call the classes
-        self._digests: dict[tuple[Path, int], str] = {}
-        for part in (*_SPLITS, "runs", "thumbnails", "downloads"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        self._read_state()
+        self.work = folder / ".work"  # what is no part of the project
+        self.downloads = self.work / "downloads"
+        self.downloads.mkdir(parents=True, exist_ok=True)
+        self.thumbnails = Thumbnails(self.work / "thumbnails")
+        self.removals = Removals(self.work / "removed")
+        self.read()
+
+    def read(self) -> None:
+        """Read the project that is in the folder, in place of the present one."""
+        self.project = read_project_file(self.folder)
+        self.was_interrupted = bool(self.project.training)
+        self.project.training = ""
+        self.runs = RunShelf(self.folder / "runs", self.project, self.save)
+        self._pictures = {picture.number: picture for picture in self._find_pictures()}
+        self._digests = self._read_digests()
+        known = set(self.classes)
+        for picture in self._pictures.values():
+            if picture.class_name is not None and picture.class_name not in known:
+                known.add(picture.class_name)
+                self.project.classes.append(ProjectClass(name=picture.class_name))
 
     # --- what is there --------------------------------------------------------------------------
 
     @property
     def classes(self) -> list[str]:
-        """The class names, sorted, with the empty ones."""
-        return sorted({path.name for path in (self.folder / "train").iterdir()}, key=str.casefold)
+        """The class names in the order of the page, with the empty ones."""
+        return [entry.name for entry in self.project.classes]
 
     def pictures(self, class_name: str | None = None) -> list[Picture]:
-        """The gathered images, of one class or of all."""
-        names = self.classes if class_name is None else [class_name]
-        return [
-            Picture(name, split == "test", path)
-            for name in names
-            for split in _SPLITS
-            for path in sorted((self.folder / split / name).glob("*"))
-        ]
+        """The images of a class; of all classes if it is None."""
+        found = sorted(self._pictures.values(), key=lambda picture: picture.number)
+        if class_name is None:
+            return [picture for picture in found if picture.class_name is not None]
+        return [picture for picture in found if picture.class_name == class_name]
 
-    @property
-    def has_test_split(self) -> bool:
-        """Whether some images are for testing only, so that none need be held out."""
-        return any(picture.is_test for picture in self.pictures())
+    def unsorted(self) -> list[Picture]:
+        """The images that have no class yet."""
+        found = sorted(self._pictures.values(), key=lambda picture: picture.number)
+        return [picture for picture in found if picture.class_name is None]
 
-    def data(self) -> cr.Data:
-        """Return the images as the library reads them."""
+    def picture(self, number: int) -> Picture:
+        """Return an image by its number."""
+        picture = self._pictures.get(number)
+        if picture is None:
+            raise cr.UserError("this image is not there any more")
+        return picture
+
+    def address(self, picture: Picture) -> str:
+        """Return the address of a thumbnail, which no other image will ever have."""
+        return f"picture/{picture.number}-{self.digest(picture)[:8]}"
+
+    def digest(self, picture: Picture) -> str:
+        """Return the recorded part of the SHA-256 of an image's file."""
+        return self._digests[picture.number]
+
+    def data(self, run: str) -> cr.Data:
+        """Set test images apart, and return the images as the library reads them.
+
+        They are read from a copy, which takes no space, so that what is removed or moved during
+        the training of the run does not disturb it. `end_training` deletes the copy.
+        """
         with self.lock:
-            if all(picture.is_test for picture in self.pictures()):
-                raise cr.UserError("there are no training images yet; add some to two classes")
-            train = self.folder / "train"
-            test = self.folder / "test" if self.has_test_split else None
-            return cr.load_data(train, test, self.held_out, class_folders="top")
+            reason = self.why_not_train()
+            if reason:
+                raise cr.UserError(reason)
+            self._draw_test_images()
+            copy = self.work / run
+            for picture in self.pictures():
+                path = copy / picture.path.relative_to(self.folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                link(picture.path, path)
+            write_project_file(copy, self.project)
+        with hidden_paths(copy):
+            return cr.load_data(copy)
+
+    def why_not_train(self) -> str:
+        """Return why no training can start, "" if one can."""
+        counts = {
+            entry.name: sum(1 for _ in self.pictures(entry.name))
+            for entry in self.project.classes
+            if entry.is_on
+        }
+        filled = [name for name, count in counts.items() if count]
+        if len(filled) < 2:
+            return "Needs two classes with images" + (f"; {filled[0]} is one." if filled else ".")
+        if max(counts.values()) < 2:
+            return "Needs two images of a class: one to learn from and one to test on."
+        return ""
 
     def warnings(self) -> list[str]:
         """Return what a person should know about the images before training."""
         counts = {name: sum(not p.is_test for p in self.pictures(name)) for name in self.classes}
         filled = {name: count for name, count in counts.items() if count}
-        found = [f"{name} has no images yet." for name in counts if name not in filled]
+        found = []
+        empty = [name for name in counts if name not in filled]
+        if empty:
+            verb = "has" if len(empty) == 1 else "have"
+            found.append(f"{join_names(empty, 5)} {verb} no images yet and will be left out.")
         few = [f"{name} ({count})" for name, count in filled.items() if count < _FEW_IMAGES]
         if few:
-            found.append(
-                f"Very few images in {', '.join(few)}: 8 or more of each work much better."
-            )
+            found.append(f"Few images in {join_names(few, 5)}: 8 or more of each work much better.")
         if filled and max(filled.values()) >= _UNBALANCED * min(filled.values()):
             most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
             found.append(
@@ -138,123 +195,81 @@ class Workspace:
         first: dict[str, Picture] = {}
         found = []
         for picture in self.pictures():
-            same = first.setdefault(self._digest(picture.path), picture)
+            same = first.setdefault(self.digest(picture), picture)
             if same.class_name != picture.class_name:
                 found.append(
-                    f"The same image is in {same.class_name} ({same.path.name}) and in "
-                    f"{picture.class_name} ({picture.path.name}): remove one of them."
+                    f"The same image is in {same.class_name} ({same.name}) and in "
+                    f"{picture.class_name} ({picture.name}): remove one of them."
                 )
         return found
 
     def prompts(self) -> dict[str, list[str]]:
         """Return every class's prompts."""
-        classes = self.classes
-        names = {name: words for name, words in self.names.items() if name in classes}
-        return dict(zip(classes, make_prompts(classes, self.templates, names), strict=True))
+        names = {entry.name: entry.prompts for entry in self.project.classes if entry.prompts}
+        made = make_prompts(self.classes, self.project.templates, names)
+        return dict(zip(self.classes, made, strict=True))
 
-    def thumbnail(self, path: Path, side: int = 160) -> Path:
-        """Return a small JPEG of a gathered image, made on first use."""
-        key = hashlib.sha256(f"{path} {path.stat().st_mtime_ns} {side}".encode()).hexdigest()
-        small = self.folder / "thumbnails" / f"{key[:32]}.jpg"
-        if not small.exists():
-            try:
-                image = cr.decode_image(path)
-            except cr.UserError:  # its header was in order: shown grey, and named when decoded
-                image = Image.new("RGB", (side, side), "#b0b7c3")
-            image.thumbnail((side, side))
-            temporary = small.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            image.save(temporary, "JPEG", quality=80)
-            temporary.replace(small)
-        return small
+    def by_digest(self) -> dict[str, Picture]:
+        """Return the gathered images by the recorded part of their SHA-256."""
+        return {self.digest(picture): picture for picture in self.pictures()}
 
-    # --- gathering images -----------------------------------------------------------------------
+    # --- classes --------------------------------------------------------------------------------
 
     def add_class(self, name: str) -> str:
         """Add an empty class; return its name, tidied."""
         with self.lock:
-            name = self._free_class_name(name, self.classes)
-            (self.folder / "train" / name).mkdir()
+            name = self._new_class(name)
+            self.save()
         return name
 
-    def add_images(self, class_name: str, files: Sequence[Path]) -> Added:
-        """Add copies of image files to a class; unreadable ones are named in the result."""
-        added = Added()
-        items = [Item(file.name, 0, DiskFile(file, file.stat().st_size)) for file in files]
-        with self.lock:
-            self._add("train", class_name, items, added)
-        return added
-
-    def add_data(self, source: str | Path) -> Added:
-        """Add all classes of an uploaded ``.zip`` of class folders, or of a bundled set by name."""
-        called = source.name if isinstance(source, Path) else source
-        if isinstance(source, Path):
-            if source.suffix.lower() != ".zip":  # other forms could name paths of the server
-                raise cr.UserError(f"{called}: not a zip archive")
-        elif source not in cr.DATASETS:
-            raise cr.UserError(f"{source}: no bundled set; there are {', '.join(cr.DATASETS)}")
-        with hidden_paths(Path(source).parent, called):
-            data = cr.load_data(source)
-        self._check_unpacked(data, called)
-        added = Added(skipped=list(data.skipped), notes=list(data.notes))
-        if data.held_out:  # the app holds images out itself, when it trains
-            added.notes = list(takewhile(lambda n: not n.startswith(HELD_OUT_NOTE), data.notes))
-        test = "train" if data.held_out else "test"
-        with self.lock:
-            for split, items in (("train", data.train), (test, data.test)):
-                for label, group in items.by_class().items():
-                    name = tidy_class_name(data.classes[label])
-                    known = {name.casefold(): name for name in self.classes}
-                    self._add(split, known.get(name.casefold(), name), group, added)
-        return added
-
-    def _check_unpacked(self, data: cr.Data, called: str) -> None:
-        most = _EXPANDS * self.settings.max_upload_mb
-        size = sum(item.content.size for split in (data.train, data.test) for item in split)
-        if size > most * 2**20:
-            raise cr.UserError(f"{called}: {size / 2**20:.0f} MB of images, at most {most}")
-
-    def _add(self, split: str, class_name: str, items: Iterable[Item], added: Added) -> None:
-        for part in {"train", split}:
-            (self.folder / part / class_name).mkdir(exist_ok=True)
-        pictures = self.pictures()
-        known = {self._digest(p.path) for p in pictures if p.class_name == class_name}
-        number = max((int(p.path.name.split("-")[0]) for p in pictures), default=0)
-        room = self.settings.max_images - len(pictures)
-        for item in items:
-            if not room:
-                raise cr.UserError(
-                    f"more than {self.settings.max_images} images, which is the limit here; "
-                    f"{item.name} and what follows is left out"
-                )
-            number += 1
-            name = f"{number:06d}-{safe_file_name(item.name)}"
-            try:
-                item.check()
-                path = write_content(item.content, self.folder / split / class_name / name)
-            except UnreadableImage as error:
-                added.skipped.append(Skipped(item.name, error.reason))
-                continue
-            digest = self._digest(path)
-            if digest in known:
-                path.unlink()
-                added.known += 1
-                continue
-            known.add(digest)
-            added.images += 1
-            room -= 1
+    def _new_class(self, name: str) -> str:
+        name = self._free_class_name(name, self.classes)
+        if len(self.classes) >= _MOST_CLASSES:
+            raise cr.UserError(f"at most {_MOST_CLASSES:,} classes here")
+        self.project.classes.append(ProjectClass(name=name))
+        return name
 
     def rename_class(self, name: str, new: str) -> str:
         """Rename a class; return the new name, tidied."""
         with self.lock:
+            entry = self._class(name)
             new = self._free_class_name(new, [other for other in self.classes if other != name])
-            for split in _SPLITS:
-                folder = self.folder / split / name
-                if folder.exists():
-                    folder.rename(self.folder / split / new)
-            if name in self.names:
-                self.names[new] = self.names.pop(name)
-            self.save_state()
+            for picture in self.pictures(name):
+                self._place(picture, new, picture.is_test)
+            entry.name = new
+            self.save()
         return new
+
+    def set_class(self, name: str, prompts: Sequence[str], is_on: bool) -> None:
+        """Set what prompts call a class (its name if nothing), and whether it is trained."""
+        with self.lock:
+            entry = self._class(name)
+            words = tuple(word for word in (" ".join(p.split()) for p in prompts) if word)
+            make_prompts([name], self.project.templates, {name: words} if words else {})
+            entry.prompts, entry.is_on = words, is_on
+            self.save()
+
+    def set_templates(self, templates: Sequence[str]) -> None:
+        """Set the prompt templates, with one ``{}`` each."""
+        with self.lock:
+            self.project.templates = check_templates(tuple(templates))
+            self.save()
+
+    def remove_class(self, name: str) -> Removal:
+        """Remove a class with its images."""
+        with self.lock:
+            entry, pictures = self._class(name), self.pictures(name)
+            place = self.project.classes.index(entry)
+            what = f"{name} with {_count(len(pictures), 'image')}" if pictures else name
+            removal = Removal(what, pictures, [(place, entry)])
+            self.project.classes.remove(entry)
+            return self._take(removal)
+
+    def _class(self, name: str) -> ProjectClass:
+        for entry in self.project.classes:
+            if entry.name == name:
+                return entry
+        raise cr.UserError(f"there is no class {name} any more")
 
     def _free_class_name(self, name: str, others: Iterable[str]) -> str:
         """Return the name, tidied; it must not be one of the others, whatever its capitals."""
@@ -263,98 +278,207 @@ class Workspace:
             raise cr.UserError(f"there is a class {name} already")
         return name
 
-    def remove_class(self, name: str) -> None:
-        """Remove a class with its images."""
-        with self.lock:
-            for split in _SPLITS:
-                shutil.rmtree(self.folder / split / name, ignore_errors=True)
-            self.names.pop(name, None)
-            self.save_state()
+    # --- images ---------------------------------------------------------------------------------
 
-    def remove_picture(self, picture: Picture) -> None:
-        """Remove one image."""
-        with self.lock:
-            picture.path.unlink(missing_ok=True)
+    def add_images(self, class_name: str | None, files: Sequence[Upload]) -> Added:
+        """Add image files to a class, or to those not sorted yet if it is None.
 
-    def clear_images(self) -> None:
-        """Delete the gathered images and classes."""
-        with self.lock:
-            for part in (*_SPLITS, "thumbnails"):
-                shutil.rmtree(self.folder / part, ignore_errors=True)
-                (self.folder / part).mkdir()
-            self.names.clear()
-            self.save_state()
-
-    def set_prompts(self, templates: Iterable[str], names: dict[str, tuple[str, ...]]) -> None:
-        """Set the prompt templates, and what prompts call the classes."""
-        self.templates = check_templates(tuple(templates))
-        self.names = {name: words for name, words in names.items() if words}
-        self.save_state()
-
-    # --- runs -----------------------------------------------------------------------------------
-
-    def new_run(self) -> Path:
-        """Return a folder for a new run; later ones sort after earlier ones."""
-        now = time.time_ns()
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now // 10**9))
-        return self.folder / "runs" / f"{stamp}-{now % 10**9:09d}"
-
-    @property
-    def run(self) -> Path | None:
-        """The run in use: the latest run folder, or adapter file, that was trained or loaded."""
-        adapters = self._adapters()
-        if not adapters:
-            return None
-        folder = adapters[-1].parent
-        return folder if (folder / "config.yaml").exists() else adapters[-1]
-
-    @property
-    def run_before(self) -> Path | None:
-        """The folder of the latest finished run before the one in use."""
-        folders = [adapter.parent for adapter in self._adapters()[:-1]]
-        finished = [folder for folder in folders if (folder / "metrics.json").exists()]
-        return finished[-1] if finished else None
-
-    def _adapters(self) -> list[Path]:
-        return sorted((self.folder / "runs").glob(f"*/{ADAPTER}"))
-
-    def require_run(self) -> Path:
-        """Return the run in use; there must be one."""
-        run = self.run
-        if run is None:
-            raise cr.UserError(TRAIN_FIRST)
-        return run
-
-    def finished_run(self) -> Path:
-        """Return the folder of the run in use, which must be whole: an adapter alone is not."""
-        run = self.require_run()
-        if run.is_file():
-            raise cr.UserError("only an adapter was loaded; load the zip of its run for this")
-        if not (run / "metrics.json").exists():
-            raise cr.UserError("the run is still being measured; try again in a moment")
-        return run
-
-    def test_images(self) -> dict[str, Path]:
-        """Return ``{name: file}`` of the images that the run in use was measured on.
-
-        Only those that are still there. Their content identifies them: another image may have got
-        the name of one since, and a run that was loaded is of other images.
+        A class that is not there yet is added. Files that are no images are named in the result.
         """
-        run = self.run
-        if run is None or not (run / PREDICTIONS).exists():
-            return {}
-        record = read_images(run)
-        if record is None:  # a run of an earlier version
-            return {}
-        files = {shorten_digest(self._digest(p.path)): p.path for p in self.pictures()}
-        tested = record.of("held out", "tested")
-        return {image.name: files[image.digest] for image in tested if image.digest in files}
+        added = Added()
+        items = [Item(name, 0, DiskFile(path, path.stat().st_size)) for path, name in files]
+        with self.lock:
+            self._add(class_name, False, items, added)
+            self.save()
+        return added
 
-    def load_run(self, upload: Path) -> cr.Task:
+    def add_tree(self, files: Sequence[Upload]) -> Added:
+        """Add files whose names are paths, as a dropped folder has them.
+
+        Folders become classes, by the rules of `clip_randlora.load_data`. One folder of images is
+        one class. Files without a folder are not sorted yet.
+        """
+        loose = [file for file in files if "/" not in file.name]
+        inside = [file for file in files if "/" in file.name]
+        added = self.add_images(None, loose)
+        folders = {PurePosixPath(file.name).parent.name for file in inside}
+        if len(folders) == 1:
+            added.add(self.add_images(_fitting_name(folders.pop()), inside))
+        elif inside:
+            with tempfile.TemporaryDirectory(dir=self.work) as temporary:
+                root = Path(temporary)
+                for file in inside:
+                    path = root.joinpath(*_safe_parts(file.name))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.exists():
+                        link(file.path, path)
+                with hidden_paths(root, "the dropped folders"):
+                    self._add_layout(read_layout(root), added)
+        return added
+
+    def add_data(self, source: str | Path, called: str = "") -> Added:
+        """Add all classes of an uploaded ``.zip`` of class folders, or of a bundled set by name.
+
+        Args:
+            source: the zip, or the name of a bundled set.
+            called: the zip's name in errors; by default the file's.
+        """
+        called = called or (source.name if isinstance(source, Path) else source)
+        if isinstance(source, Path):
+            if source.suffix.lower() != ".zip":  # other forms could name paths of the server
+                raise cr.UserError(f"{called}: not a zip archive")
+        elif source not in cr.DATASETS:
+            raise cr.UserError(f"{source}: no bundled set; there are {', '.join(cr.DATASETS)}")
+        with hidden_paths(Path(source), called):
+            layout = read_layout(source)
+        size = sum(f.content.size for group in _groups(layout) for f in group[2])
+        if size > _EXPANDS * self.settings.max_upload_mb * 2**20:
+            raise cr.UserError(
+                f"{called}: {size / 2**20:.0f} MB of images, at most "
+                f"{_EXPANDS * self.settings.max_upload_mb}"
+            )
+        return self._add_layout(layout, Added())
+
+    def add_sample(self, name: str, classes: Sequence[str], most: int) -> Added:
+        """Add some classes of a bundled set, with at most so many images of each split."""
+        layout = read_layout(name)
+        for split in (layout.train, layout.test or {}):
+            for class_name in list(split):
+                if class_name in classes:
+                    split[class_name] = split[class_name][:most]
+                else:
+                    del split[class_name]
+        return self._add_layout(layout, Added())
+
+    def _add_layout(self, layout: Layout, added: Added) -> Added:
+        added.notes += layout.notes
+        added.skipped += layout.skipped
+        with self.lock:
+            try:
+                for is_test, name, files in _groups(layout):
+                    items = [Item(file.name, 0, file.content) for file in files]
+                    known = {name.casefold(): name for name in self.classes}
+                    name = _fitting_name(name)
+                    self._add(known.get(name.casefold(), name), is_test, items, added)
+            finally:  # what was added before an error stays
+                self.save()
+        return added
+
+    def _add(
+        self, class_name: str | None, is_test: bool, items: Sequence[Item], added: Added
+    ) -> None:
+        """Add images of one class; stop at the first that does not fit into the limits."""
+        if not items:
+            return
+        if class_name is not None and class_name not in self.classes:
+            class_name = self._new_class(class_name)
+        here = self.unsorted() if class_name is None else self.pictures(class_name)
+        known = {self.digest(picture) for picture in here}
+        new: list[Picture] = []
+        number = max(self._pictures, default=0)
+        for item, digest in zip(items, parallel_map(_check_and_digest, items), strict=True):
+            if isinstance(digest, Skipped):
+                added.skipped.append(digest)
+                continue
+            if digest in known:
+                added.known += 1
+                continue
+            if len(self._pictures) >= self.settings.max_images:
+                added.notes.append(
+                    f"There is room for {self.settings.max_images:,} images; {item.name} and what "
+                    f"follows was left out."
+                )
+                break
+            number += 1
+            name = f"{number:06d}-{safe_file_name(item.name)}"
+            path = self._folder_of(class_name, is_test) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path = write_content(item.content, path)
+            new.append(Picture(number, class_name, is_test, path))
+            self._pictures[number], self._digests[number] = new[-1], digest
+            known.add(digest)
+            added.images += 1
+        self.thumbnails.prepare(new)
+
+    def move_images(self, numbers: Iterable[int], class_name: str) -> None:
+        """Move images to another class; test images stay test images."""
+        with self.lock:
+            self._class(class_name)
+            for picture in [self.picture(number) for number in numbers]:
+                self._place(picture, class_name, picture.is_test)
+            self.save()
+
+    def remove_images(self, numbers: Iterable[int]) -> Removal:
+        """Remove images."""
+        with self.lock:
+            pictures = [self.picture(number) for number in numbers]
+            classes = {picture.class_name for picture in pictures}
+            of_class = f" of {classes.pop()}" if len(classes) == 1 and None not in classes else ""
+            return self._take(Removal(f"{_count(len(pictures), 'image')}{of_class}", pictures))
+
+    def remove_unsorted(self) -> Removal:
+        """Remove all images that are not sorted yet."""
+        return self.remove_images([picture.number for picture in self.unsorted()])
+
+    def remove_run(self, run: str) -> Removal:
+        """Remove a run."""
+        with self.lock:
+            place, entry = self.runs.find(run)
+            self.project.runs.remove(entry)
+            return self._take(Removal(entry.name, runs=[(place, entry)]))
+
+    def undo(self, token: str) -> str:
+        """Put back what was removed; return what it was."""
+        with self.lock:
+            removal = self.removals.put_back(token, self.folder)
+            if removal is None:
+                raise cr.UserError("this cannot be undone any more")
+            if removal.is_project:
+                self.thumbnails.clear()
+                self.read()
+                return removal.what
+            for place, entry in removal.classes:
+                if entry.name not in self.classes:
+                    self.project.classes.insert(place, entry)
+            for place, run in removal.runs:
+                self.project.runs.insert(place, run)
+            for picture in removal.pictures:
+                self._pictures[picture.number] = picture
+                if picture.class_name is not None and picture.class_name not in self.classes:
+                    self.project.classes.append(ProjectClass(name=picture.class_name))
+            self.save()
+        return removal.what
+
+    def replace_project(self, folder: Path) -> str:
+        """Take the project of another folder in place of this one; return the undo token.
+
+        The token is "" if there was nothing to lose.
+        """
+        with self.lock:
+            if self.job is not None and self.job.is_running:
+                raise cr.UserError("a training is under way; stop it first")
+            what = self.describe_contents()
+            removal = Removal(f"the project of before ({what})", is_project=True)
+            self.removals.take_project(removal, self.folder)
+            for path in folder.iterdir():
+                path.rename(self.folder / path.name)
+            self.thumbnails.clear()
+            self.read()
+            self.save()
+        return removal.token if what else ""
+
+    def describe_contents(self) -> str:
+        """Return what there is to lose, such as "36 images and 2 runs"; "" for nothing."""
+        images, runs = len(self._pictures), len(self.project.runs)
+        parts = [_count(images, "image")] if images else []
+        parts += [_count(runs, "run")] if runs else []
+        return " and ".join(parts)
+
+    def load_run(self, upload: Path, called: str) -> cr.Task:
         """Take in an adapter file or the zip of a run folder, use it, and return its task."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        folder = Path(tempfile.mkdtemp(dir=self.work))
         try:
-            with hidden_paths(folder, upload.name), hidden_paths(upload, upload.name):
+            with hidden_paths(folder, called), hidden_paths(upload, called):
                 if upload.suffix.lower() == ".zip":
                     unpack_run(upload, folder, self.settings.max_upload_mb * 2**20)
                 else:
@@ -362,31 +486,172 @@ class Workspace:
                 is_whole = (folder / "config.yaml").exists()
                 task = check_task(folder if is_whole else folder / ADAPTER)
                 read_images(folder)  # refuses damaged ones
-            folder.rename(self.new_run())  # only now does it answer
-        except cr.UserError:
-            shutil.rmtree(folder)
-            raise
+            with self.lock:
+                run = self.runs.new_id()
+                folder.rename(self.folder / "runs" / run)  # only now can it answer
+                self.runs.add(run, title=Path(called).stem)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return task
+
+    def _take(self, removal: Removal) -> Removal:
+        self.removals.take(removal, self.folder)
+        for picture in removal.pictures:
+            self._pictures.pop(picture.number, None)
+        self.save()
+        return removal
+
+    def _place(self, picture: Picture, class_name: str, is_test: bool) -> None:
+        """Move an image's file to the folder of a class and split."""
+        path = self._folder_of(class_name, is_test) / picture.path.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.path.rename(path)
+        self._pictures[picture.number] = Picture(picture.number, class_name, is_test, path)
+
+    def _folder_of(self, class_name: str | None, is_test: bool) -> Path:
+        if class_name is None:
+            return self.folder / "unsorted"
+        return self.folder / "images" / ("test" if is_test else "train") / class_name
+
+    # --- the test images ------------------------------------------------------------------------
+
+    def set_held_out(self, share: float) -> None:
+        """Set the share of test images; those that the app set apart are drawn anew."""
+        with self.lock:
+            if not 0 < share < 1:
+                raise cr.UserError("the share of test images lies between 0 and 1")
+            if share == self.project.held_out:
+                return
+            for number in self.project.drawn:
+                picture = self._pictures.get(number)
+                if picture is not None and picture.class_name is not None:
+                    self._place(picture, picture.class_name, False)
+            self.project.held_out, self.project.drawn, self.project.drawn_up_to = share, [], 0
+            self.save()
+
+    def _draw_test_images(self) -> None:
+        """Set apart a share of the images that came since the last draw.
+
+        So an image that was trained on never becomes a test image, and all runs are measured on
+        the same images. Classes that were given test images are left as they are.
+        """
+        drawn, last = set(self.project.drawn), self.project.drawn_up_to
+        groups: dict[str, list[Picture]] = {}
+        for name in self.classes:
+            pictures = self.pictures(name)
+            is_given = any(p.is_test and p.number not in drawn for p in pictures)
+            if not is_given:
+                groups[name] = [p for p in pictures if not p.is_test and p.number > last]
+        groups = {name: pictures for name, pictures in groups.items() if pictures}
+        digests = {name: [self.digest(p) for p in pictures] for name, pictures in groups.items()}
+        for name, chosen in hold_out(digests, self.project.held_out).items():
+            for picture, is_test in zip(groups[name], chosen, strict=True):
+                if is_test:
+                    self._place(picture, name, True)
+                    self.project.drawn.append(picture.number)
+        self.project.drawn_up_to = max(self._pictures, default=0)
+        self.save()
+
+    # --- trainings ------------------------------------------------------------------------------
+
+    def begin_training(self, job: Job) -> None:
+        """Note that a training is under way."""
+        with self.lock:
+            self.job, self.was_interrupted = job, False
+            self.is_listed = False
+            self.project.training = job.folder.name
+            self.save()
+
+    def end_training(self, job: Job) -> None:
+        """Note that a training has ended, and list what it left."""
+        with self.lock:
+            if not self.folder.exists():  # everything was deleted
+                return
+            self.project.training = ""
+            shutil.rmtree(self.work / job.folder.name, ignore_errors=True)
+            self.list_trained()
+            self.save()
+
+    def list_trained(self) -> bool:
+        """List the run of the training once its adapter is there; return whether it is new.
+
+        It answers from then on. Its figures come later, when the test images have been classified.
+        """
+        with self.lock:
+            job = self.job
+            if job is not None and not self.is_listed and (job.folder / ADAPTER).exists():
+                self.is_listed = True  # and not again, if it is removed
+                self.runs.add(job.folder.name, job.preset)
+                return True
+            return False
 
     # --- on disk --------------------------------------------------------------------------------
 
-    def save_state(self) -> None:
+    def save(self) -> None:
         """Write down what the folders do not say, so that a restart of the app loses nothing."""
-        state = {"templates": self.templates, "names": self.names, "held_out": self.held_out}
-        with atomic_write(self.folder / _STATE) as temporary:
-            temporary.write_text(json.dumps(state), encoding="utf-8")
+        with self.lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_project_file(self.folder, self.project)
+            write_json(self.folder / _DIGESTS, self._digests)
 
-    def _read_state(self) -> None:
-        path = self.folder / _STATE
-        state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.templates = tuple(state.get("templates", DEFAULT_TEMPLATES))
-        self.names = {name: tuple(words) for name, words in state.get("names", {}).items()}
-        self.held_out = float(state.get("held_out", 0.3))
+    def _find_pictures(self) -> Iterable[Picture]:
+        for split in ("train", "test"):
+            for path in self.folder.glob(f"images/{split}/*/*"):
+                yield Picture(_number(path), path.parent.name, split == "test", path)
+        for path in self.folder.glob("unsorted/*"):
+            yield Picture(_number(path), None, False, path)
 
-    def _digest(self, path: Path) -> str:
-        """Return the SHA-256 of a file, read once for each change of it."""
-        stat = path.stat()
-        key = path, stat.st_mtime_ns
-        if key not in self._digests:
-            self._digests[key] = Item(path.name, 0, DiskFile(path, stat.st_size)).digest()
-        return self._digests[key]
+    def _read_digests(self) -> dict[int, str]:
+        path = self.folder / _DIGESTS
+        recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = {int(number): digest for number, digest in recorded.items()}
+        for number, picture in self._pictures.items():
+            if number not in known:
+                known[number] = _digest(_item(picture.path))
+        return known
+
+
+def _item(path: Path) -> Item:
+    return Item(path.name, 0, DiskFile(path, path.stat().st_size))
+
+
+def _digest(item: Item) -> str:
+    return shorten_digest(item.digest())
+
+
+def _check_and_digest(item: Item) -> str | Skipped:
+    """Return the digest of an image whose header can be read, else why it is left out."""
+    try:
+        item.check()
+        return _digest(item)
+    except UnreadableImage as error:
+        return Skipped(item.name, error.reason)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[0])
+
+
+def _groups(layout: Layout) -> Iterable[tuple[bool, str, Sequence]]:
+    """Yield the files of a layout as (whether they are for testing, class name, files)."""
+    for is_test, split in ((False, layout.train), (True, layout.test or {})):
+        for name, files in split.items():
+            yield is_test, name, files
+
+
+def _fitting_name(folder: str) -> str:
+    """Return a class name for a folder's name, which may hold what class names may not."""
+    try:
+        return tidy_class_name(folder)
+    except cr.UserError:
+        return tidy_class_name(safe_file_name(folder))
+
+
+def _safe_parts(name: str) -> list[str]:
+    """Return the parts of an uploaded file's path, none of which leads out of a folder."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return [part.replace("\0", "")[:120] for part in parts] or ["image"]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"

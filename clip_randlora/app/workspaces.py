@@ -16,6 +16,7 @@ from clip_randlora.app.app_settings import Settings
 from clip_randlora.app.workspace import Workspace
 
 COOKIE = "clip-randlora-visitor"
+_PERSONAL = "personal"  # the one visitor of a personal app
 
 
 def new_visitor() -> str:
@@ -43,6 +44,13 @@ class Workspaces:
         self._workspaces: dict[str, Workspace] = {}  # by the name of the folder
         self._owners: dict[str, set[str]] = defaultdict(set)  # of uploads, by the folder's name
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def visitor(self, cookies: Mapping[str, str]) -> str | None:
+        """Return whose a request is by its cookies; None if it brings no secret.
+
+        In a personal app everybody is the same visitor.
+        """
+        return _PERSONAL if self.settings.is_personal else visitor_in(cookies)
 
     def of(self, visitor: str) -> Workspace:
         """Return a visitor's workspace; the first call makes it."""

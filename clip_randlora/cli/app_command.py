@@ -15,6 +15,7 @@ from clip_randlora.cli.options import DeviceOption
 from clip_randlora.errors import UserError
 
 _SECONDS_TO_FLUSH = 2
+_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def browser_app(
@@ -23,7 +24,7 @@ def browser_app(
     auth: Annotated[
         str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(help="Largest upload, in megabytes.")] = 200,
+    max_upload_mb: Annotated[int, typer.Option(help="Largest upload, in megabytes.")] = 1000,
     max_images: Annotated[int, typer.Option(help="Images that one visitor may gather.")] = 5000,
     max_train_minutes: Annotated[
         float, typer.Option(help="Stop a longer training and keep what it learned.")
@@ -35,9 +36,28 @@ def browser_app(
         Path | None, typer.Option(help="Folder for images and runs. Default: a cache folder.")
     ] = None,
     device: DeviceOption = None,
+    stop_when_closed: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-when-closed/--train-on",
+            help="Stop a training once nobody has its page open. Default: only if --host is not "
+            "this machine.",
+        ),
+    ] = None,
+    mcp: Annotated[
+        bool,
+        typer.Option(
+            "--mcp",
+            help="Also serve assistants, by the Model Context Protocol. Pages and assistants then "
+            "share one project.",
+        ),
+    ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Also open a browser.")] = False,
 ) -> None:
     """Serve the app for the browser: gather images, train, compare, export."""
+    is_local = host in _LOCAL
+    if mcp and not is_local and auth is None:
+        raise UserError("--mcp: whoever reaches the app would share one project; add --auth")
     with loading():
         from clip_randlora.app import Settings, launch
         from clip_randlora.app.app_settings import default_folder
@@ -50,8 +70,10 @@ def browser_app(
             max_train_minutes=max_train_minutes,
             keep_hours=keep_hours,
             device=str(find_device(device)),
+            is_personal=mcp,
+            trains_on=is_local if stop_when_closed is None else not stop_when_closed,
         )
-    launch(settings, host, port, _parse_auth(auth), open_browser)
+    launch(settings, host, port, _parse_auth(auth), open_browser, mcp)
     # A training may still run in its thread, and Python aborts if it exits normally beside that.
     # Flushing blocks if nobody reads the output, so the timer ends the process in any case.
     timer = threading.Timer(_SECONDS_TO_FLUSH, os._exit, [0])

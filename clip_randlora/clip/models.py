@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -116,6 +117,17 @@ class Model:
             if is_out_of_memory(error):
                 raise
             raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
+
+    def share_weights(self) -> Model:
+        """Return a model with a network of its own that has the same tensors.
+
+        Each of the two may have an adapter, while the base weights are in memory once. Only for a
+        model without an adapter.
+        """
+        tensors = {id(t): t for t in (*self.net.parameters(), *self.net.buffers())}
+        shared = replace(self, net=copy.deepcopy(self.net, tensors))
+        shared.tokenizer = self.tokenizer
+        return shared
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ An image's way, each module importing only earlier ones:
    sorts images into classes and splits by them.
 4. `dataset_spec` describes a data set in YAML; `published` finds its images through
    `hub_datasets` or `torchvision_sets`.
-5. `layouts` reads any of these; `loading` makes a data set of it, with a test split (`sampling`).
+5. `projects` reads what the app saves; `layouts` reads any of these; `loading` makes a data set of
+   it, with a test split (`sampling`).
 6. `decoding` makes batches of tensors, and `augmentation` crops them.
 
 `inputs` takes images that are to be classified.

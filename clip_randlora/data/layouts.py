@@ -22,6 +22,7 @@ from clip_randlora.data.folders import (
     read_folders,
 )
 from clip_randlora.data.images import EXTENSIONS
+from clip_randlora.data.projects import find_project, read_project
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.data.sources import (
     File,
@@ -38,7 +39,7 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     """Find the files of a source by split and class; no image is opened.
 
     Args:
-        source: a folder, a ``.zip``, a data set's YAML file or name.
+        source: a folder, a ``.zip``, a project of the app, a data set's YAML file or name.
         class_folders: which folders are the classes, ``top`` or ``leaves``; by default as the
             data set's spec says, else the topmost below the splits.
 
@@ -121,6 +122,9 @@ def _by_class(spec: DatasetSpec, split: LabelledFiles, classes: Sequence[str]) -
 
 def _read_listed(source: str | Path, class_folders: str | None) -> Layout:
     listing, images = list_source(source)
+    project = find_project(listing)
+    if project is not None:
+        return read_project(str(source), project, listing, images)
     if not images:
         raise UserError(f"{source}: no images found; {EXPECTED_LAYOUT}")
     return read_folders(str(source), listing, images, class_folders)

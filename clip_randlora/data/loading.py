@@ -35,9 +35,9 @@ def load_data(
 
     Args:
         source: a folder or ``.zip`` of class folders, or of ``train/`` and ``test/`` (else
-            ``val/``) folders of class folders; a YAML file that describes a data set (see
-            ``DatasetSpec``); or the name of a data set (``clip-randlora datasets`` lists them).
-            If a path of that name exists, it is used.
+            ``val/``) folders of class folders; a project that the app saved; a YAML file that
+            describes a data set (see ``DatasetSpec``); or the name of a data set
+            (``clip-randlora datasets`` lists them). If a path of that name exists, it is used.
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
         held_out: share of each class that is held out for testing if there is no test split.

@@ -166,7 +166,11 @@ def _walk(
             listing.folders.add(here)
             _walk(root, Path(entry.path), here, (*above, real), listing)
         elif _is(entry.is_file):
-            size = entry.stat().st_size
+            try:
+                size = entry.stat().st_size
+            except FileNotFoundError:
+                listing.skip(name, "removed while the folder was read")
+                continue
             if size > MAX_FILE_BYTES:
                 listing.skip(name, oversize_reason(size))
             else:

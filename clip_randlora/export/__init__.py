@@ -2,6 +2,7 @@
 
 from clip_randlora.export.exporter import (
     export_formats,
+    export_obstacles,
     export_precisions,
     export_run,
     loading_snippet,
@@ -10,6 +11,7 @@ from clip_randlora.export.upload import push, require_token
 
 __all__ = [
     "export_formats",
+    "export_obstacles",
     "export_precisions",
     "export_run",
     "loading_snippet",

@@ -13,7 +13,7 @@ from types import ModuleType
 from clip_randlora.errors import OutOfMemory, UserError, is_out_of_memory, needs_extra
 from clip_randlora.export import card
 from clip_randlora.export.export_source import ExportSource, RunInfo
-from clip_randlora.export.limits import require_fit
+from clip_randlora.export.limits import find_obstacle, require_fit
 from clip_randlora.export.snippets import snippet
 from clip_randlora.utils.outputs import LOCK, lock_folder, remove_if_left_empty, set_default_modes
 
@@ -44,6 +44,16 @@ def export_precisions(format: str) -> tuple[str, ...]:
     """
     _require_known(format)
     return ("fp32", "fp16") if format == "onnx" else ("fp32",)
+
+
+def export_obstacles(run: str | Path) -> dict[str, str]:
+    """Return ``{format: why it cannot hold this run}``, with "" for the formats that can.
+
+    Raises:
+        UserError: the run is not finished, or no format can hold it.
+    """
+    source = ExportSource(run)
+    return {format: find_obstacle(source, format) for format in _FORMATS}
 
 
 def loading_snippet(run: str | Path, format: str, path: str | Path = "exported") -> str:

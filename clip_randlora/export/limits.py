@@ -12,50 +12,55 @@ _LARGEST_ONNX_BYTES = 2**31 - 1
 
 
 def require_fit(source: ExportSource, format: str) -> None:
-    """Raise a UserError with the reason if the format cannot hold the source.
+    """Raise a UserError with the reason if the format cannot hold the source."""
+    reason = find_obstacle(source, format)
+    if reason:
+        raise UserError(f"--format {format}: {reason}")
+
+
+def find_obstacle(source: ExportSource, format: str) -> str:
+    """Return why the format cannot hold the source, "" if it can.
 
     ``adapter``, ``open_clip`` and ``head`` hold every model.
     """
-    method = source.adapter.config.method
+    method, model = source.adapter.config.method, source.model.name
     if format == "peft" and method != "randlora":
-        raise UserError(
-            f"--format peft: is for one randlora run, and this is a {method}; use open_clip or "
-            f"transformers"
-        )
+        return f"it is for one randlora run, and this is a {method}; use open_clip or transformers"
     if format in ("transformers", "peft"):
-        _require_clip_layout(source, format)
+        difference = _difference_from_openai(source)
+        if difference:
+            return (
+                f"it takes OpenAI's and LAION's ViT models, and {model} {difference}; use "
+                f"open_clip or onnx"
+            )
     if format == "onnx":
-        _require_onnx_fit(source)
+        largest = _largest_encoder(source)
+        if largest > _LARGEST_ONNX_BYTES:
+            return (
+                f"one ONNX file holds 2 GB, and {model} has an encoder of {largest / 1e9:.1f}; use "
+                f"open_clip"
+            )
+        if _pads_images(source):
+            return f"{model} pads its images; use open_clip"
+    return ""
 
 
-def _require_clip_layout(source: ExportSource, format: str) -> None:
-    model = source.model
-    advice = (
-        f"--format {format} takes OpenAI's and LAION's ViT models; use open_clip or onnx for "
-        f"{model.name}"
-    )
+def _difference_from_openai(source: ExportSource) -> str:
     try:
         to_transformers(source.base_weights())
-    except UserError as error:
-        raise UserError(f"{error}: {advice}") from error
-    if not isinstance(model.tokenizer, SimpleTokenizer):
-        raise UserError(f"its tokenizer is not CLIP's: {advice}")
-    if _pads_images(source):
-        raise UserError(f"its preprocessing pads images: {advice}")
+    except UserError:
+        return "has other layers"
+    if not isinstance(source.model.tokenizer, SimpleTokenizer):
+        return "has another tokenizer"
+    return "pads its images" if _pads_images(source) else ""
 
 
-def _require_onnx_fit(source: ExportSource) -> None:
-    bytes_of = {"image": 0, "text": 0}
+def _largest_encoder(source: ExportSource) -> int:
+    """Return the size of the larger encoder in float32, bytes."""
+    sizes = {"image": 0, "text": 0}
     for name, tensor in source.base_weights().items():
-        bytes_of["image" if name.startswith("visual.") else "text"] += 4 * tensor.numel()
-    largest = max(bytes_of.values())
-    if largest > _LARGEST_ONNX_BYTES:
-        raise UserError(
-            f"--format onnx: {source.model.name} has an encoder of {largest / 1e9:.1f} GB, and one "
-            f"ONNX file holds 2; use open_clip"
-        )
-    if _pads_images(source):
-        raise UserError(f"--format onnx: {source.model.name} pads its images; use open_clip")
+        sizes["image" if name.startswith("visual.") else "text"] += 4 * tensor.numel()
+    return max(sizes.values())
 
 
 def _pads_images(source: ExportSource) -> bool:

@@ -20,8 +20,8 @@ from clip_randlora.utils.quiet import quiet
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
 _SCRIPT = "classify.py"
-# Rounding the weights to half precision moves a logit by up to about 0.1, and so a probability by up
-# to a quarter of that.
+# Rounding the weights to half precision moves a logit by up to about 0.1, and so a probability by
+# up to a quarter of that.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2.5e-2}
 _FEWEST_IN_HALF = 2**12  # elements; smaller tensors take little space and cause most of the error
 

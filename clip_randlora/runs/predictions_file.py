@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clip_randlora.errors import UserError
@@ -44,8 +45,27 @@ def probability_cells(zero_shot: Sequence[float], tuned: Sequence[float]) -> lis
     return [f"{number:.9g}" for number in (*zero_shot, *tuned)]
 
 
-def read_answers(folder: str | Path) -> list[dict[str, str]]:
-    """Read ``image``, ``label``, ``zero_shot`` and ``tuned`` of every test image.
+@dataclass(frozen=True)
+class AnswerRow:
+    """Both answers for one test image.
+
+    Attributes:
+        image: its name in the data set.
+        label: its class.
+        zero_shot, tuned: the class that each answers.
+        zero_shot_probability, tuned_probability: of those classes.
+    """
+
+    image: str
+    label: str
+    zero_shot: str
+    tuned: str
+    zero_shot_probability: float
+    tuned_probability: float
+
+
+def read_answers(folder: str | Path) -> list[AnswerRow]:
+    """Read both answers for every test image.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -53,8 +73,18 @@ def read_answers(folder: str | Path) -> list[dict[str, str]]:
     path = Path(folder) / PREDICTIONS
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [{key: row[key] for key in _ANSWER_COLUMNS} for row in csv.DictReader(file)]
+            return [_parse(row) for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise UserError(f"{folder}: the run is not finished (it has no {PREDICTIONS})") from None
-    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # a UnicodeDecodeError is one
         raise UserError(f"{path}: damaged, not the predictions of a run") from error
+
+
+def _parse(row: Mapping[str, str]) -> AnswerRow:
+    def probability(which: str) -> float:
+        only = f"{which} probability"  # of the answer, where there are many classes
+        return float(row[only] if only in row else row[f"{which}: {row[which]}"])
+
+    image, label, zero_shot, tuned = (row[column] for column in _ANSWER_COLUMNS)
+    both = probability("zero_shot"), probability("tuned")
+    return AnswerRow(image, label, zero_shot, tuned, *both)

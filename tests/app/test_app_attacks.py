@@ -34,9 +34,9 @@ def test_a_sessions_folder_has_a_secret_name_and_is_not_listed(app, tmp_path):
     client, stranger = app.client(), app.client()
     archive = zip_of(tmp_path / "m.zip", {"bird": "bird", "car": "vehicle"}, images=4)
     client.predict(handle_file(str(archive)), api_name="/load_archive")
-    folders = [path for path in app.folder.iterdir() if (path / "train").is_dir()]
+    folders = [path for path in app.folder.iterdir() if (path / "images").is_dir()]
     assert folders and all(re.fullmatch("[0-9a-f]{32}", path.name) for path in folders)
-    for path in (app.folder, folders[0], folders[0] / "train", folders[0] / "train" / "bird"):
+    for path in (app.folder, folders[0], folders[0] / "images", folders[0] / "images/train/bird"):
         for cookies in ({}, client.cookies):
             assert served(app, path, cookies).status_code in (403, 404), "a folder is listed"
     call = f"{app.url}/gradio_api/call/load_archive"
@@ -62,8 +62,8 @@ def test_a_file_is_served_to_its_owner_alone(app, tmp_path):
     (upload,) = answer.json()
     before = set(app.folder.iterdir())
     owner.predict(handle_file(str(archive)), api_name="/load_archive")
-    (mine,) = (path for path in set(app.folder.iterdir()) - before if (path / "train").is_dir())
-    for path in (upload, *sorted((mine / "train" / "tool").iterdir())):
+    (mine,) = (path for path in set(app.folder.iterdir()) - before if (path / "images").is_dir())
+    for path in (upload, *sorted((mine / "images/train/tool").iterdir())):
         assert served(app, path, owner.cookies).content == Path(path).read_bytes()
         # an old spelling of the address, and detours in it, lead to the same file
         for spelling in (str(path), f"{app.folder}/x/../{Path(path).relative_to(app.folder)}"):
@@ -106,11 +106,11 @@ def routes(tmp_path_factory) -> list[tuple[str, str]]:
     from gradio.routes import App as GradioApp
 
     from clip_randlora.app.app_settings import Settings
-    from clip_randlora.app.page import Page
+    from clip_randlora.app.page import build
     from clip_randlora.app.service import Service
 
-    page = Page(Service(Settings(folder=tmp_path_factory.mktemp("routes"))))
-    found, left = [], [*GradioApp.create_app(page.blocks).routes]
+    blocks = build(Service(Settings(folder=tmp_path_factory.mktemp("routes"))))
+    found, left = [], [*GradioApp.create_app(blocks).routes]
     while left:
         route = left.pop()
         inner = getattr(route, "original_router", route)  # as FastAPI nests those of a router
@@ -151,21 +151,69 @@ def test_the_password_opens_it(locked_app):
     assert wrong.status_code == 400
 
 
-def test_names_are_never_html():
+def test_errors_are_sentences_without_html_and_without_details_of_ours(capsys):
     import clip_randlora as cr
-    from clip_randlora.app import rendering
-    from clip_randlora.app.view import errors_shown
+    from clip_randlora.app.calls import errors_told
 
-    name = "<img src=x onerror=alert(1)>"
-    for drawn in (
-        rendering.messages([name]), rendering.answer({name: 1.0}, "Tuned", None),
-        rendering.prompts({name: [name]}), *rendering.no_answer(name),
-    ):  # fmt: skip
-        assert "<img" not in drawn
-
-    with pytest.raises(Exception, match="onerror") as caught, errors_shown():
-        raise cr.UserError(f"{name}.png: broken")
+    with pytest.raises(Exception, match="onerror") as caught, errors_told():
+        raise cr.UserError("<img src=x onerror=alert(1)>.png: broken")
     assert "<" not in str(caught.value)
+    with pytest.raises(Exception, match="a fault of the app") as caught, errors_told():
+        raise ValueError("/tmp/secret")
+    assert "secret" not in str(caught.value) and "/tmp/secret" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_our_own_routes_ask_for_the_password_and_serve_owners_alone(app, locked_app, tmp_path):
+    for path in ("page/main.js", "picture/1-x", "download/downloads/answers.csv"):
+        assert httpx.get(f"{locked_app.url}/{path}").status_code == 401, path
+    owner, stranger = app.client(), app.client()
+    archive = zip_of(tmp_path / "own.zip", {"tool": "tool", "house": "house"}, images=3)
+    owner.predict(handle_file(str(archive)), api_name="/load_archive")
+    (first, *_) = owner.predict("tool", api_name="/images")
+    address = f"{app.url}/{first['address']}"
+    assert httpx.get(address, cookies=owner.cookies).headers["content-type"] == "image/jpeg"
+    for cookies in (stranger.cookies, {}):
+        assert httpx.get(address, cookies=cookies).status_code == 404
+    saved = owner.predict(api_name="/save_project")["address"]
+    assert httpx.get(f"{app.url}/{saved}", cookies=owner.cookies).status_code == 200
+    assert httpx.get(f"{app.url}/{saved}", cookies=stranger.cookies).status_code == 404
+    for path in (
+        "download/downloads/..%2f..%2fproject.json", "download/../project.json",
+        "download/images/adapter.safetensors", "page/..%2fpage.py", "picture/-1-x",
+    ):  # fmt: skip
+        assert httpx.get(f"{app.url}/{path}", cookies=owner.cookies).status_code == 404, path
+
+
+def test_another_site_may_not_call_the_app(app):
+    call = f"{app.url}/gradio_api/run/add_class"
+    for headers, status in (
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": app.url}, 200),
+        ({}, 200),
+    ):
+        answer = httpx.post(call, json={"data": ["x"]}, headers=headers)
+        assert answer.status_code == status, headers
+
+
+def test_a_file_that_was_not_uploaded_is_no_input(app, tmp_path):
+    client = app.client()
+    for path in ("/etc/passwd", str(Path(__file__).resolve()), "", "x"):
+        for endpoint, data in (
+            ("answer", [file_data(path), 1.0, "", "x"]),
+            ("add_images", ["a", [file_data(path)], ["a.jpg"]]),
+            ("add_files", [[file_data(path)], ["a/1.jpg"]]),
+            ("load_run", [file_data(path), "x"]),
+            ("open_project", [file_data(path), "x"]),
+        ):
+            answer = httpx.post(
+                f"{app.url}/gradio_api/run/{endpoint}",
+                json={"data": data},
+                cookies=client.cookies,
+            )
+            assert answer.status_code == 500, (endpoint, path)
+            assert re.search("did not arrive|not uploaded", answer.json()["error"])
 
 
 @pytest.mark.slow

@@ -72,8 +72,8 @@ class Blocks:
 
 stand_in("access", AccessMiddleware=None)
 stand_in("service", Service=lambda settings: types.SimpleNamespace(workspaces=None))
-page = types.SimpleNamespace(blocks=Blocks())
-stand_in("page", CSS="", Page=lambda service: page, theme=lambda: None)
+stand_in("page", HEAD="", build=lambda service: Blocks(), theme=lambda: None)
+stand_in("routes", routes=lambda service: [])
 from clip_randlora.app import Settings, launch
 
 launch(Settings())

@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 def test_bad_options_are_one_line_and_status_2(tiny_run, lite0_run, tmp_path, monkeypatch, capsys):
     for run, format, options, says in (
-        (lite0_run, "transformers", [], "has no place for visual.trunk"),
+        (lite0_run, "transformers", [], "lite0 has other layers"),
         (lite0_run, "peft", [], "use open_clip or onnx for lite0"),
         (tiny_run, "gguf", [], "--format gguf: there is adapter, open_cl"),
         (tiny_run, "head", ["--strength", "2"], "strength: 2.0"),
@@ -87,8 +87,8 @@ def test_a_model_that_does_not_fit_is_one_line(
 ):
     """adapter, open_clip and head fit every model, and are written for these too."""
     refusals = {
-        "transformers": [(lite0_run, "has no place for visual.trunk"), (padding_run, "pads")],
-        "peft": [(lite0_run, "has no place for visual.trunk"), (padding_run, "pads")],
+        "transformers": [(lite0_run, "lite0 has other layers"), (padding_run, "pads")],
+        "peft": [(lite0_run, "lite0 has other layers"), (padding_run, "pads")],
         "onnx": [(padding_run, "pads")],
     }
     for run, says in refusals.get(format, []):
@@ -158,3 +158,15 @@ def test_a_run_on_random_weights_is_exported(quick_folder, drawings, tmp_path):
     base = cr.load_model(model.name, model.pretrained).net.state_dict()
     assert all(torch.equal(merged[key], tensor) for key, tensor in base.items())
     assert "none; its weights are random" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_obstacles_are_known_before_an_export(lite0_run, padding_run):
+    fits = {"adapter": "", "open_clip": "", "head": ""}
+    assert cr.export_obstacles(lite0_run) == fits | {
+        "transformers": "it takes OpenAI's and LAION's ViT models, and lite0 has other layers; use "
+        "open_clip or onnx",
+        "peft": "it takes OpenAI's and LAION's ViT models, and lite0 has other layers; use "
+        "open_clip or onnx",
+        "onnx": "",
+    }
+    assert "pads its images; use open_clip" in cr.export_obstacles(padding_run)["onnx"]

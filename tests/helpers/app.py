@@ -1,6 +1,7 @@
 """The real app, started as a user starts it, and the browser that opens its page."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that shows a moving picture
+    "--use-fake-ui-for-media-stream",  # and may be used without asking
 ]
 CLIPART = Path(__file__).parents[2] / "clip_randlora" / "bundled" / "clipart"
 UPLOAD_LIMIT_MB = 20
@@ -34,10 +37,12 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not in
 class App:
     """A running app: its address, its process, its folder."""
 
-    def __init__(self, folder: Path, *more: str, errors: Path | None = None):
+    def __init__(
+        self, folder: Path, *more: str, errors: Path | None = None, port: int | None = None
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            port = port or free.getsockname()[1]
         self.url, self.folder = f"http://127.0.0.1:{port}", folder
         command = [sys.executable, "-m", "clip_randlora", "app", "--port", str(port)]
         options = ["--folder", str(folder), "--max-upload-mb", str(UPLOAD_LIMIT_MB)]
@@ -83,32 +88,91 @@ def drawing(class_name: str, number: int) -> Path:
     return sorted((CLIPART / "test" / class_name).iterdir())[number]
 
 
-def open_page(browser, app: App):
-    page = browser.new_context(accept_downloads=True).new_page()
+def open_page(browser, app: App, width: int = 1280, height: int = 900, **options):
+    """Open the app in a browser of its own, with the empty page."""
+    context = browser.new_context(
+        accept_downloads=True, viewport={"width": width, "height": height}, **options
+    )
+    page = context.new_page()
     page.set_default_timeout(MINUTE)
     page.goto(app.url)
-    page.get_by_text("Nothing here yet").wait_for()
+    wait_until_drawn(page)
     return page
 
 
-def open_tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
+def wait_until_drawn(page) -> None:
+    page.locator(".app[data-state]").wait_for()
 
 
-def fill_opened(page, label: str, text: str) -> None:
-    """Fill a box of a section just opened, whose boxes Gradio sets once more some frames later."""
-    box = page.get_by_label(label)
-    for _ in range(10):
-        page.wait_for_timeout(300)
-        box.fill(text)
-        page.wait_for_timeout(300)
-        if box.input_value() == text:
-            return
-    raise AssertionError(f"{label} keeps being set to {box.input_value()!r}")
+def open_filled(browser, app: App, classes: dict[str, int] | None = None, **options):
+    """Open the app with drawings of some classes: ``{class: number of images}``."""
+    page = open_page(browser, app, **options)
+    for name, images in (classes or {"bird": 6, "fruit": 6}).items():
+        give(page, name, sorted((CLIPART / "train" / name).iterdir())[:images])
+    return page
 
 
-def upload_archive(page, path: Path) -> None:
-    page.locator("#archive input[type=file]").set_input_files(path)
+def give(page, class_name: str, files) -> None:
+    """Add a class, and upload images to it."""
+    own_photos = page.get_by_role("button", name="Use my photos")
+    if own_photos.is_visible():
+        own_photos.click()
+    page.get_by_label("Name of a new class").fill(class_name)
+    page.keyboard.press("Enter")
+    upload(page, card(page, class_name).get_by_role("button", name="Upload"), files)
+    card(page, class_name).get_by_text(re.compile(r"Added \d+ image")).wait_for()
+
+
+def card(page, class_name: str):
+    return page.locator(f'li.card[data-class="{class_name}"]')
+
+
+def upload(page, button, files) -> None:
+    """Press a button that opens a file chooser, and choose files."""
+    with page.expect_file_chooser() as chooser:
+        button.click()
+    chooser.value.set_files(files)
+
+
+def drop(page, paths, onto=None) -> None:
+    """Drop files and folders as from a file manager, on an element or beside everything."""
+    box = onto.bounding_box() if onto else {"x": 30, "y": 5, "width": 20, "height": 20}
+    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+    session.detach()
+
+
+def start_training(page, preset: str = "Fast") -> None:
+    page.get_by_role("radio", name=re.compile(preset)).check()
+    page.get_by_role("button", name="Train", exact=True).click()
+
+
+def wait_until_trained(page) -> None:
+    page.locator("#progress .verdict").wait_for(timeout=2 * MINUTE)
+
+
+def answers(page) -> dict[str, dict[str, str]]:
+    """Read both bar lists as ``{"zero-shot": {class: percent}, "tuned": {...}}``."""
+    read = """() => Object.fromEntries(["zero-shot", "tuned"].map((which) => [which,
+        Object.fromEntries([...document.querySelectorAll(`#${which} li`)].map((row) => [
+            row.querySelector(".bar-name").firstChild.textContent,
+            row.querySelector(".bar-value").textContent]))]))"""
+    return page.evaluate(read)
+
+
+def wait_for_new_answers(page, before: dict | None = None) -> dict:
+    """Wait until both lists are there, differ from before, and have come to rest."""
+    deadline, last = time.monotonic() + 60, None
+    while time.monotonic() < deadline:
+        now = answers(page)
+        if now == last and now != before and all(now.values()):
+            return now
+        last = now
+        page.wait_for_timeout(150)
+    raise AssertionError("the answers did not change")
 
 
 def train(client: Client, **settings) -> list[dict]:

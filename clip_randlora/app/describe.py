@@ -1,0 +1,186 @@
+"""What the page shows of a project: one function turns it into plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import clip_randlora as cr
+from clip_randlora.app.jobs import Job
+from clip_randlora.app.pictures import Picture
+from clip_randlora.app.run_results import summarize
+from clip_randlora.app.service import Service
+from clip_randlora.app.workspace import Workspace
+from clip_randlora.runs.image_record import read_images
+
+_SHOWN = 8  # images of a class on its card
+_SHOWN_UNSORTED = 60
+_METHODS = ("randlora", "lora", "vera", "nola", "linear_probe", "full")
+_PRESET_WORDS = {
+    "fast": "A first look: a quarter of the training.",
+    "balanced": "The usual training.",
+    "thorough": "Twice the training, and three prompts a class.",
+}
+
+
+def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
+    """Return the project as the page shows it: images, training, runs, choices."""
+    with workspace.lock:
+        if workspace.list_trained() and workspace.job is not None:
+            service.answers.prepare_run(workspace.job.folder)
+        unsorted = workspace.unsorted()
+        return {
+            "classes": [describe_class(workspace, name) for name in workspace.classes],
+            "unsorted": {
+                "count": len(unsorted),
+                "images": [describe_picture(workspace, p) for p in unsorted[:_SHOWN_UNSORTED]],
+            },
+            "warnings": workspace.warnings(),
+            "held_out": workspace.project.held_out,
+            "templates": list(workspace.project.templates),
+            "why_not_train": workspace.why_not_train(),
+            "training": _describe_training(service, workspace),
+            "runs": [describe_run(workspace, run.id) for run in workspace.project.runs],
+            "in_use": entry.id if (entry := workspace.runs.in_use()) else "",
+            "choices": workspace.project.choices,
+            "contents": workspace.describe_contents(),
+            "has_run_before": len(workspace.project.runs) > 1,
+        }
+
+
+def describe_class(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Return a class with its counts and its first images."""
+    entry = next(entry for entry in workspace.project.classes if entry.name == name)
+    pictures = workspace.pictures(name)
+    test = sum(picture.is_test for picture in pictures)
+    return {
+        "name": name,
+        "prompts": list(entry.prompts),
+        "is_on": entry.is_on,
+        "train": len(pictures) - test,
+        "test": test,
+        "images": [describe_picture(workspace, picture) for picture in pictures[:_SHOWN]],
+    }
+
+
+def describe_images(workspace: Workspace, class_name: str | None) -> list[dict[str, Any]]:
+    """Return all images of a class, or those not sorted yet."""
+    chosen = workspace.unsorted() if class_name is None else workspace.pictures(class_name)
+    return [describe_picture(workspace, picture) for picture in chosen]
+
+
+def describe_run(workspace: Workspace, run: str) -> dict[str, Any]:
+    """Return a run with its figures; a damaged one, or an adapter alone, has no figures."""
+    _, entry = workspace.runs.find(run)
+    folder = workspace.folder / "runs" / run
+    row = {"id": run, "name": entry.name, "number": entry.number, "preset": entry.preset}
+    row["time"] = folder.stat().st_mtime if folder.exists() else 0
+    if not (folder / "metrics.json").exists():
+        job = workspace.job
+        is_measured = job is not None and job.is_running and job.folder.name == run
+        remark = "being measured" if is_measured else "an adapter alone, without figures"
+        return row | {"is_finished": False, "remark": remark}
+    try:
+        row |= service_summary(folder)
+        row["is_changed"] = _is_changed(workspace, folder)
+    except cr.UserError:
+        return row | {"is_finished": False, "remark": "damaged"}
+    return row | {"is_finished": True}
+
+
+def service_summary(folder: Any) -> dict[str, Any]:
+    """Return `summarize` of a finished run, which does not change."""
+    key = str(folder)
+    if key not in _SUMMARIES:
+        _SUMMARIES[key] = summarize(folder)
+    return _SUMMARIES[key]
+
+
+_SUMMARIES: dict[str, dict[str, Any]] = {}
+
+
+def choices(service: Service) -> dict[str, Any]:
+    """Return what can be chosen for a training."""
+    return {
+        "models": [
+            {
+                "name": model.name,
+                "words": f"{model.parameters / 1e6:.0f} million parameters, "
+                + ("here already" if model.is_downloaded else "downloaded at first use"),
+            }
+            for model in cr.SUGGESTIONS
+        ],
+        "methods": [
+            {"name": name, "title": _title(name), "words": _first_sentence(name)}
+            for name in _METHODS
+        ],
+        "presets": [{"name": name, "words": _PRESET_WORDS[name]} for name in cr.PRESETS],
+        "samples": list(cr.DATASETS),
+        "most_images": service.settings.max_images,
+        "keep_hours": service.settings.keep_hours,
+        "max_upload_mb": service.settings.max_upload_mb,
+    }
+
+
+def _describe_training(service: Service, workspace: Workspace) -> dict[str, Any] | None:
+    job = workspace.job
+    if job is None:
+        lost = workspace.was_interrupted
+        return {"state": "interrupted"} if lost else None
+    last = job.history[-1] if job.history else None
+    return {
+        "run": job.folder.name,
+        "state": job.state,
+        "is_running": job.is_running,
+        "can_stop": job.is_learning,
+        "method": job.config.method.method,
+        "model": job.model,
+        "preset": job.preset,
+        "place": service.queue.place(job),
+        "step": last.step if last else 0,
+        "steps": last.steps if last else 0,
+        "seconds_left": last.seconds_left if last else None,
+        "curves": _curves(job),
+        "notes": job.notes,
+        "error": job.error,
+    }
+
+
+def _curves(job: Job) -> list[dict[str, Any]]:
+    names = ("step", "loss", "accuracy", "test_accuracy")
+    return [{name: row[name] for name in names} for row in map(asdict, job.history)]
+
+
+def describe_picture(workspace: Workspace, picture: Picture) -> dict[str, Any]:
+    """Return an image's number, name, use, and the address of its thumbnail."""
+    return {
+        "number": picture.number,
+        "name": picture.name,
+        "is_test": picture.is_test,
+        "address": workspace.address(picture),
+    }
+
+
+def _is_changed(workspace: Workspace, folder: Any) -> bool:
+    """Return whether images came or went since a run was trained."""
+    record = read_images(folder)
+    if record is None:
+        return True
+    then = {(image.class_name, image.digest) for image in record.images}
+    now = {
+        (picture.class_name, workspace.digest(picture))
+        for entry in workspace.project.classes
+        if entry.is_on
+        for picture in workspace.pictures(entry.name)
+    }
+    return then != now
+
+
+def _title(method: str) -> str:
+    return {"linear_probe": "Linear probe", "full": "Full fine-tuning"}.get(
+        method, cr.METHODS[method].__name__
+    )
+
+
+def _first_sentence(method: str) -> str:
+    return (cr.METHODS[method].__doc__ or "").split("\n")[0].split(" (")[0].rstrip(".") + "."
