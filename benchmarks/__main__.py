@@ -12,6 +12,7 @@ from benchmarks.blocks import blocks
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
+from benchmarks.page import page
 from benchmarks.scale import scale
 from benchmarks.serve import serve
 from benchmarks.start import start
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve, export):
+for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve, page, export):
     app.command()(command)
 
 

@@ -16,7 +16,7 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
-from clip_randlora.forward.inference import inference_model
+from clip_randlora.forward.inference import inference_model, text_inference_net
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress, report_progress
 
@@ -109,8 +109,8 @@ class PairedPredictor:
             text, vision = (self.adapter.updated_weights(strength, t) for t in ("text", "vision"))
             ready = inference_model(self.model, vision) if vision else zero_shot.model
             classes = zero_shot.classes
-            if text:  # the network is needed only to encode the prompts
-                classes = self.text.features(net=inference_model(self.model, text).net)
+            if text:
+                classes = self.text.features(net=text_inference_net(self.model, text))
         return _Predictor(ready, classes, strength, head)
 
     def _refuse_if_merged(self) -> None:

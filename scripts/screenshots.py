@@ -1,14 +1,17 @@
-"""Screenshots of every step of the browser app, at the width of a desktop and of a phone.
+"""Screenshots of every state of the browser app, wide and narrow, light and dark.
 
-    python scripts/screenshots.py --out build/screenshots
+    python scripts/screenshots.py --out build/screenshots [--docs]
 
-Starts the app on the bundled model and drawings, trains with the preset fast, and photographs each
-tab in light and dark. Needs Chromium (Debian: ``apt install chromium``) and playwright.
+Starts the app on the bundled model and drawings, and trains twice. For every picture it prints what
+can be measured: text with too little contrast, and a page that scrolls sideways. ``--docs`` also
+renews the README's pictures. Needs Chromium (Debian: ``apt install chromium``) and playwright.
 """
 
+import re
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,21 +19,29 @@ import typer
 from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.app import CHROMIUM, CHROMIUM_FLAGS, App
+from helpers.app import (
+    CHROMIUM,
+    CHROMIUM_FLAGS,
+    CLIPART,
+    App,
+    card,
+    drawing,
+    give,
+    start_training,
+    upload,
+    wait_for_new_answers,
+    wait_until_drawn,
+    wait_until_trained,
+)
+from helpers.looks import low_contrasts, overflows
 
-WIDTHS = {"desktop": 1280, "phone": 390}
-TABS = {
-    "gather": "1 Gather",
-    "train": "2 Train",
-    "try": "3 Try",
-    "hood": "4 Under the hood",
-    "take": "5 Take away",
-}
+LOOKS = [(width, scheme) for width in (1280, 1440, 390) for scheme in ("light", "dark")]
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("build/screenshots"),
-    sample: Annotated[str, typer.Option(help="Bundled set to train on.")] = "clipart",
+    docs: Annotated[bool, typer.Option("--docs", help="Renew the README's pictures.")] = False,
 ) -> None:
     """Take the pictures."""
     out.mkdir(parents=True, exist_ok=True)
@@ -40,68 +51,133 @@ def main(
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        storage = train_once(browser, app.url, sample, out)
-        for device, width in WIDTHS.items():
-            for scheme in ("light", "dark"):
-                context = browser.new_context(
-                    viewport={"width": width, "height": 900},
-                    color_scheme=scheme,
-                    storage_state=storage,
-                )
-                photograph(context.new_page(), app.url, out, f"{device}-{scheme}")
-                context.close()
+        for width, scheme in LOOKS:
+            with opened(browser, app, width, scheme) as page:
+                photograph(page, out, "empty")
+        storage = gather_and_train(browser, app, out)
+        for width, scheme in LOOKS:
+            with opened(browser, app, width, scheme, storage) as page:
+                photograph_trained(page, out)
+            with opened(browser, app, width, scheme) as page:
+                photograph_names(page, out)
+        if docs:
+            with opened(browser, app, 1280, "light", storage) as page:
+                photograph_docs(page)
         browser.close()
 
 
-def train_once(browser: Browser, url: str, sample: str, out: Path) -> dict:
-    """Go the whole way once, photograph the training; return what the browser remembers."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.goto(url)
-    page.get_by_label("Bundled set").wait_for()
-    page.screenshot(path=out / "empty-desktop-light.png", full_page=True)
-    page.get_by_label("Bundled set").click()
-    page.get_by_role("option", name=sample).click()
-    page.get_by_role("button", name="Load it").click()
-    page.locator(".class-card").first.wait_for(timeout=60_000)
-    open_tab(page, "train")
-    page.get_by_label("Fast").check()
-    page.get_by_role("button", name="Start").click()
-    page.wait_for_function(
-        "() => +document.querySelector('#progress [role=progressbar]').ariaValueNow >= 50",
-        timeout=300_000,
+@contextmanager
+def opened(
+    browser: Browser, app: App, width: int, scheme: str, storage: dict | None = None
+) -> Iterator[Page]:
+    """Open the app in a browser of its own, or in one with somebody's cookie."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+        storage_state=storage,
     )
-    page.screenshot(path=out / "training-desktop-light.png", full_page=True)
-    page.get_by_text("Done:").wait_for(timeout=300_000)
-    storage = context.storage_state()
+    page = context.new_page()
+    page.goto(app.url)
+    wait_until_drawn(page)
+    page.look = f"{width}-{scheme}"
+    yield page
     context.close()
-    return storage
 
 
-def photograph(page: Page, url: str, out: Path, suffix: str) -> None:
-    """Photograph every tab."""
-    page.goto(url)
-    page.locator(".class-card").first.wait_for(timeout=60_000)
-    for name in TABS:
-        open_tab(page, name)
-        if name == "try":
-            page.locator("#try-examples .thumbnail-item").nth(2).click()
-            page.locator("#tuned .bar-value").first.wait_for(timeout=60_000)
-        if name == "take":
-            page.get_by_role("button", name="Prepare").click()
-            page.locator("#download a").first.wait_for(timeout=60_000)
-        page.wait_for_timeout(1500)
-        page.screenshot(path=out / f"{name}-{suffix}.png", full_page=True)
+def photograph(page: Page, out: Path, state: str) -> None:
+    """Take a picture of the whole page, and print what is wrong with it."""
+    page.wait_for_timeout(400)
+    for image in page.locator(".thumb").all()[:400]:
+        if image.is_visible():
+            image.evaluate("image => image.loading = 'eager'")
+    page.wait_for_timeout(300)
+    page.screenshot(path=out / f"{state}-{page.look}.png", full_page=True)
+    faults = low_contrasts(page) + (["scrolls sideways"] if overflows(page) else [])
+    print(f"{state}-{page.look}:", "; ".join(faults) or "fine")
 
 
-def open_tab(page: Page, name: str) -> None:
-    """Open a tab, which on a phone may lie in the menu of those that do not fit."""
-    tab = page.get_by_role("tab", name=TABS[name])
-    if not tab.first.is_visible():
-        page.locator(".overflow-menu button").first.click()
-        page.get_by_role("button", name=TABS[name]).click()
-        return
-    tab.first.click()
+def gather_and_train(browser: Browser, app: App, out: Path) -> dict:
+    """Gather three classes, train twice with pictures in between; return the browser's cookie."""
+    with opened(browser, app, 1280, "light") as page:
+        for name in ("bird", "fruit", "mammal", "vehicle"):
+            give(page, name, sorted((CLIPART / "train" / name).iterdir())[:12])
+        page.get_by_text("Takes about").wait_for(timeout=60_000)
+        photograph(page, out, "gathered")
+        start_training(page)
+        page.wait_for_function(
+            "() => +document.querySelector('#progress [role=progressbar]')?.ariaValueNow >= 50"
+        )
+        photograph(page, out, "training")
+        wait_until_trained(page)
+        page.get_by_text("More options").click()
+        page.locator("#method").select_option("lora")
+        page.get_by_role("button", name="Train", exact=True).click()
+        page.get_by_text(re.compile("Run 2 · LoRA")).wait_for(timeout=180_000)
+        wait_until_trained(page)
+        return page.context.storage_state()
+
+
+def photograph_trained(page: Page, out: Path) -> None:
+    """Photograph what there is after two trainings."""
+    page.locator("#results .figure").first.wait_for()
+    page.locator("#take").scroll_into_view_if_needed()
+    page.locator(".format").first.wait_for(timeout=60_000)
+    page.locator(".tile").first.click()
+    wait_for_new_answers(page)
+    photograph(page, out, "trained")
+    page.get_by_role("button", name=re.compile("^Run 2")).click()
+    photograph(page, out, "runs")
+    page.get_by_role("button", name="Compare").last.click()
+    page.locator("#results .cell").first.click()
+    photograph(page, out, "compared")
+    bird = card(page, "bird")
+    bird.get_by_role("button", name="Show all", exact=True).click()
+    bird.locator(".tile").first.click()
+    bird.get_by_role("button", name="More for bird").click()
+    page.get_by_text("More options").click()
+    page.get_by_text("Many images at once").click()
+    page.get_by_text("Training curves").click()
+    page.get_by_label("Name of a new class").fill("bird")
+    page.keyboard.press("Enter")
+    page.locator(".message.error").wait_for()
+    photograph(page, out, "opened")
+    bird.locator(".tile").first.wait_for()
+    page.get_by_role("button", name=re.compile("^Run ")).first.click()
+    page.get_by_role("button", name="Delete everything").click()
+    page.locator("dialog[open]").wait_for()
+    photograph(page, out, "dialog")
+    page.get_by_role("button", name="Cancel").click()
+
+
+def photograph_names(page: Page, out: Path) -> None:
+    """Photograph 30 classes, with names of one letter and of sixty."""
+    page.get_by_role("button", name="Use my photos").click()
+    names = ["a", "Donaudampfschifffahrtsgesellschaftskapitaenswitwenrentenantrag"[:60], "🦊🐻"]
+    names += [f"class number {number}" for number in range(27)]
+    for name in names:
+        page.get_by_label("Name of a new class").fill(name)
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name=name, exact=True).wait_for()
+    upload(page, card(page, "a").get_by_role("button", name="Upload"), [drawing("tool", 1)])
+    card(page, "a").get_by_text("Added 1 image.").wait_for()
+    photograph(page, out, "names")
+
+
+def photograph_docs(page: Page) -> None:
+    """Renew the README's pictures."""
+    page.set_viewport_size({"width": 1280, "height": 820})
+    page.get_by_role("button", name=re.compile("^Run 2")).click()
+    page.get_by_role("button", name="Use", exact=True).click()
+    page.get_by_role("button", name="Close the runs").click()
+    page.get_by_text(re.compile("Run 1 · RandLoRA")).wait_for()
+    page.locator(".tile").first.click()
+    wait_for_new_answers(page)
+    page.wait_for_timeout(800)
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=DOCS / "app.png")
+    page.locator("#results").scroll_into_view_if_needed()
+    page.wait_for_timeout(800)
+    page.locator("#results").screenshot(path=DOCS / "app-results.png")
 
 
 if __name__ == "__main__":

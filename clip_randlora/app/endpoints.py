@@ -22,7 +22,7 @@ from clip_randlora.app.describe import choices, describe, describe_images
 from clip_randlora.app.downloads import DOWNLOADS, export, snippet
 from clip_randlora.app.project_archive import is_project, open_project, project_name, save_project
 from clip_randlora.app.removals import Removal
-from clip_randlora.app.run_results import results, test_pictures
+from clip_randlora.app.run_results import results
 from clip_randlora.app.service import Service
 from clip_randlora.app.workspace import Added
 from clip_randlora.runs.run_folder import read_metrics
@@ -70,7 +70,6 @@ class Endpoints:
             self.remove_run,
             self.load_run,
             self.results,
-            self.examples,
             self.answer,
             self.answer_example,
             self.answer_frame,
@@ -424,18 +423,6 @@ class Endpoints:
             run: its id; "" for the run in use.
         """
         return results(caller.workspace, run or None)
-
-    def examples(self, caller: Caller, run: str = "") -> list[dict[str, Any]]:
-        """Return number and class of the gathered images that a run was measured on.
-
-        Args:
-            run: its id; "" for the run in use.
-        """
-        path = caller.workspace.runs.path(run or None)
-        if path.is_file():
-            return []
-        found = test_pictures(caller.workspace, path)
-        return [{"number": picture.number, "label": label} for label, picture in found]
 
     # --- answers --------------------------------------------------------------------------------
 

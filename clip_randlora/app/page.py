@@ -8,7 +8,12 @@ from clip_randlora.app.endpoints import Endpoints
 from clip_randlora.app.routes import PAGE
 from clip_randlora.app.service import Service
 
-HEAD = '<link rel="stylesheet" href="page/page.css">'
+HEAD = "".join(
+    [
+        '<link rel="stylesheet" href="page/page.css">',
+        *(f'<link rel="modulepreload" href="page/{p.name}">' for p in sorted(PAGE.glob("*.js"))),
+    ]
+)
 _FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # no font is fetched from a network
 _MONO = ["ui-monospace", "Consolas", "monospace"]
 _START = "import(new URL('page/main.js', document.baseURI)).then(main => main.start(element));"

@@ -88,11 +88,6 @@ def results(workspace: Workspace, run: str | None) -> dict[str, Any]:
     }
 
 
-def test_pictures(workspace: Workspace, folder: Path) -> list[tuple[str, Picture]]:
-    """Return class and image of the gathered images that a run was measured on."""
-    return [(label, picture) for (label, _), picture in _gathered(workspace, folder).items()]
-
-
 def _gathered(workspace: Workspace, folder: Path) -> dict[tuple[str, str], Picture]:
     """Return the gathered images by their class and name in the run's test images.
 

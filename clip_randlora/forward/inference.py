@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clip_randlora.adapters.parametrization import AdaptedWeight
-from clip_randlora.clip.models import Model
+from clip_randlora.clip.models import CLIPNet, Model
 from clip_randlora.forward.attention import last_block_cls_forward
 from clip_randlora.forward.batch_norm import find_conv_bn_pairs, fuse_conv_bn
 from clip_randlora.forward.replace import remove_replacements
@@ -39,16 +39,35 @@ def inference_model(model: Model, weights: Mapping[str, Tensor] | None = None) -
     return ready
 
 
-def _copy(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Copy a network's modules but not its tensors; adapted weights become plain parameters."""
+@torch.no_grad()
+def text_inference_net(model: Model, weights: Mapping[str, Tensor]) -> CLIPNet:
+    """Return a network that encodes prompts with other weights in its text tower.
+
+    Its image tower is that of ``model`` itself, which is not copied and not to be called.
+    """
+    return _copy(model.net, weights, kept=model.net.visual)
+
+
+def _copy(
+    net: nn.Module, weights: Mapping[str, Tensor], kept: nn.Module | None = None
+) -> nn.Module:
+    """Copy a network's modules but not its tensors; adapted weights become plain parameters.
+
+    The module ``kept`` is not copied.
+    """
+    left_alone = set(kept.modules()) if kept is not None else set()
     parametrized = {
-        name: module for name, module in net.named_modules() if parametrize.is_parametrized(module)
+        name: module
+        for name, module in net.named_modules()
+        if module not in left_alone and parametrize.is_parametrized(module)
     }
-    same = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    same: dict[int, object] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    same[id(kept)] = kept
     without = {id(module.parametrizations): nn.ModuleDict() for module in parametrized.values()}
     copied = copy.deepcopy(net, {**same, **without})
     for module in copied.modules():
-        remove_replacements(module)
+        if module not in left_alone:
+            remove_replacements(module)
     for name, module in parametrized.items():
         plain = copied.get_submodule(name)
         plain.__class__ = parametrize.type_before_parametrizations(module)

@@ -101,7 +101,7 @@ def open_page(browser, app: App, width: int = 1280, height: int = 900, **options
 
 
 def wait_until_drawn(page) -> None:
-    page.locator(".app[data-state]").wait_for()
+    page.locator(".clip[data-state]").wait_for()
 
 
 def open_filled(browser, app: App, classes: dict[str, int] | None = None, **options):
@@ -147,7 +147,7 @@ def drop(page, paths, onto=None) -> None:
 
 def start_training(page, preset: str = "Fast") -> None:
     page.get_by_role("radio", name=re.compile(preset)).check()
-    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator("#train").get_by_role("button", name="Train", exact=True).click()
 
 
 def wait_until_trained(page) -> None:

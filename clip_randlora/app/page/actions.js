@@ -290,6 +290,7 @@ export const clicks = {
   "remove-class": async ({ class: name }) => {
     ui.menu = null;
     offerUndo(await attempt("gather", () => call("remove_class", name)));
+    say(`class ${name}`, "");
     if (ui.openClass === name) await openClass(null);
     await showRuns();
   },
@@ -508,7 +509,7 @@ function setting(change) {
 let soon = 0;
 function answerSoon() {
   clearTimeout(soon);
-  soon = setTimeout(answer, 60);
+  soon = setTimeout(answer, 20);
 }
 
 /** Take pictures for a class while a button is held. */

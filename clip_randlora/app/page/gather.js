@@ -7,7 +7,7 @@ import { said, thumb, options } from "./parts.js";
 export function gather({ state, ui }) {
   return html`<h2>Gather</h2>
     ${said("gather")}
-    <ul class="cards">${state.classes.map((entry) => classCard(entry, state, ui))}
+    <ul class="cards ${state.classes.length > 40 && "many"}">${state.classes.map((entry) => classCard(entry, state, ui))}
       ${state.unsorted.count > 0 && tray(state, ui)}
       <li class="card add" data-key="add">
         <form data-submit="add-class"><label class="hidden" for="new-class">Name of a new class</label>

@@ -19,12 +19,9 @@ export async function start(root) {
   const { ui } = app;
   onDraw(() => draw(root));
   listen(root);
-  try {
-    app.choices = await call("choices");
-  } catch (error) {
-    ui.unreachable = error.message;
-  }
+  const asked = call("choices").catch((error) => { ui.unreachable = error.message; });
   await refresh();
+  app.choices = await asked;
   if (!app.state || !app.choices) {
     redraw();
     setTimeout(() => location.reload(), 3000);
@@ -44,7 +41,7 @@ function draw(root) {
   part("banner").textContent = ui.unreachable;
   if (!state || !ui.settings) return;
   const isEmpty = !ui.started && !state.contents && !state.classes.length && !state.training?.is_running;
-  root.querySelector(".app").dataset.state = isEmpty ? "empty" : "open";
+  root.querySelector(".clip").dataset.state = isEmpty ? "empty" : "open";
   patch(part("hero"), isEmpty ? hero() : html``);
   const parts = { runs, gather, train, try: tryIt, results, take, bar, undo, dialog };
   for (const [name, view] of Object.entries(parts)) {
