@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cases import slow_cases
+from helpers.cases import LARGE, slow_cases
 from helpers.images import write_colors
 from torch.nn.functional import cross_entropy
 
@@ -249,7 +249,7 @@ def test_the_first_steps_loss_is_the_zero_shot_cross_entropy(tiny, colors):
 def test_one_shot_does_not_fall_below_zero_shot():
     runs = [
         cr.fit(cr.load_model("lite0"), cr.load_data("clipart"), cr.TrainConfig(shots=1, seed=seed))
-        for seed in (1, 2)
+        for seed in ((1, 2) if LARGE else (1,))
     ]
     gains = [run.metrics["tuned"]["top1"] - run.metrics["zero_shot"]["top1"] for run in runs]
     assert sum(gains) > 0

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import clip_randlora as cr
 from clip_randlora.app.jobs import Job
 from clip_randlora.app.pictures import Picture
+from clip_randlora.app.project_file import RunEntry
 from clip_randlora.app.run_results import summarize
 from clip_randlora.app.service import Service
 from clip_randlora.app.workspace import Workspace
+from clip_randlora.data.projects import ProjectClass
 from clip_randlora.runs.image_record import read_images
 
+_Image = tuple[str, str]  # class and digest
 _SHOWN = 8  # images of a class on its card
 _SHOWN_UNSORTED = 60
 _METHODS = ("randlora", "lora", "vera", "nola", "linear_probe", "full")
@@ -28,9 +34,10 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
     with workspace.lock:
         if workspace.list_trained() and workspace.job is not None:
             service.answers.prepare_run(workspace.job.folder)
-        unsorted = workspace.unsorted()
+        unsorted, used = workspace.unsorted(), workspace.runs.in_use()
+        images = _gathered(workspace)
         return {
-            "classes": [describe_class(workspace, name) for name in workspace.classes],
+            "classes": [describe_class(workspace, entry) for entry in workspace.project.classes],
             "unsorted": {
                 "count": len(unsorted),
                 "images": [describe_picture(workspace, p) for p in unsorted[:_SHOWN_UNSORTED]],
@@ -40,21 +47,20 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
             "templates": list(workspace.project.templates),
             "why_not_train": workspace.why_not_train(),
             "training": _describe_training(service, workspace),
-            "runs": [describe_run(workspace, run.id) for run in workspace.project.runs],
-            "in_use": entry.id if (entry := workspace.runs.in_use()) else "",
+            "runs": [describe_run(workspace, entry, images) for entry in workspace.project.runs],
+            "in_use": used.id if used else "",
             "choices": workspace.project.choices,
             "contents": workspace.describe_contents(),
             "has_run_before": len(workspace.project.runs) > 1,
         }
 
 
-def describe_class(workspace: Workspace, name: str) -> dict[str, Any]:
+def describe_class(workspace: Workspace, entry: ProjectClass) -> dict[str, Any]:
     """Return a class with its counts and its first images."""
-    entry = next(entry for entry in workspace.project.classes if entry.name == name)
-    pictures = workspace.pictures(name)
+    pictures = workspace.pictures(entry.name)
     test = sum(picture.is_test for picture in pictures)
     return {
-        "name": name,
+        "name": entry.name,
         "prompts": list(entry.prompts),
         "is_on": entry.is_on,
         "train": len(pictures) - test,
@@ -69,34 +75,37 @@ def describe_images(workspace: Workspace, class_name: str | None) -> list[dict[s
     return [describe_picture(workspace, picture) for picture in chosen]
 
 
-def describe_run(workspace: Workspace, run: str) -> dict[str, Any]:
-    """Return a run with its figures; a damaged one, or an adapter alone, has no figures."""
-    _, entry = workspace.runs.find(run)
-    folder = workspace.folder / "runs" / run
-    row = {"id": run, "name": entry.name, "number": entry.number, "preset": entry.preset}
-    row["time"] = folder.stat().st_mtime if folder.exists() else 0
-    if not (folder / "metrics.json").exists():
+def describe_run(workspace: Workspace, entry: RunEntry, images: Set[_Image]) -> dict[str, Any]:
+    """Return a run with its figures; a damaged one, or an adapter alone, has no figures.
+
+    Args:
+        workspace: whose run.
+        entry: of the run.
+        images: what is gathered now.
+    """
+    folder = workspace.folder / "runs" / entry.id
+    row = {"id": entry.id, "name": entry.name, "number": entry.number, "preset": entry.preset}
+    metrics = folder / "metrics.json"
+    if not metrics.exists():
         job = workspace.job
-        is_measured = job is not None and job.is_running and job.folder.name == run
+        is_measured = job is not None and job.is_running and job.folder.name == entry.id
         remark = "being measured" if is_measured else "an adapter alone, without figures"
-        return row | {"is_finished": False, "remark": remark}
+        return row | {"is_finished": False, "remark": remark, "time": 0}
+    written = metrics.stat().st_mtime
+    row["time"] = written
     try:
-        row |= service_summary(folder)
-        row["is_changed"] = _is_changed(workspace, folder)
+        facts, images_then = _facts(folder, written)
     except cr.UserError:
         return row | {"is_finished": False, "remark": "damaged"}
-    return row | {"is_finished": True}
+    return row | facts | {"is_finished": True, "is_changed": images_then != images}
 
 
-def service_summary(folder: Any) -> dict[str, Any]:
-    """Return `summarize` of a finished run, which does not change."""
-    key = str(folder)
-    if key not in _SUMMARIES:
-        _SUMMARIES[key] = summarize(folder)
-    return _SUMMARIES[key]
-
-
-_SUMMARIES: dict[str, dict[str, Any]] = {}
+@lru_cache(maxsize=256)
+def _facts(folder: Path, written: float) -> tuple[dict[str, Any], Set[_Image] | None]:
+    """Return what is shown of a finished run, and its images; read once, as it does not change."""
+    record = read_images(folder)
+    images = {(image.class_name, image.digest) for image in record.images} if record else None
+    return summarize(folder), images
 
 
 def choices(service: Service) -> dict[str, Any]:
@@ -161,19 +170,14 @@ def describe_picture(workspace: Workspace, picture: Picture) -> dict[str, Any]:
     }
 
 
-def _is_changed(workspace: Workspace, folder: Any) -> bool:
-    """Return whether images came or went since a run was trained."""
-    record = read_images(folder)
-    if record is None:
-        return True
-    then = {(image.class_name, image.digest) for image in record.images}
-    now = {
-        (picture.class_name, workspace.digest(picture))
+def _gathered(workspace: Workspace) -> Set[_Image]:
+    """Return the images of all classes that are switched on."""
+    return {
+        (entry.name, workspace.digest(picture))
         for entry in workspace.project.classes
         if entry.is_on
         for picture in workspace.pictures(entry.name)
     }
-    return then != now
 
 
 def _title(method: str) -> str:

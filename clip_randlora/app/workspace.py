@@ -95,6 +95,7 @@ class Workspace:
         self.project.training = ""
         self.runs = RunShelf(self.folder / "runs", self.project, self.save)
         self._pictures = {picture.number: picture for picture in self._find_pictures()}
+        self._groups: dict[str | None, list[Picture]] | None = None
         self._digests = self._read_digests()
         known = set(self.classes)
         for picture in self._pictures.values():
@@ -111,15 +112,24 @@ class Workspace:
 
     def pictures(self, class_name: str | None = None) -> list[Picture]:
         """The images of a class; of all classes if it is None."""
-        found = sorted(self._pictures.values(), key=lambda picture: picture.number)
-        if class_name is None:
-            return [picture for picture in found if picture.class_name is not None]
-        return [picture for picture in found if picture.class_name == class_name]
+        groups = self._by_class()
+        if class_name is not None:
+            return groups.get(class_name, [])
+        return [picture for name, group in groups.items() if name is not None for picture in group]
 
     def unsorted(self) -> list[Picture]:
         """The images that have no class yet."""
-        found = sorted(self._pictures.values(), key=lambda picture: picture.number)
-        return [picture for picture in found if picture.class_name is None]
+        return self._by_class().get(None, [])
+
+    def _by_class(self) -> dict[str | None, list[Picture]]:
+        """Return the images by class, the oldest first; grouped once for each change."""
+        with self.lock:
+            if self._groups is None:
+                groups: dict[str | None, list[Picture]] = {name: [] for name in self.classes}
+                for _, picture in sorted(self._pictures.items()):
+                    groups.setdefault(picture.class_name, []).append(picture)
+                self._groups = groups
+            return self._groups
 
     def picture(self, number: int) -> Picture:
         """Return an image by its number."""
@@ -159,7 +169,7 @@ class Workspace:
     def why_not_train(self) -> str:
         """Return why no training can start, "" if one can."""
         counts = {
-            entry.name: sum(1 for _ in self.pictures(entry.name))
+            entry.name: len(self.pictures(entry.name))
             for entry in self.project.classes
             if entry.is_on
         }
@@ -398,6 +408,7 @@ class Workspace:
             self._pictures[number], self._digests[number] = new[-1], digest
             known.add(digest)
             added.images += 1
+        self._groups = None
         self.thumbnails.prepare(new)
 
     def move_images(self, numbers: Iterable[int], class_name: str) -> None:
@@ -498,6 +509,7 @@ class Workspace:
         self.removals.take(removal, self.folder)
         for picture in removal.pictures:
             self._pictures.pop(picture.number, None)
+        self._groups = None
         self.save()
         return removal
 
@@ -507,6 +519,7 @@ class Workspace:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.path.rename(path)
         self._pictures[picture.number] = Picture(picture.number, class_name, is_test, path)
+        self._groups = None
 
     def _folder_of(self, class_name: str | None, is_test: bool) -> Path:
         if class_name is None:
@@ -590,6 +603,7 @@ class Workspace:
     def save(self) -> None:
         """Write down what the folders do not say, so that a restart of the app loses nothing."""
         with self.lock:
+            self._groups = None
             self.folder.mkdir(parents=True, exist_ok=True)
             write_project_file(self.folder, self.project)
             write_json(self.folder / _DIGESTS, self._digests)

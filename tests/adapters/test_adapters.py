@@ -2,6 +2,7 @@ import open_clip
 import pytest
 import torch
 from helpers import forks
+from helpers.cases import LARGE
 from helpers.models import randomize
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -282,12 +283,15 @@ def test_only_the_adapter_is_trained(tiny):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+VIT_L_14 = {"q": 24, "k": 24, "v": 24, "out": 24, "mlp": 48}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "vision", "text"),
     [
         ("ViT-B-32", {"q": 12, "k": 12, "v": 12, "out": 12, "mlp": 24}, 12),
-        ("ViT-L-14", {"q": 24, "k": 24, "v": 24, "out": 24, "mlp": 48}, 12),
+        *([("ViT-L-14", VIT_L_14, 12)] if LARGE else []),
         # 16 bottlenecks of two 1x1 convolutions and 4 downsampling ones; the attention pool
         ("RN50", {"conv": 36, "q": 1, "k": 1, "v": 1, "out": 1}, 12),
         ("convnext_base", {"mlp": 72}, 12),

@@ -9,11 +9,13 @@ from helpers.app import (
     start_training,
     wait_until_trained,
 )
+from helpers.cases import slow_cases
 from helpers.looks import low_contrasts, overflows, shift, tab_through, watch_shifts
 
 pytestmark = needs_chromium
 
 LOOKS = [(1280, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+SLOW = LOOKS[1:3]
 SHIFT = 0.01  # a tenth of what counts as good for a whole visit
 
 
@@ -22,9 +24,10 @@ def check(page, state: str) -> None:
     assert not low_contrasts(page), f"{state}: text that is hard to read"
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
-def test_the_page_is_readable_and_fits(app, browser, width, scheme):
-    """Empty; filled with names of one letter and of sixty; a class opened, a menu, an error."""
+@pytest.mark.parametrize("look", slow_cases(LOOKS, *SLOW), ids=str)
+def test_the_page_is_readable_and_fits(app, browser, look):
+    """Empty; filled with names of one letter and of sixty; a menu, the runs, an error."""
+    width, scheme = look
     page = open_page(browser, app, width=width, color_scheme=scheme)
     check(page, "empty")
     page.get_by_role("button", name="Use my photos").click()

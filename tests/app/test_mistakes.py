@@ -23,6 +23,7 @@ from helpers.app import (
     wait_until_trained,
     zip_of,
 )
+from helpers.cases import slow_cases
 from PIL import Image
 from playwright.sync_api import Error as PlaywrightError
 
@@ -74,6 +75,14 @@ def says(page, place, text: str) -> None:
     assert page.locator(".message.error").count() == 1
 
 
+def named(cases: dict, *quick: str) -> list:
+    """Return the cases of a table under their names; all but some are slow."""
+    return [
+        pytest.param(*case, id=name, marks=[] if name in quick else pytest.mark.slow)
+        for name, case in cases.items()
+    ]
+
+
 NAMES = {
     "empty": ("", "A class needs a name."),
     "only spaces": ("   ", "A class needs a name."),
@@ -86,7 +95,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name, sentence", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize(("name", "sentence"), named(NAMES, "empty", "there already"))
 def test_names_of_classes(page, name, sentence):
     before = state(page)
     add_class(page, name)
@@ -97,7 +106,7 @@ def test_names_of_classes(page, name, sentence):
     assert page.locator(".message.error").count() == 0, "a mistake that was mended is forgotten"
 
 
-@pytest.mark.parametrize("name", ["🦊🐻", "x" * 60, "Ärmel", "日本", "a b"])
+@pytest.mark.parametrize("name", slow_cases(["🦊🐻", "x" * 60, "Ärmel", "日本"], "Ärmel", "日本"))
 def test_unusual_names_are_fine(page, name):
     add_class(page, name)
     page.get_by_role("heading", name=name).wait_for()
@@ -139,7 +148,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("file, sentence", FILES.values(), ids=FILES)
+@pytest.mark.parametrize(("file", "sentence"), named(FILES, "a text called .jpg"))
 def test_a_wrong_file_and_then_a_right_one(page, file, sentence):
     before = state(page)
     bird = card(page, "bird")
@@ -168,6 +177,7 @@ def test_an_image_twice(page):
     bird.locator(".count", has_text="3 images").wait_for()
 
 
+@pytest.mark.slow
 def test_the_same_image_in_two_classes(page):
     same = sorted((CLIPART / "train/bird").iterdir())[0]
     upload(page, card(page, "fruit").get_by_role("button", name="Upload"), [same])
@@ -198,7 +208,7 @@ def write_zip(path, members: dict[str, bytes]) -> None:
             zipped.writestr(name, content)
 
 
-@pytest.mark.parametrize("make, sentence", ZIPS.values(), ids=ZIPS)
+@pytest.mark.parametrize(("make", "sentence"), named(ZIPS, "no zip"))
 def test_wrong_zips(page, tmp_path, make, sentence):
     before = state(page)
     make(tmp_path / "mine.zip")
@@ -210,6 +220,7 @@ def test_wrong_zips(page, tmp_path, make, sentence):
     assert state(page) == before
 
 
+@pytest.mark.slow
 def test_a_zip_that_climbs_out_of_its_folder(page, app, tmp_path):
     write_zip(
         tmp_path / "climbing.zip",
@@ -262,7 +273,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", slow_cases([*SETTINGS], "learning_rate", "rank", "seed"))
 def test_wrong_settings(page, name):
     value, said = SETTINGS[name]
     page.get_by_text("More options").click()
@@ -286,6 +297,7 @@ def test_a_class_removed_in_another_tab(page):
     other.close()
 
 
+@pytest.mark.slow
 def test_renaming_a_class_that_another_tab_removed(page):
     card(page, "fruit").get_by_role("button", name="fruit", exact=True).click()
     other = page.context.new_page()
@@ -302,6 +314,7 @@ def test_renaming_a_class_that_another_tab_removed(page):
     card(page, "fruit").wait_for(state="detached")
 
 
+@pytest.mark.slow
 def test_the_back_button_and_a_reload_lose_nothing(page):
     before = state(page)
     page.reload()
@@ -315,6 +328,7 @@ def test_the_back_button_and_a_reload_lose_nothing(page):
     assert state(page) == before
 
 
+@pytest.mark.slow
 def test_a_thousand_and_one_classes(app, browser, tmp_path):
     page = open_page(browser, app)
     image = io.BytesIO()

@@ -67,7 +67,7 @@ def test_the_script_is_a_page_and_prepares_images_as_predict_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["tiny_run", "lite0_run", "vit_b_32_run"])
+@pytest.mark.parametrize("run", ["tiny_run", "lite0_run", *(["vit_b_32_run"] if LARGE else [])])
 def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
     """The same top-1 on every test image, from files of about half the size."""
     run = request.getfixturevalue(run)
@@ -83,7 +83,7 @@ def test_onnx_in_half_precision(run, request, exported, photographs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["clipart", "digits"])
+@pytest.mark.parametrize("data", ["clipart", *(["digits"] if LARGE else [])])
 def test_half_precision_on_every_bundled_test_image(data, exported, tmp_path):
     """fp16 gives the class that `predict` gives, but for ties of 0.002 of probability (digits)."""
     run = train(cr.load_model("lite0", device="cpu"), data, tmp_path / "run", shots=4, steps=20)

@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 def test_bad_options_are_one_line_and_status_2(tiny_run, lite0_run, tmp_path, monkeypatch, capsys):
     for run, format, options, says in (
         (lite0_run, "transformers", [], "lite0 has other layers"),
-        (lite0_run, "peft", [], "use open_clip or onnx for lite0"),
+        (lite0_run, "peft", [], "lite0 has other layers; use open_clip or onnx"),
         (tiny_run, "gguf", [], "--format gguf: there is adapter, open_cl"),
         (tiny_run, "head", ["--strength", "2"], "strength: 2.0"),
         (tiny_run, "head", ["--strength", "nan"], "strength: nan; give a number between 0 and 1"),

@@ -358,19 +358,26 @@ def test_of_a_published_set_the_training_images_are_recorded(tiny_folder, tmp_pa
 
 def test_the_app_shows_held_out_images_by_their_content(photos, run, tmp_path):
     from clip_randlora.app.app_settings import Settings
+    from clip_randlora.app.run_results import results
+    from clip_randlora.app.uploads import Upload
     from clip_randlora.app.workspace import Workspace
 
     workspace = Workspace(tmp_path / "mine", Settings(folder=tmp_path))
     for name in COLORS:
-        workspace.add_class(name)
-        workspace.add_images(name, sorted((photos / name).iterdir()))
-    shutil.copytree(run, workspace.new_run())
-    shown = workspace.test_images()
-    assert Counter(map(digest, shown.values())) == held_out(run)
-    removed = next(iter(shown.values()))
-    (picture,) = (p for p in workspace.pictures() if p.path == removed)
-    workspace.remove_picture(picture)
-    shutil.copy(photos / names(run, "trained", "red")[0], removed)  # another under its name
-    assert Counter(map(digest, workspace.test_images().values())) == held_out(run) - Counter(
-        [next(row["digest"] for row in recorded(run, "held out"))]
-    )
+        files = [Upload(file, file.name) for file in sorted((photos / name).iterdir())]
+        workspace.add_images(name, files)
+    shutil.copytree(run, workspace.folder / "runs" / "1")
+    workspace = Workspace(workspace.folder, workspace.settings)
+
+    def shown() -> Counter:
+        found = [row["number"] for row in results(workspace, None)["images"]]
+        here = [workspace.picture(number).path for number in found if number is not None]
+        return Counter(map(digest, here))
+
+    assert shown() == held_out(run)
+    removed = next(row["number"] for row in results(workspace, None)["images"])
+    gone = digest(workspace.picture(removed).path)
+    workspace.remove_images([removed])
+    another = photos / names(run, "trained", "red")[0]
+    workspace.add_images("red", [Upload(another, "under its name.png")])
+    assert shown() == held_out(run) - Counter([gone])

@@ -488,8 +488,8 @@ export const changes = {
   "templates": (box) => attempt("options", () => call("set_prompts", box.value.split("\n").filter((line) => line.trim()))),
   "left": async (box) => { ui.left = box.value; await showRuns(); },
   "right": async (box) => { ui.right = box.value; ui.exported = null; await showRuns(); },
-  "move-marked": (box) => box.value && moveImages([...ui.marked], box.value, `class ${ui.openClass}`),
-  "move-one": (box) => box.value && moveImages([Number(box.dataset.number)], box.value, "results"),
+  "move-marked": (box) => moveChosen(box, [...ui.marked], `class ${ui.openClass}`),
+  "move-one": (box) => moveChosen(box, [Number(box.dataset.number)], "results"),
   "only-different": (box) => { ui.onlyDifferent = box.checked; },
   "format": (box) => { ui.format = box.value; },
   "precision": (box) => { ui.precision = box.value; },
@@ -500,6 +500,13 @@ export const inputs = {
   "export-strength": (box) => { ui.exportStrength = Number(box.value); },
   "export-share": (box) => { ui.exportShare = Number(box.value); },
 };
+
+/** Move images to the class that was chosen in a box, which then offers all classes again. */
+function moveChosen(box, numbers, place) {
+  const name = box.value;
+  box.value = "";
+  return name && moveImages(numbers, name, place);
+}
 
 function setting(change) {
   Object.assign(ui.settings, change);

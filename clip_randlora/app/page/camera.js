@@ -11,6 +11,7 @@ let stream = null;
 /** Open the camera and show it in a <video>. */
 export async function open(video) {
   close();
+  if (!navigator.mediaDevices) throw new Error("Browsers give pages the camera only over https, or on this machine itself.");
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } });
   } catch (error) {

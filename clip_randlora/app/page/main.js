@@ -106,7 +106,7 @@ function listen(root) {
 function listenForHolding(root) {
   let release = null;
   const press = (button) => { release ??= holdButton(button); };
-  const let_go = () => { release?.(); release = null; };
+  const letGo = () => { release?.(); release = null; };
   root.addEventListener("pointerdown", (event) => {
     const button = event.target.closest("[data-hold]");
     if (button) press(button);
@@ -114,8 +114,8 @@ function listenForHolding(root) {
   root.addEventListener("keydown", (event) => {
     if (event.target.matches?.("[data-hold]") && [" ", "Enter"].includes(event.key) && !event.repeat) press(event.target);
   });
-  for (const name of ["pointerup", "pointercancel", "blur"]) window.addEventListener(name, let_go);
-  root.addEventListener("keyup", let_go);
+  for (const name of ["pointerup", "pointercancel", "blur"]) window.addEventListener(name, letGo);
+  root.addEventListener("keyup", letGo);
 }
 
 /** Whatever is dropped or pasted is taken here: the browser never leaves the page for it. */
