@@ -125,7 +125,8 @@ def test_three_runs_are_kept_compared_exported_and_moved(app, browser, tmp_path)
     with page.expect_download() as download:
         page.locator("#exported a").click()
     assert download.value.suggested_filename == "bird-fruit-tool-head.zip"
-    obstacle = page.locator(".format.off", has_text="transformers").inner_text()
+    transformers = page.locator("#take input[value=transformers]")
+    obstacle = page.locator(".format.off", has=transformers).inner_text()
     assert "Not for this run: it takes OpenAI's and LAION's ViT models" in obstacle
 
     page.get_by_role("button", name="Save the project").click()

@@ -89,9 +89,14 @@ function listen(root) {
     return action(form.dataset, Object.fromEntries(new FormData(form)), form);
   }));
   root.querySelector("dialog").addEventListener("cancel", () => { app.ui.dialog = null; });
-  root.addEventListener("keydown", (event) => {
+  document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     Object.assign(app.ui, { menu: null, renaming: null, renamingRun: null, runsOpen: false });
+    redraw();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!app.ui.runsOpen || event.target.closest(".top, dialog, .undo")) return;
+    app.ui.runsOpen = false;
     redraw();
   });
   new IntersectionObserver(([entry]) => {
