@@ -14,7 +14,7 @@ import gradio as gr
 
 import clip_randlora as cr
 from clip_randlora.app.service import Service
-from clip_randlora.app.uploads import Upload, hidden_paths
+from clip_randlora.app.uploads import Upload, for_page, hidden_paths
 from clip_randlora.app.workspace import Workspace
 
 
@@ -86,5 +86,5 @@ def errors_told() -> Iterator[None]:
 
 def sentence(error: Exception) -> str:
     """Return an error with a capital and a full stop."""
-    line = str(error)
+    line = for_page(str(error))
     return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import clip_randlora as cr
 
@@ -76,7 +76,7 @@ class Thumbnails:
 def _decode_small(path: Path, side: int) -> Image.Image:
     """Decode an image to RGB; a JPEG at a fraction of its size, which is several times faster."""
     try:
-        with Image.open(path) as image:
+        with suppress(UnidentifiedImageError), Image.open(path) as image:  # HEIC is not PIL's
             if image.format == "JPEG" and image.mode == "RGB":
                 image.draft("RGB", (2 * side, 2 * side))
                 return ImageOps.exif_transpose(image)

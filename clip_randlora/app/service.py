@@ -18,7 +18,7 @@ from clip_randlora.app.answers import Answer, Answers
 from clip_randlora.app.app_settings import Settings
 from clip_randlora.app.estimates import Estimates, ExportCost
 from clip_randlora.app.jobs import Job, TrainingQueue
-from clip_randlora.app.uploads import Upload, hidden_paths
+from clip_randlora.app.uploads import Upload, for_page, hidden_paths
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.app.workspaces import Workspaces
 from clip_randlora.data import DiskFile, Item, Skipped, UnreadableImage, list_images
@@ -252,7 +252,7 @@ class Service:
                     pictures.append(item.open())
                     names.append(item.name)
                 except UnreadableImage as error:
-                    skipped.append(Skipped(item.name, error.reason))
+                    skipped.append(Skipped(item.name, for_page(error.reason)))
             answers = self.answers.classify(path, pictures, strength) if pictures else []
             answered += zip(names, answers, strict=True)
         if not answered:

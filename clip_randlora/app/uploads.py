@@ -73,6 +73,11 @@ def write_content(content: Content, path: Path) -> Path:
     return path
 
 
+def for_page(reason: str) -> str:
+    """Return why an image was left out, without what only who runs the app can do."""
+    return re.sub(r": pip install \S+ to read it, or convert", "; convert", reason)
+
+
 def link(path: Path, to: Path) -> None:
     """Give a file another name, which takes no space; a copy where that cannot be."""
     try:

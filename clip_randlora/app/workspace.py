@@ -22,6 +22,7 @@ from clip_randlora.app.run_shelf import RunShelf
 from clip_randlora.app.uploads import (
     Upload,
     check_task,
+    for_page,
     hidden_paths,
     link,
     safe_file_name,
@@ -639,7 +640,7 @@ def _check_and_digest(item: Item) -> str | Skipped:
         item.check()
         return _digest(item)
     except UnreadableImage as error:
-        return Skipped(item.name, error.reason)
+        return Skipped(item.name, for_page(error.reason))
 
 
 def _number(path: Path) -> int:

@@ -1,7 +1,10 @@
 """A project's rules, without a browser: its split, dropped folders, and hostile projects."""
 
 import json
+import re
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from helpers.app import CLIPART, drawing
@@ -178,3 +181,40 @@ def test_two_adapters_on_the_same_weights():
         for each in (model, first, second)
     }
     assert len(features) == 1
+
+
+def test_the_docs_name_every_endpoint(tmp_path):
+    """`docs/app.md` and the README, in the order and with the arguments of the app."""
+    from helpers.interface import endpoints
+
+    from clip_randlora.app.page import build
+    from clip_randlora.app.service import Service
+
+    root = Path(cr.__file__).parents[1]
+    said = (root / "docs/app.md").read_text(encoding="utf-8")
+    said += (root / "README.md").read_text(encoding="utf-8")
+    rows = {
+        name: re.findall(r"`(\w+)`", args)
+        for name, args in re.findall(r"(?m)^\| `(/\w+)` \| ([^|]*)\|", said)
+    }
+    asked = endpoints(build(Service(Settings(folder=tmp_path))))
+    assert rows.keys() == asked.keys()
+    for name, parameters in asked.items():
+        named = [word for word in rows[name] if word in parameters]
+        assert named == parameters, name
+
+
+def test_a_photo_of_a_phone_is_read_or_named_in_words_for_the_page(
+    workspace, tmp_path, monkeypatch
+):
+    import pillow_heif
+
+    pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red")).save(tmp_path / "photo.heic")
+    photo = Upload(tmp_path / "photo.heic", "photo.heic")
+    assert workspace.add_images("hat", [photo]).images == 1
+    (picture,) = workspace.pictures("hat")
+    small = Image.open(workspace.thumbnails.path(picture))
+    assert small.getpixel((9, 9))[0] > 200
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as without the extra
+    (left_out,) = workspace.add_images("shoe", [photo]).skipped
+    assert left_out.reason == "a HEIC image; convert it to JPEG"
