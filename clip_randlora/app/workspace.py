@@ -81,6 +81,7 @@ class Workspace:
         self.last_used = time.time()
         self.job: Job | None = None
         self.is_listed = False  # whether the run of the job is in the list
+        self.is_deleted = False  # its training may still end, and must write nothing any more
         self.pages: set[str | None] = set()  # the sessions of the open pages and clients
         self.work = folder / ".work"  # what is no part of the project
         self.downloads = self.work / "downloads"
@@ -579,7 +580,7 @@ class Workspace:
     def end_training(self, job: Job) -> None:
         """Note that a training has ended, and list what it left."""
         with self.lock:
-            if not self.folder.exists():  # everything was deleted
+            if self.is_deleted:
                 return
             self.project.training = ""
             shutil.rmtree(self.work / job.folder.name, ignore_errors=True)
@@ -605,6 +606,8 @@ class Workspace:
         """Write down what the folders do not say, so that a restart of the app loses nothing."""
         with self.lock:
             self._groups = None
+            if self.is_deleted:
+                return
             self.folder.mkdir(parents=True, exist_ok=True)
             write_project_file(self.folder, self.project)
             write_json(self.folder / _DIGESTS, self._digests)

@@ -89,6 +89,7 @@ class Workspaces:
                     owners.remove(name)
                     uploads += [] if owners else [folder]
         with workspace.lock:
+            workspace.is_deleted = True
             for folder in (name, *uploads):
                 shutil.rmtree(self.folder / folder, ignore_errors=True)
 

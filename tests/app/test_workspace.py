@@ -16,6 +16,7 @@ from clip_randlora.app.estimates import Estimates
 from clip_randlora.app.project_archive import open_project, save_project
 from clip_randlora.app.uploads import Upload
 from clip_randlora.app.workspace import Workspace
+from clip_randlora.app.workspaces import Workspaces
 
 
 @pytest.fixture
@@ -76,6 +77,18 @@ def test_what_is_removed_during_a_training_is_still_trained_on(workspace):
     data = workspace.data("first")
     workspace.remove_class("bird")
     assert all(item.open().mode == "RGB" for item in (*data.train, *data.test))
+
+
+def test_a_deleted_project_writes_nothing_any_more(tmp_path):
+    """Its training may end later, when the same person has begun anew in the same folder."""
+    workspaces = Workspaces(Settings(folder=tmp_path / "all"))
+    old = workspaces.of("me")
+    add(old, "bird", range(2))
+    workspaces.delete(old)
+    new = workspaces.of("me")
+    new.add_class("hat")
+    old.save()
+    assert Workspaces(workspaces.settings).of("me").classes == ["hat"]
 
 
 def test_dropped_folders_become_classes(workspace, tmp_path):
