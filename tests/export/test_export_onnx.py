@@ -27,7 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("run", ["tiny_run", SLOW_LITE0, VIT_B_32])
+@pytest.mark.parametrize("run", ["tiny_run", SLOW_LITE0, *([VIT_B_32] if LARGE else [])])
 def test_onnx_at_half_strength(run, request, exported, photographs, tmp_path):
     """Features and probabilities in batches of 1 and 7; the script answers as predict does."""
     run = request.getfixturevalue(run)
