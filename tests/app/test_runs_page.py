@@ -125,7 +125,7 @@ def test_three_runs_are_kept_compared_exported_and_moved(app, browser, tmp_path)
     with page.expect_download() as download:
         page.locator("#exported a").click()
     assert download.value.suggested_filename == "bird-fruit-tool-head.zip"
-    transformers = page.locator("#take input[value=transformers]")
+    transformers = page.locator("input[value=transformers]")
     obstacle = page.locator(".format.off", has=transformers).inner_text()
     assert "Not for this run: it takes OpenAI's and LAION's ViT models" in obstacle
 

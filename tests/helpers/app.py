@@ -158,7 +158,7 @@ def answers(page) -> dict[str, dict[str, str]]:
     """Read both bar lists as ``{"zero-shot": {class: percent}, "tuned": {...}}``."""
     read = """() => Object.fromEntries(["zero-shot", "tuned"].map((which) => [which,
         Object.fromEntries([...document.querySelectorAll(`#${which} li`)].map((row) => [
-            row.querySelector(".bar-name").firstChild.textContent,
+            row.querySelector(".bar-name").firstChild.textContent.trim(),
             row.querySelector(".bar-value").textContent]))]))"""
     return page.evaluate(read)
 
