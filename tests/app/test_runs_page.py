@@ -102,6 +102,7 @@ def test_three_runs_are_kept_compared_exported_and_moved(app, browser, tmp_path)
 
     page.get_by_role("button", name=re.compile("^Run 3")).click()
     rows = page.locator(".runs li.run")
+    rows.nth(2).wait_for()
     assert rows.count() == 3
     for row in rows.all():
         assert re.search(r"% before, .* % after, on 6 test images", row.inner_text())
@@ -158,6 +159,7 @@ def opened_elsewhere(archive: Path, browser, tmp_path, saved_state, answered) ->
         page.get_by_text("Opened the project.").wait_for()
         assert counts(page) == saved_state
         page.get_by_role("button", name=re.compile("^Run 2 · LoRA")).click()
+        page.locator(".runs li.run").nth(2).wait_for()
         assert page.locator(".runs li.run").count() == 3
         page.get_by_text("the first").first.wait_for()
         page.keyboard.press("Escape")
