@@ -175,9 +175,6 @@ def photograph_docs(page: Page) -> None:
     page.wait_for_timeout(800)
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=DOCS / "app.png")
-    page.locator("#results").scroll_into_view_if_needed()
-    page.wait_for_timeout(800)
-    page.locator("#results").screenshot(path=DOCS / "app-results.png")
 
 
 if __name__ == "__main__":
