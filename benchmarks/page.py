@@ -154,7 +154,7 @@ def _measuring(
             started = time.perf_counter()
             shown.get_by_role("slider", name="Strength").first.fill(f"{strength:.2f}")
             while (now := answers(shown)) == before or not all(now.values()):
-                pass
+                shown.wait_for_timeout(10)  # the page needs the processor too
             before = now
             return time.perf_counter() - started
 

@@ -17,6 +17,7 @@ from clip_randlora.app.workspaces import COOKIE, Workspaces, new_visitor
 
 _API = "/gradio_api/"
 _FILE = re.compile(_API + "file[=/](.*)", re.DOTALL)
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _LARGEST_BODY = 16 * 2**20  # bytes, of what is no upload
 _SECONDS_TO_KEEP = 365 * 24 * 3600  # the cookie, so that closing the browser loses nothing
 PUBLIC_ROUTES = re.compile(
@@ -46,7 +47,9 @@ class AccessMiddleware:
                 await self.app(scope, receive, send)
             return
         cookies, path = Request(scope).cookies, scope["path"]
-        if _is_from_another_site(Request(scope)):
+        request = Request(scope)
+        is_open = self.workspaces.settings.is_personal and scope["app"].auth is None
+        if _is_from_another_site(request) or (is_open and not _is_asked_as_local(request)):
             await _refuse(403, "Another site may not call this app")(scope, receive, send)
             return
         visitor = self.workspaces.visitor(cookies)
@@ -117,6 +120,14 @@ def _is_from_another_site(request: Request) -> bool:
     origin = request.headers.get("origin", "")
     same = urlsplit(origin).netloc == request.headers.get("host", "")
     return bool(origin) and not same and request.headers.get("sec-fetch-site") != "same-origin"
+
+
+def _is_asked_as_local(request: Request) -> bool:
+    """Return whether the address that was asked for is this machine's own.
+
+    A site may let its own name lead here, and its pages then count as the app's.
+    """
+    return request.url.hostname in LOCAL_HOSTS
 
 
 def _is_authenticated(app: Any, cookies: dict[str, str]) -> bool:

@@ -51,7 +51,6 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
             "in_use": used.id if used else "",
             "choices": workspace.project.choices,
             "contents": workspace.describe_contents(),
-            "has_run_before": len(workspace.project.runs) > 1,
         }
 
 

@@ -429,10 +429,6 @@ class Workspace:
             of_class = f" of {classes.pop()}" if len(classes) == 1 and None not in classes else ""
             return self._take(Removal(f"{_count(len(pictures), 'image')}{of_class}", pictures))
 
-    def remove_unsorted(self) -> Removal:
-        """Remove all images that are not sorted yet."""
-        return self.remove_images([picture.number for picture in self.unsorted()])
-
     def remove_run(self, run: str) -> Removal:
         """Remove a run."""
         with self.lock:

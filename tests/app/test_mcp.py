@@ -4,6 +4,7 @@ import ast
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from helpers.app import App
 from helpers.commands import command
@@ -43,6 +44,11 @@ def test_an_assistant_gathers_trains_and_asks(tmp_path):
             told = pool.submit(asyncio.run, assist()).result()
         assert told["tools"] == 39
         assert [entry["name"] for entry in told["state"]["classes"]] == ["bird"]
+        for host, status in (("evil.example", 403), ("localhost", 200)):
+            answer = httpx.post(
+                f"{app.url}/gradio_api/run/state", json={"data": []}, headers={"host": host}
+            )
+            assert answer.status_code == status, host
         page = app.client()  # another browser sees the same project
         assert [c["name"] for c in page.predict(api_name="/state")["classes"]] == ["bird"]
     finally:

@@ -79,6 +79,19 @@ def test_what_is_removed_during_a_training_is_still_trained_on(workspace):
     assert all(item.open().mode == "RGB" for item in (*data.train, *data.test))
 
 
+def test_a_removed_run_comes_back_in_its_place(workspace):
+    for run in ("one", "two", "three"):
+        (workspace.folder / "runs" / run).mkdir()
+        (workspace.folder / "runs" / run / "adapter.safetensors").write_bytes(run.encode())
+        workspace.runs.add(run)
+    removal = workspace.remove_run("two")
+    assert [entry.id for entry in workspace.project.runs] == ["one", "three"]
+    assert not (workspace.folder / "runs" / "two").exists()
+    assert workspace.undo(removal.token) == "Run 2"
+    assert [entry.id for entry in workspace.project.runs] == ["one", "two", "three"]
+    assert (workspace.folder / "runs/two/adapter.safetensors").read_bytes() == b"two"
+
+
 def test_a_deleted_project_writes_nothing_any_more(tmp_path):
     """Its training may end later, when the same person has begun anew in the same folder."""
     workspaces = Workspaces(Settings(folder=tmp_path / "all"))

@@ -177,7 +177,6 @@ function forgetResults() { ui.results = {}; }
 /** Get what is shown of the two runs that are compared: examples, results, formats. */
 export async function showRuns() {
   const right = rightRun(), left = leftRun();
-  ui.hasRunBefore = app.state.has_run_before;
   if (!right) {
     Object.assign(ui, { examples: [], answers: null, formats: null, exported: null });
     if (ui.tried?.number !== undefined) ui.tried = null;

@@ -28,17 +28,17 @@ export function take({ state, ui }) {
             ${ui.format === format.name && html`checked`} ${format.obstacle && html`disabled`}> <b>${format.name}</b>
             <span>${format.obstacle ? `Not for this run: ${format.obstacle}.` : `${format.words.split(": ").slice(1).join(": ")} About ${
               Math.max(1, Math.round(format.seconds))} s${format.bytes ? `, ${size(format.bytes)}` : ""}.`}</span></label>`)}</form>
-        ${chosen(ui)}
+        ${chosen(ui, state.runs.length > 1)}
         ${exported(ui, TOOLS)}${TOOLS.map((name) => said(`export ${name}`))}</div>`}
     </div>`;
 }
 
-function chosen(ui) {
+function chosen(ui, hasRunBefore) {
   const format = ui.formats?.find((entry) => entry.name === ui.format && TOOLS.includes(entry.name));
   if (!format) return html`<p class="hint">${ui.formats ? "Choose a format." : "Looking which formats fit …"}</p>`;
   return html`${format.takes_strength && html`<label class="strength">How much of what it learned <output>${percent(ui.exportStrength).replace(".0", "")}</output>
       <input type="range" min="0" max="1" step="0.05" data-input="export-strength" id="export-strength" value="${ui.exportStrength}"></label>`}
-    ${format.takes_share && ui.hasRunBefore && html`<label class="strength">Share of the run before, in an average of two <output>${percent(ui.exportShare).replace(".0", "")}</output>
+    ${format.takes_share && hasRunBefore && html`<label class="strength">Share of the run before, in an average of two <output>${percent(ui.exportShare).replace(".0", "")}</output>
       <input type="range" min="0" max="1" step="0.05" data-input="export-share" id="export-share" value="${ui.exportShare}"></label>`}
     ${format.precisions.length > 1 && html`<label>Precision <select data-change="precision" id="export-precision">${options([["fp32", "fp32: exact"], ["fp16", "fp16: half the size"]], ui.precision)}</select></label>`}
     <div class="row"><button data-do="export" data-format="${format.name}">Export ${format.name}</button></div>`;
