@@ -134,6 +134,8 @@ class Data:
         class_folders: the argument of `load_data`.
         templates: prompt templates of the data set's spec, the default of a training.
         prompts: ``{class: names in its prompts}`` of the data set's spec.
+        validation: images that are neither trained on nor tested on, for choosing settings; None
+            if there are none.
     """
 
     name: str
@@ -147,3 +149,4 @@ class Data:
     class_folders: str | None = None
     templates: tuple[str, ...] = ()
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    validation: Split | None = None

@@ -47,6 +47,7 @@ class DatasetSpec(BaseModel):
         train: split of the hub's data set; arguments of the torchvision class (a text is its
             ``split``); or a folder in ``folder``.
         test: likewise; without it, a fixed share of the training images is held out.
+        validation: number of training images that are held back for validation.
         test_files: with ``folder``: pattern of the names of the test files.
         class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
         columns: columns of the hub's data set.
@@ -76,6 +77,7 @@ class DatasetSpec(BaseModel):
     folder: str | None = None
     train: str | Arguments | None = None
     test: str | Arguments | None = None
+    validation: int | None = Field(None, ge=1)
     test_files: str | None = None
     class_folders: Literal["top", "leaves"] | None = None
     columns: Columns = Columns()

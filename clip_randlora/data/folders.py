@@ -73,6 +73,7 @@ class Layout:
             images are not searched for broken ones and copies.
         templates: prompt templates of the data set's spec.
         prompts: ``{class: names in its prompts}`` of the data set's spec.
+        held_back: number of training images that the data set's spec holds back for validation.
     """
 
     train: ClassFiles
@@ -83,6 +84,7 @@ class Layout:
     is_ready_made: bool = False
     templates: tuple[str, ...] = ()
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    held_back: int | None = None
 
     def add_test(self, other: Layout) -> None:
         """Take the test split of another source, or all its images if it has no split."""

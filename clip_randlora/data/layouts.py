@@ -59,6 +59,7 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
         layout = _read_published(spec)
     layout.is_described = True
     layout.templates = spec.templates
+    layout.held_back = spec.validation
     layout.notes += spec.notes
     return layout
 

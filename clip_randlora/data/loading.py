@@ -13,7 +13,7 @@ from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, read_dataset_spec
 from clip_randlora.data.folders import EXPECTED_LAYOUT, ClassFiles, ClassFolders, Layout
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.layouts import list_source, read_layout
-from clip_randlora.data.sampling import hold_out
+from clip_randlora.data.sampling import hold_back, hold_out
 from clip_randlora.data.sources import natural_key
 from clip_randlora.errors import UserError
 from clip_randlora.utils.parallel import parallel_map
@@ -29,6 +29,7 @@ def load_data(
     held_out: float = 0.3,
     *,
     class_folders: ClassFolders | None = None,
+    validation: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Data:
     """Read a labelled image set. The images' headers are checked, pixels are not decoded yet.
@@ -47,6 +48,8 @@ def load_data(
             matters if they are nested (genus/species); ``top`` takes the topmost folders, even
             ``train`` and ``test``. By default the classes are the topmost folders below the
             splits.
+        validation: number of training images to hold back for validation, the same ones each time;
+            by default what the data set's spec says, else none.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -86,6 +89,11 @@ def load_data(
     if not tested:
         why = "can be read" if layout.test is not None else "can be held out, there are too few"
         raise UserError(f"{test or source}: no test image {why}; give more images")
+    held_back = layout.held_back if validation is None else validation
+    validated: list[Item] = []
+    if held_back:
+        train, validated, note = _hold_back(source, train, digests, held_back)
+        notes.append(note)
     notes += [*_note_similar_names(classes), *_note_untested(classes, tested)]
     notes += _note_contradictions([*train, *tested], digests)
     return Data(
@@ -100,6 +108,7 @@ def load_data(
         class_folders=class_folders,
         templates=layout.templates,
         prompts=layout.prompts,
+        validation=Split(tuple(validated), classes) if validated else None,
     )
 
 
@@ -293,6 +302,24 @@ def _hold_out(
             (test if is_test else train).append(item)
     note = f"{HELD_OUT_NOTE} {share * 100:g} % of each class"
     return train, test, f"{note} ({len(test)} of {len(items)} images)."
+
+
+def _hold_back(
+    source: str | Path, items: list[Item], digests: dict[int, str], count: int
+) -> tuple[list[Item], list[Item], str]:
+    """Split images into those for training and those for validation; the third is a note."""
+    keys = [(item.label, digests.get(id(item), id(item))) for item in items]
+    held = hold_back(keys, count)
+    if sum(held) != count:
+        raise UserError(
+            f"validation: {count}, but {source} has {len(items)} training images, of which every "
+            f"class keeps one and copies stay; give 0 to {sum(hold_back(keys, len(keys)))}"
+        )
+    train, validated = (
+        [item for item, is_held in zip(items, held, strict=True) if is_held == which]
+        for which in (False, True)
+    )
+    return train, validated, f"Held back for validation: {count} of {len(items)} training images."
 
 
 def _remove_leaks(

@@ -41,6 +41,29 @@ def draw_shots(split: Split, shots: int | None, seed: int) -> dict[int, list[Ite
     }
 
 
+def hold_back(keys: Sequence[tuple[int, Hashable]], count: int) -> list[bool]:
+    """Choose up to ``count`` images for validation, of all classes together.
+
+    Every class keeps a training image, and images that are there twice stay in training.
+
+    Args:
+        keys: the label of each training image, and a key of its content.
+        count: how many.
+
+    Returns:
+        Whether each image is for validation.
+    """
+    left = Counter(label for label, _ in keys)
+    copies = Counter(key for _, key in keys)
+    is_held = [False] * len(keys)
+    for place in permutation(len(keys), "validation", 0, ""):
+        label, key = keys[place]
+        if count > 0 and left[label] > 1 and copies[key] == 1:
+            is_held[place], count = True, count - 1
+            left[label] -= 1
+    return is_held
+
+
 def hold_out(classes: Mapping[str, Sequence[Hashable]], share: float) -> dict[str, list[bool]]:
     """Choose from every class about ``share`` of its images for testing.
 

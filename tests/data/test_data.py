@@ -308,6 +308,32 @@ def test_every_class_keeps_train_and_test_images(tmp_path):
     assert said(data, "No test images") == "No test images for one."
 
 
+def test_validation_images_are_held_back(tmp_path):
+    root = write_classes(tmp_path / "set", {"a": 6, "b": 6, "c": 1})
+    shutil.copy(root / "a" / "img0.png", root / "a" / "img9.png")
+    shutil.copy(root / "b" / "img0.png", root / "b" / "img9.png")
+    test = write_classes(tmp_path / "test", {"a": 1}, start=90)
+    everything, data = load_data(root, test=test), load_data(root, test=test, validation=5)
+    assert everything.validation is None
+    assert len(data.train) == 10 and len(data.validation) == 5 and len(data.test) == 1
+    assert data.validation.classes == data.classes
+    assert sorted(names(data.train) + names(data.validation)) == sorted(names(everything.train))
+    assert "c/img0.png" in names(data.train)  # its class has no other
+    assert {"a/img0.png", "a/img9.png"} <= set(names(data.train))  # copies of each other
+    assert said(data, "Held back") == "Held back for validation: 5 of 15 training images."
+    assert names(load_data(root, test=test, validation=5).validation) == names(data.validation)
+    most = load_data(root, test=test, validation=10)
+    assert most.train.counts() == {0: 2, 1: 2, 2: 1}
+    assert set(names(data.validation)) < set(names(most.validation))
+    with pytest.raises(UserError, match=r"validation: 11, but .* has 15 training .* give 0 to 10"):
+        load_data(root, test=test, validation=11)
+
+    described = tmp_path / "mine.yaml"
+    described.write_text(f"name: mine\nfolder: {root}\nvalidation: 3\n")
+    assert len(load_data(described, test=test).validation) == 3
+    assert load_data(described, test=test, validation=0).validation is None
+
+
 def test_train_and_test_folders(tmp_path):
     write_classes(tmp_path / "Train", {"cat": 3, "dog": 4})
     write_classes(tmp_path / "test", {"cat": 2, "dog": 1}, start=50)
