@@ -2,12 +2,13 @@
 
 An image's way, each module importing only earlier ones:
 
-1. `images` decodes one file; `dataset` holds items, splits and data sets.
+1. `images` decodes one file; `coop_draws` has CoOp's draw of few-shot images; `dataset` holds
+   items, splits and data sets.
 2. `sources` lists a folder or an archive; `registry` has the bundled sets.
 3. `folder_names`, `tables` and `lists` read what folders and text files say of images; `folders`
    sorts images into classes and splits by them.
 4. `dataset_spec` describes a data set in YAML; `published` finds its images through
-   `hub_datasets` or `torchvision_sets`.
+   `hub_datasets` or `torchvision_sets`, and `coop_splits` by one of CoOp's files.
 5. `projects` reads what the app saves; `layouts` reads any of these; `loading` makes a data set of
    it, with a test split (`sampling`).
 6. `decoding` makes batches of tensors, and `augmentation` crops them.
@@ -22,7 +23,7 @@ from clip_randlora.data.decoding import ImageBatch, ImageCache, decode_batches, 
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.data.loading import list_images, load_data
 from clip_randlora.data.registry import DATASETS, BundledDataset
-from clip_randlora.data.sampling import draw_shots
+from clip_randlora.data.sampling import draw_shots, draw_validation
 from clip_randlora.data.sources import DiskFile
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "decode_image",
     "decode_shots",
     "draw_shots",
+    "draw_validation",
     "find_dataset_spec",
     "list_images",
     "load_data",

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from clip_randlora.data.coop_draws import CoopDraw
 from clip_randlora.data.images import check_image, decode_image
 from clip_randlora.utils.wording import join_names
 
@@ -88,10 +89,13 @@ class Split:
     Attributes:
         items: the images.
         classes: all class names of the data set; a class may have no item in this split.
+        draw: how few-shot images are drawn, if a file of CoOp's says so; the items of a class are
+            then in the order of the file.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
+    draw: CoopDraw | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -33,6 +33,20 @@ class Columns(BaseModel):
     label: str = "label"
 
 
+class CoopSplitPaths(BaseModel):
+    """Where one of CoOp's splits may be, see `clip_randlora.data.coop_splits`.
+
+    Attributes:
+        file: of the split.
+        images: folders that the paths in the file start from; the first that exists is used.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    images: tuple[str, ...] = Field(min_length=1)
+
+
 class DatasetSpec(BaseModel):
     """One data set, as its YAML file describes it.
 
@@ -51,6 +65,8 @@ class DatasetSpec(BaseModel):
         test_files: with ``folder``: pattern of the names of the test files.
         class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
         columns: columns of the hub's data set.
+        coop_split: one of CoOp's splits, which is used in place of all other images if its file is
+            there; paths start as that of ``folder``.
         classes: names in the order of the source's labels; or ``{name in the source: name}`` of
             the classes to rename; or open_clip's list for ImageNet. By default the source's names.
         templates: prompt templates with one ``{}`` each, the default of a training.
@@ -81,6 +97,7 @@ class DatasetSpec(BaseModel):
     test_files: str | None = None
     class_folders: Literal["top", "leaves"] | None = None
     columns: Columns = Columns()
+    coop_split: CoopSplitPaths | None = None
     classes: Literal["open_clip:imagenet"] | tuple[str, ...] | dict[str, str] | None = None
     templates: tuple[str, ...] = ()
     number_of_classes: int | None = Field(None, ge=2)
@@ -197,7 +214,8 @@ def _first_error(error: ValidationError) -> str:
     field = str(first["loc"][0]) if first["loc"] else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        known = Columns if first["loc"][0] == "columns" else DatasetSpec
+        inner: dict[str, type[BaseModel]] = {"columns": Columns, "coop_split": CoopSplitPaths}
+        known = inner.get(str(first["loc"][0]), DatasetSpec)
         message = unknown_setting(str(first["loc"][-1]), known.model_fields)
     return f"{field}: {message}" if field else message
 

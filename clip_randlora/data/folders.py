@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
+from clip_randlora.data.coop_draws import CoopDraw
 from clip_randlora.data.dataset import Skipped
 from clip_randlora.data.folder_names import (
     EVALUATION,
@@ -74,6 +75,8 @@ class Layout:
         templates: prompt templates of the data set's spec.
         prompts: ``{class: names in its prompts}`` of the data set's spec.
         held_back: number of training images that the data set's spec holds back for validation.
+        validation: files by class; None if the source has no validation split of its own.
+        draw, validation_draw: how few-shot images are drawn, if a file of CoOp's says so.
     """
 
     train: ClassFiles
@@ -85,6 +88,9 @@ class Layout:
     templates: tuple[str, ...] = ()
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     held_back: int | None = None
+    validation: ClassFiles | None = None
+    draw: CoopDraw | None = None
+    validation_draw: CoopDraw | None = None
 
     def add_test(self, other: Layout) -> None:
         """Take the test split of another source, or all its images if it has no split."""

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clip_randlora.data import published
+from clip_randlora.data.coop_splits import find_coop_split, find_split_in_folder, read_coop_split
 from clip_randlora.data.dataset_spec import (
     SPEC_SUFFIXES,
     DatasetSpec,
@@ -39,7 +40,8 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     """Find the files of a source by split and class; no image is opened.
 
     Args:
-        source: a folder, a ``.zip``, a project of the app, a data set's YAML file or name.
+        source: a folder, a ``.zip``, a project of the app, a data set's YAML file or name. If one
+            of CoOp's splits is there (`coop_splits`), it is used.
         class_folders: which folders are the classes, ``top`` or ``leaves``; by default as the
             data set's spec says, else the topmost below the splits.
 
@@ -50,10 +52,15 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     path = source_path(source)
     is_spec = path.suffix in SPEC_SUFFIXES and not path.is_dir()
     if not is_spec and (path.exists() or str(source) not in packaged_specs()):
-        return _read_listed(source, class_folders)
+        split = find_split_in_folder(path) if path.is_dir() and class_folders is None else None
+        return read_coop_split(split) if split else _read_listed(source, class_folders)
     spec = find_dataset_spec(source)
-    published.require_on_disk(spec)
-    if spec.folder:
+    split = find_coop_split(spec)
+    if split is None:
+        published.require_on_disk(spec)
+    if split is not None:
+        layout = read_coop_split(split)
+    elif spec.folder:
         layout = _read_spec_folder(spec, spec.folder, class_folders or spec.class_folders)
     else:
         layout = _read_published(spec)

@@ -49,7 +49,7 @@ def load_data(
             ``train`` and ``test``. By default the classes are the topmost folders below the
             splits.
         validation: number of training images to hold back for validation, the same ones each time;
-            by default what the data set's spec says, else none.
+            by default the source's own validation images, or what the data set's spec says.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -91,7 +91,12 @@ def load_data(
         raise UserError(f"{test or source}: no test image {why}; give more images")
     held_back = layout.held_back if validation is None else validation
     validated: list[Item] = []
-    if held_back:
+    validation_draw = None
+    if layout.validation is not None and validation is None:
+        validated, broken = _read_items(layout.validation, classes, layout, on_progress)
+        skipped += broken
+        validation_draw = layout.validation_draw
+    elif held_back:
         train, validated, note = _hold_back(source, train, digests, held_back)
         notes.append(note)
     notes += [*_note_similar_names(classes), *_note_untested(classes, tested)]
@@ -99,7 +104,7 @@ def load_data(
     return Data(
         _name_of(source),
         classes,
-        Split(tuple(train), classes),
+        Split(tuple(train), classes, layout.draw),
         Split(tuple(tested), classes),
         tuple(skipped),
         tuple(notes),
@@ -108,7 +113,7 @@ def load_data(
         class_folders=class_folders,
         templates=layout.templates,
         prompts=layout.prompts,
-        validation=Split(tuple(validated), classes) if validated else None,
+        validation=Split(tuple(validated), classes, validation_draw) if validated else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from clip_randlora.data.coop_splits import find_coop_split
 from clip_randlora.data.dataset_spec import Arguments, DatasetSpec
 from clip_randlora.data.sources import LabelledFiles
 from clip_randlora.errors import UserError
@@ -11,6 +12,8 @@ from clip_randlora.errors import UserError
 
 def is_on_disk(spec: DatasetSpec) -> bool:
     """Whether the images are on this machine."""
+    if find_coop_split(spec):
+        return True
     if spec.folder:
         return spec.path_of(spec.folder).is_dir()
     return _library(spec).is_on_disk(spec)

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from clip_randlora.data.coop_draws import MOST_VALIDATION_SHOTS, CoopDraw
 from clip_randlora.data.dataset import Item, Split
 from clip_randlora.errors import UserError
 
@@ -28,13 +29,16 @@ def draw_shots(split: Split, shots: int | None, seed: int) -> dict[int, list[Ite
     """Return every class's items in an order drawn by ``seed``: the first ``shots`` are the draw.
 
     The items after them replace images that turn out broken. Draws are nested: 4 shots are the
-    first 4 of 16. A class's draw depends on its name and its images, not on other classes.
+    first 4 of 16. A class's draw depends on its name and its images, not on other classes. Neither
+    holds for a split of CoOp's, which is drawn as CoOp draws it (`coop_draws`).
 
     Raises:
         UserError: ``shots`` is less than 1; None means all images.
     """
     if shots is not None and shots < 1:
         raise UserError(f"shots: {shots} images per class; give 1 or more, or none for all")
+    if split.draw is not None and shots is not None:
+        return _draw_as_coop(split, split.draw, shots, seed)
     return {
         label: [items[i] for i in permutation(len(items), "shots", seed, split.classes[label])]
         for label, items in split.by_class().items()
@@ -62,6 +66,30 @@ def hold_back(keys: Sequence[tuple[int, Hashable]], count: int) -> list[bool]:
             is_held[place], count = True, count - 1
             left[label] -= 1
     return is_held
+
+
+def _draw_as_coop(split: Split, draw: CoopDraw, shots: int, seed: int) -> dict[int, list[Item]]:
+    """Return the drawn items of each class, an item twice if CoOp repeats it, then the others."""
+    drawn, orders = draw.names(shots, seed), {}
+    for label, items in split.by_class().items():
+        by_name = {item.name: item for item in items}
+        chosen = [by_name[name] for name in drawn[label] if name in by_name]
+        names = {item.name for item in chosen}
+        orders[label] = [*chosen, *(item for item in items if item.name not in names)]
+    return orders
+
+
+def draw_validation(split: Split, shots: int, seed: int) -> Split:
+    """Return the validation images that a few-shot training may use, as CoOp: at most 4 a class.
+
+    Args:
+        split: all validation images.
+        shots: training images of a class. There are no more validation images than that.
+        seed: of the training's draw.
+    """
+    count = min(shots, MOST_VALIDATION_SHOTS)
+    orders = draw_shots(split, shots, seed).values()
+    return Split(tuple(item for order in orders for item in order[:count]), split.classes)
 
 
 def hold_out(classes: Mapping[str, Sequence[Hashable]], share: float) -> dict[str, list[bool]]:

@@ -152,7 +152,7 @@ def _walk(
         listing.skip("/".join(parts), f"more than {MAX_DEPTH} folders deep")
         return
     for entry in entries:
-        here = (*parts, _printable(entry.name))
+        here = (*parts, printable(entry.name))
         name = "/".join(here)
         if entry.name.casefold() in _JUNK:
             continue
@@ -213,9 +213,9 @@ def list_zip(path: Path) -> Listing:
     listing = Listing()
     files: dict[tuple[str, ...], File] = {}
     for info in members:
-        parts = _safe_parts(info)
+        parts = _member_parts(info)
         if parts is None:
-            listing.skip(_printable(info.filename), "unsafe path")
+            listing.skip(printable(info.filename), "unsafe path")
             continue
         name = "/".join(parts)
         hidden = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
@@ -274,19 +274,24 @@ def _check_bounds(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise UserError(f"{path}: the archive is encrypted; make one without a password")
 
 
-def _safe_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
+def _member_parts(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
     """Return the member's path as parts, or None if it would leave the archive's root."""
     name = info.filename
     if not info.flag_bits & 0x800:  # macOS writes UTF-8 without saying so
         with suppress(UnicodeError):
             name = name.encode("cp437").decode("utf-8")
+    return safe_parts(name)
+
+
+def safe_parts(name: str) -> tuple[str, ...] | None:
+    """Return a relative path as parts, or None if it would leave the folder that it starts from."""
     name = name.replace("\\", "/")  # some Windows tools write backslashes
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         return None
-    return tuple(_printable(part) for part in name.split("/") if part not in ("", "."))
+    return tuple(printable(part) for part in name.split("/") if part not in ("", "."))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Compose accents and escape what is not printable: names go to terminals and UTF-8 files."""
     text = unicodedata.normalize("NFC", text)
     return "".join(
