@@ -22,6 +22,7 @@ from clip_randlora.app.uploads import Upload, for_page, hidden_paths
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.app.workspaces import Workspaces
 from clip_randlora.data import DiskFile, Item, Skipped, UnreadableImage, list_images
+from clip_randlora.data.sampling import count_shots
 from clip_randlora.runs.run_folder import read_metrics
 from clip_randlora.utils.outputs import atomic_write
 
@@ -150,8 +151,7 @@ class Service:
         if not tested:
             tested = round(sum(counts) * workspace.project.held_out)
             counts = [round(count * (1 - workspace.project.held_out)) for count in counts]
-        shots = config.shots or max(counts, default=0)
-        images = sum(min(count, shots) for count in counts)
+        images = sum(count_shots(config.shots, count) for count in counts)
         return self.estimates.seconds(model, config.method.method, config, images, tested)
 
     def obstacles(self, workspace: Workspace, run: str | None) -> dict[str, str]:

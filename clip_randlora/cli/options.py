@@ -72,13 +72,14 @@ def merge_method(configured: Any, chosen: dict[str, Any]) -> dict[str, Any]:
     return base | chosen
 
 
-def parse_shots(shots: str) -> int | None:
-    """Return the number of images per class, or None for `all`."""
-    if shots == "all":
-        return None
-    if not shots.isdecimal() or int(shots) < 1:
-        raise UserError(f"--shots {shots}: give a number of images per class, or `all`")
-    return int(shots)
+def parse_shots(shots: str) -> int | str | None:
+    """Return the number of images per class, a share of them such as `50%`, or None for `all`."""
+    from clip_randlora.data import sampling
+
+    try:
+        return sampling.parse_shots(shots)
+    except ValueError as error:
+        raise UserError(f"--shots {shots}: {error}") from None
 
 
 def absolute(source: str) -> str:

@@ -66,7 +66,8 @@ def train(
         ),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Images per class, or `all`. Default: 16.")
+        str | None,
+        typer.Option(help="Images per class, a share such as `50%`, or `all`. Default: 16."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the shots drawn and of training. Default: 1.")
@@ -232,14 +233,14 @@ def _print_start(adapter: Adapter, notes: list[str], data: Data) -> None:
 
 def _print_run(run: Run, config: TrainConfig) -> None:
     from clip_randlora.data import summarize_skipped
+    from clip_randlora.utils.wording import shots_in_words
 
     print_metrics(run.metrics)
     if run.skipped:
         messages.print(summarize_skipped(run.skipped))
     images = run.metrics["images"]
-    shots = f"{config.shots} shots" if config.shots else "all images"
     results.print(
-        f"{images['train']} training and {images['test']} test images ({shots}, seed "
+        f"{images['train']} training and {images['test']} test images ({shots_in_words(config.shots)}, seed "
         f"{config.seed}); trained {run.metrics['steps']} steps in "
         f"{run.metrics['train_seconds']:.1f} s"
     )

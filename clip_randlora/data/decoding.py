@@ -12,7 +12,7 @@ from PIL import Image
 
 from clip_randlora.data.dataset import Item, Skipped, Split
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.sampling import draw_shots
+from clip_randlora.data.sampling import Shots, count_shots, draw_shots
 from clip_randlora.errors import UserError
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
@@ -72,7 +72,7 @@ class ImageCache:
 
 def decode_shots(
     split: Split,
-    shots: int | None,
+    shots: Shots,
     seed: int,
     transform: Transform,
     cache: ImageCache | None = None,
@@ -80,7 +80,7 @@ def decode_shots(
     *,
     is_drawn: bool = False,
 ) -> ImageBatch:
-    """Decode ``shots`` images of every class, as drawn by `draw_shots`.
+    """Decode some images of every class, as drawn by `draw_shots`.
 
     An image that cannot be decoded is replaced by the next of its class's draw and named in
     ``skipped``. A class with fewer images gives all it has, which a note says. The result is
@@ -88,7 +88,7 @@ def decode_shots(
 
     Args:
         split: what to draw from.
-        shots: images per class, or None for all.
+        shots: images per class, a share of them such as ``50%``, or None for all.
         seed: which draw.
         transform: PIL RGB image -> uint8 ``(3, S, S)``; called from several threads.
         cache: of this split and transform; read, and added to.
@@ -96,14 +96,16 @@ def decode_shots(
         is_drawn: whether the split's images are already in the order of a draw.
 
     Raises:
-        UserError: ``shots`` is less than 1, the split is empty, or no image of some class can be
+        UserError: ``shots`` is none of these, the split is empty, or no image of some class can be
             decoded.
     """
     if not split.items:
         raise UserError("no training images to draw from; give a folder that has some")
     draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
-    spare = {label: iter(order[shots or len(order) :]) for label, order in draw.items()}
-    slots = [item for order in draw.values() for item in order[: shots or len(order)]]
+    wanted = None if is_drawn and isinstance(shots, str) else shots  # a draw is no share of itself
+    counts = {label: count_shots(wanted, len(order)) for label, order in draw.items()}
+    spare = {label: iter(order[counts[label] :]) for label, order in draw.items()}
+    slots = [item for label, order in draw.items() for item in order[: counts[label]]]
 
     images: torch.Tensor | None = None
     filled: dict[int, Item] = {}
@@ -210,8 +212,9 @@ def _require_every_class(split: Split, decoded: Split, skipped: list[Skipped]) -
         )
 
 
-def _note_short_classes(decoded: Split, shots: int | None) -> list[str]:
-    short = {label: n for label, n in decoded.counts().items() if n < (shots or 0)}
+def _note_short_classes(decoded: Split, shots: Shots) -> list[str]:
+    wanted = shots if isinstance(shots, int) else 0
+    short = {label: n for label, n in decoded.counts().items() if n < wanted}
     if not short:
         return []
     named = join_names((f"{decoded.classes[label]} {n}" for label, n in short.items()), 10)

@@ -8,6 +8,7 @@ of its ``Generator`` are not.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -25,19 +26,54 @@ def permutation(count: int, purpose: str, seed: int, name: str) -> list[int]:
     return np.argsort(bits, kind="stable").tolist()
 
 
-def draw_shots(split: Split, shots: int | None, seed: int) -> dict[int, list[Item]]:
-    """Return every class's items in an order drawn by ``seed``: the first ``shots`` are the draw.
+Shots = int | str | None
+"""Training images of a class: a number, a share such as ``50%``, or None for all."""
 
-    The items after them replace images that turn out broken. Draws are nested: 4 shots are the
-    first 4 of 16. A class's draw depends on its name and its images, not on other classes. Neither
-    holds for a split of CoOp's, which is drawn as CoOp draws it (`coop_draws`).
+
+def parse_shots(value: object) -> Shots:
+    """Read a number of images per class, a share such as ``50%``, or ``all`` or None for all.
 
     Raises:
-        UserError: ``shots`` is less than 1; None means all images.
+        ValueError: it is none of these.
     """
-    if shots is not None and shots < 1:
-        raise UserError(f"shots: {shots} images per class; give 1 or more, or none for all")
-    if split.draw is not None and shots is not None:
+    if value is None or value == "all":
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\d{1,3}(\.\d+)?%", value, re.ASCII):
+        share = float(value[:-1])
+        if 0 < share <= 100:
+            return f"{share:g}%"
+    elif not isinstance(value, bool) and re.fullmatch(r"\d+(\.0)?", str(value), re.ASCII):
+        number = int(float(value)) if isinstance(value, float) else int(str(value))
+        if number:
+            return number
+    raise ValueError("give a number of images per class, a share such as 50%, or all")
+
+
+def count_shots(shots: Shots, images: int) -> int:
+    """Return how many of a class's images are drawn; of a share, at least one."""
+    if shots is None:
+        return images
+    if isinstance(shots, str):
+        shots = max(1, int(images * float(shots.removesuffix("%")) / 100 + 0.5))
+    return min(images, shots)
+
+
+def draw_shots(split: Split, shots: Shots, seed: int) -> dict[int, list[Item]]:
+    """Return every class's items in an order drawn by ``seed``: the first are the draw.
+
+    `count_shots` says how many they are. The items after them replace images that turn out broken.
+    Draws are nested: 4 shots are the first 4 of 16, and of 50 %. A class's draw depends on its name
+    and its images, not on other classes. Neither holds for a number of shots of a split of CoOp's,
+    which is drawn as CoOp draws it (`coop_draws`).
+
+    Raises:
+        UserError: ``shots`` is none of `Shots`.
+    """
+    try:
+        shots = parse_shots(shots)
+    except ValueError as error:
+        raise UserError(f"shots: {shots}; {error}") from None
+    if split.draw is not None and isinstance(shots, int):
         return _draw_as_coop(split, split.draw, shots, seed)
     return {
         label: [items[i] for i in permutation(len(items), "shots", seed, split.classes[label])]

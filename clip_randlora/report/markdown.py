@@ -11,6 +11,7 @@ import pandas as pd
 from clip_randlora.report.results import AVERAGE, OPEN_SEED, ModelResults, best
 from clip_randlora.utils.outputs import atomic_write
 from clip_randlora.utils.progress import format_seconds
+from clip_randlora.utils.wording import shots_in_words
 
 TITLE = "# Sweep"
 _EXPLANATION = """\
@@ -147,7 +148,7 @@ def _costs(model: ModelResults) -> pd.DataFrame:
 
 
 def _heading(shots: Any) -> str:
-    return "all images" if shots == "all" else f"{shots} shot{'s' * (shots != 1)}"
+    return shots_in_words(shots)
 
 
 def _table(texts: pd.DataFrame, index: str = "method") -> str:

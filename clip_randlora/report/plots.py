@@ -11,6 +11,7 @@ import numpy as np
 
 from clip_randlora.report.results import AVERAGE, ModelResults
 from clip_randlora.utils.plotting import Figure
+from clip_randlora.utils.wording import shots_in_words
 
 _COLORS = (
     "#1f6feb", "#d9730d", "#2e9e5b", "#8e44ad", "#c0392b", "#16a2b8", "#b8860b", "#d63384",
@@ -97,8 +98,7 @@ def accuracy_by_parameters(model: ModelResults) -> Figure | None:
                 axes.axhline(top1, color=style["color"], **line)
         axes.set_xscale("log")
         axes.margins(x=0.12)
-        images = "image" if shots == 1 else "images"
-        axes.set_title("all images" if shots == "all" else f"{shots} {images} per class")
+        axes.set_title(shots_in_words(shots))
         axes.set(xlabel="trainable parameters", ylabel="top-1 accuracy, %")
     _legend(figure, grid)
     return figure

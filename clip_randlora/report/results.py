@@ -103,7 +103,7 @@ def summarize_models(cells: pd.DataFrame) -> list[ModelResults]:
 
 def _summarize(model: str, cells: pd.DataFrame) -> ModelResults:
     all_shots = cells["shots"].dropna().unique()
-    shots = sorted(all_shots, key=lambda n: math.inf if n == "all" else n) or ["all"]
+    shots = sorted(all_shots, key=_by_amount) or ["all"]
     datasets, kinds = (
         list(cells["data"].unique()),
         dict(zip(cells["method"], cells["kind"], strict=True)),
@@ -129,6 +129,13 @@ def _summarize(model: str, cells: pd.DataFrame) -> ModelResults:
     return ModelResults(
         model, datasets, methods, shots, zero_shot, trained, full, cells, table, gaps
     )
+
+
+def _by_amount(shots: int | str) -> tuple[bool, float]:
+    """Return a key that sorts numbers of images first, then shares, then all."""
+    if isinstance(shots, int):
+        return False, shots
+    return True, math.inf if shots == "all" else float(shots.removesuffix("%"))
 
 
 def _averages(cells: pd.DataFrame) -> pd.DataFrame:

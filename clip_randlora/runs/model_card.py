@@ -9,6 +9,7 @@ from typing import Any
 from clip_randlora.clip.prompts import list_prompts, recorded_prompts
 from clip_randlora.data import summarize_skipped
 from clip_randlora.runs.run import Run
+from clip_randlora.utils.wording import shots_in_words
 
 
 def model_card(run: Run, folder: Path, settings: Mapping[str, Any]) -> str:
@@ -36,7 +37,7 @@ def model_card(run: Run, folder: Path, settings: Mapping[str, Any]) -> str:
 | tuned | {tuned["top1"]:.1%} | {tuned["ece"]:.3f} |
 
 Measured on {metrics["images"]["test"]} test images; trained on {metrics["images"]["train"]}
-({metrics["shots"] or "all"} shots, seed {metrics["seed"]}) with {metrics["method"]}:
+({shots_in_words(metrics["shots"])}, seed {metrics["seed"]}) with {metrics["method"]}:
 {metrics["trainable_parameters"]:,} trainable parameters, {metrics["steps"]} steps,
 {metrics["train_seconds"]:.0f} s on {metrics["device"]}.
 

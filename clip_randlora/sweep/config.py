@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from clip_randlora.adapters.methods import Method, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, packaged_specs, read_dataset_spec
 from clip_randlora.data.registry import DATASETS
+from clip_randlora.data.sampling import parse_shots
 from clip_randlora.errors import UserError
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.utils.paths import configs_folder
@@ -122,7 +123,8 @@ class Cell(_Settings):
         data: a data set's name, or its absolute path.
         data_label: the data set's name in tables.
         method: the method and its settings.
-        shots: images per class, or ``all``; None for zero-shot, which has no shots and no seed.
+        shots: images per class, a share of them such as ``50%``, or ``all``; None for zero-shot,
+            which has no shots and no seed.
         seed: of the training.
         training: settings of `TrainConfig` other than method, shots and seed.
     """
@@ -131,7 +133,7 @@ class Cell(_Settings):
     data: str
     data_label: str
     method: MethodEntry
-    shots: int | Literal["all"] | None
+    shots: int | str | None
     seed: int | None
     training: dict[str, Any]
 
@@ -140,7 +142,7 @@ class Cell(_Settings):
         """The name of its run folder."""
         parts = [self.model.label, self.data_label, self.method.label]
         if self.shots is not None:
-            parts += [f"{self.shots}-shots", f"seed-{self.seed}"]
+            parts += [_file_name_of(self.shots), f"seed-{self.seed}"]
         return "--".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts)
 
     def train_config(self) -> TrainConfig:
@@ -151,7 +153,7 @@ class Cell(_Settings):
         """
         grid: dict[str, Any] = {"method": self.method.settings}
         if self.shots is not None:
-            grid |= {"shots": None if self.shots == "all" else self.shots, "seed": self.seed}
+            grid |= {"shots": self.shots, "seed": self.seed}
         return TrainConfig.parse(self.training | grid)
 
 
@@ -165,7 +167,7 @@ class SweepConfig(_Settings):
             ``model`` and ``pretrained`` may be given instead.
         methods: names, or mappings with ``method``, its settings, and optionally a ``label`` and
             ``training`` settings for this method alone.
-        shots: images per class, or ``all``.
+        shots: images per class, a share of them such as ``50%``, or ``all``.
         seeds: of the trainings. They also seed the methods' random start and bases, unless a
             method's settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
@@ -175,7 +177,7 @@ class SweepConfig(_Settings):
     datasets: tuple[str, ...] = Field(min_length=1)
     models: tuple[ModelEntry, ...] = (ModelEntry(name="lite0"),)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
-    shots: tuple[int | Literal["all"], ...] = (16,)
+    shots: tuple[int | str, ...] = (16,)
     seeds: tuple[int, ...] = (1,)
     training: dict[str, Any] = Field(default_factory=dict)
     resources: Resources = Resources(cpus=1, gpus=0)
@@ -199,13 +201,15 @@ class SweepConfig(_Settings):
         _refuse_grid_settings("training", value)
         return value
 
-    @field_validator("shots")
+    @field_validator("shots", mode="before")
     @classmethod
-    def _check_shots(cls, value: tuple[int | Literal["all"], ...]) -> tuple:
-        for shots in value:
-            if shots != "all" and shots < 1:
-                raise UserError(f"shots: {shots}; give numbers of images per class, or all")
-        return value
+    def _parse_shots(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"give a list, as [{value}]")
+        try:
+            return ["all" if entry == "all" else parse_shots(entry) for entry in value]
+        except ValueError as error:
+            raise UserError(f"shots: {value}; {error}") from None
 
     @model_validator(mode="after")
     def _check_every_cell(self) -> SweepConfig:
@@ -286,6 +290,10 @@ def _locate(name: str, base: Path, where: str) -> str:
             f"`clip-randlora datasets` lists"
         )
     return name
+
+
+def _file_name_of(shots: int | str) -> str:
+    return f"{shots[:-1]}-percent" if str(shots).endswith("%") else f"{shots}-shots"
 
 
 def _data_label(data: str) -> str:

@@ -14,6 +14,7 @@ from clip_randlora.adapters.config import one_line
 from clip_randlora.adapters.methods import Method
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.templates import check_templates
+from clip_randlora.data.sampling import Shots, parse_shots
 from clip_randlora.errors import UserError
 
 # RandLoRA, VeRA and NoLA: the scripts of RandLoRA's authors for CLIP; full fine-tuning: their
@@ -41,7 +42,7 @@ _USUAL_LEARNING_RATE = 1e-3  # of a method that neither table has
 _LITE0_BETA2 = {"nola": 0.98}  # no lasting gain for the other methods (docs/results.md)
 
 _NUMBERS = (
-    "shots", "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
+    "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
     "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "prompts_per_step",
 )  # fmt: skip
 
@@ -52,7 +53,8 @@ class TrainConfig(BaseModel):
     Attributes:
         method: the configuration of one of the `METHODS`, its name, or a mapping with ``method``
             and its settings. A linear probe and zero-shot ignore the settings about steps.
-        shots: training images per class; None for all.
+        shots: training images per class: a number, a share of the class's images such as ``50%``,
+            or None or ``all`` for all. Of a share, every class has at least one.
         seed: of the draw of shots, the order of the images, the augmentation, and the method's
             random bases and initialisation unless ``method`` has its own seed.
         steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
@@ -84,7 +86,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = RandLoRA()
-    shots: int | None = Field(default=16, ge=1)
+    shots: Shots = 16
     seed: int = Field(default=1, ge=0, lt=2**31)
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=16, gt=0)
@@ -104,6 +106,11 @@ class TrainConfig(BaseModel):
     flip: bool = True
     views: int | None = Field(default=None, ge=1)
     prompts_per_step: int = Field(default=256, ge=2)
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _parse_shots(cls, value: Any) -> Shots:
+        return parse_shots(value)
 
     @field_validator(*_NUMBERS, mode="before")
     @classmethod

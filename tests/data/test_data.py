@@ -8,6 +8,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -591,6 +592,22 @@ def test_draws_are_nested_and_differ_by_seed_and_class(twenty):
     assert sorted(names(order[0])) == sorted(item.name for item in twenty.train.by_class()[0])
     with pytest.raises(UserError, match="shots: 0"):
         draw_shots(twenty.train, 0, 1)
+
+
+def test_shares_of_the_images_are_nested_in_the_draws_of_numbers(twenty):
+    names = {
+        shots: decode_shots(twenty.train, shots, 1, to_tensor).names for shots in (1, 2, "10%")
+    }
+    counts = Counter(item.label for item in twenty.train.items)
+    assert set(counts.values()) == {20}
+    assert names["10%"] == names[2]  # 10 % of 20 images
+    assert decode_shots(twenty.train, "1%", 1, to_tensor).names == names[1]  # at least one
+    half = decode_shots(twenty.train, "50%", 1, to_tensor)
+    assert half.names == decode_shots(twenty.train, 10, 1, to_tensor).names
+    assert half.notes == []  # no class has fewer images than asked for
+    for wrong in ("0%", "101%", "half", "%", "-5%"):
+        with pytest.raises(UserError, match=f"shots: {wrong}; give a number .* a share such as"):
+            draw_shots(twenty.train, wrong, 1)
 
 
 def test_a_draw_does_not_depend_on_other_classes(tmp_path, twenty):

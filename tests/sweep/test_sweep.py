@@ -103,7 +103,7 @@ def test_a_cell_for_each_combination_and_zero_shot_once(tiny_sweep):
         ({"methods": ["lora", "lora"]}, "two cells would be called .*lora"),
         ({"training": {"epoch": 3}}, "epoch: "),
         ({"training": {"seed": 3}}, "training: seed: not here; use methods, shots and seeds"),
-        ({"shots": [0]}, "shots: 0; give numbers"),
+        ({"shots": [0]}, r"shots: \[0\]; give a number of images per class"),
         ({"shots": 4}, "shots: "),
         ({"datasets": ["no_such_set"]}, "datasets: no_such_set: neither a path"),
         ({"datasets": "clipart"}, r"datasets: give a list, as \[clipart\]"),
@@ -320,6 +320,19 @@ def plant(out: Path, numbers: dict[str, tuple[float, float, int, float]], **grid
             (folder.running(cell) / "metrics.json").write_text(json.dumps(metrics))
             folder.finish(cell, seconds)
     return out
+
+
+def test_shares_of_the_images_stand_between_numbers_and_all(tmp_path):
+    numbers = {
+        f"lite0--{data}--lora--{amount}--seed-1": (top1, 0.1, 10, 1.0)
+        for data in ("clipart", "digits")
+        for amount, top1 in (("16-shots", 0.3), ("50-percent", 0.4), ("all-shots", 0.5))
+    }
+    out = plant(tmp_path / "out", numbers, methods=["lora"], shots=["all", "50.0%", 16])
+    lines = write_report(out).read_text().splitlines()
+    assert "| method | 16 shots | 50% of the images | all images |" in lines
+    assert "| lora | 30.0 | 40.0 | 50.0 |" in lines
+    assert {cell.train_config().shots for cell in SweepFolder(out).asked()} == {16, "50%", None}
 
 
 def test_the_reports_numbers_by_hand(tmp_path, fine_figures):
