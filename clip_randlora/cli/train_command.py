@@ -240,9 +240,9 @@ def _print_run(run: Run, config: TrainConfig) -> None:
         messages.print(summarize_skipped(run.skipped))
     images = run.metrics["images"]
     results.print(
-        f"{images['train']} training and {images['test']} test images ({shots_in_words(config.shots)}, seed "
-        f"{config.seed}); trained {run.metrics['steps']} steps in "
-        f"{run.metrics['train_seconds']:.1f} s"
+        f"{images['train']} training and {images['test']} test images "
+        f"({shots_in_words(config.shots)}, seed {config.seed}); trained {run.metrics['steps']} "
+        f"steps in {run.metrics['train_seconds']:.1f} s"
     )
     results.print(f"Saved to {run.folder}")
 

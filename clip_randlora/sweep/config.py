@@ -293,7 +293,8 @@ def _locate(name: str, base: Path, where: str) -> str:
 
 
 def _file_name_of(shots: int | str) -> str:
-    return f"{shots[:-1]}-percent" if str(shots).endswith("%") else f"{shots}-shots"
+    share = str(shots).removesuffix("%")
+    return f"{share}-shots" if share == str(shots) else f"{share}-percent"
 
 
 def _data_label(data: str) -> str:
