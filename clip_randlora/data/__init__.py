@@ -10,13 +10,14 @@ An image's way, each module importing only earlier ones:
 4. `dataset_spec` describes a data set in YAML; `published` finds its images through
    `hub_datasets` or `torchvision_sets`, and `coop_splits` by one of CoOp's files.
 5. `projects` reads what the app saves; `layouts` reads any of these; `loading` makes a data set of
-   it, with a test split (`sampling`).
+   it, with a test split (`sampling`); `class_halves` takes its base or its novel classes.
 6. `decoding` makes batches of tensors, and `augmentation` crops them.
 
 `inputs` takes images that are to be classified.
 """
 
 from clip_randlora.data.augmentation import AugmentedViews, augment
+from clip_randlora.data.class_halves import select_classes
 from clip_randlora.data.dataset import Content, Data, Item, Skipped, Split, summarize_skipped
 from clip_randlora.data.dataset_spec import DatasetSpec, find_dataset_spec, packaged_specs
 from clip_randlora.data.decoding import ImageBatch, ImageCache, decode_batches, decode_shots
@@ -51,5 +52,6 @@ __all__ = [
     "list_images",
     "load_data",
     "packaged_specs",
+    "select_classes",
     "summarize_skipped",
 ]

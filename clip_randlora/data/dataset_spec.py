@@ -63,12 +63,15 @@ class DatasetSpec(BaseModel):
         test: likewise; without it, a fixed share of the training images is held out.
         validation: number of training images that are held back for validation.
         test_files: with ``folder``: pattern of the names of the test files.
+        test_only: with ``folder``: all its images are for testing, and there are none to train on.
         class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
         columns: columns of the hub's data set.
         coop_split: one of CoOp's splits, which is used in place of all other images if its file is
             there; paths start as that of ``folder``.
         classes: names in the order of the source's labels; or ``{name in the source: name}`` of
-            the classes to rename; or open_clip's list for ImageNet. By default the source's names.
+            the classes to rename; or ``open_clip:imagenet``, open_clip's list for ImageNet: the
+            source has all its classes, or folders named by WordNet id or number of any of them. By
+            default the source's names.
         templates: prompt templates with one ``{}`` each, the default of a training.
         number_of_classes: checked against ``classes`` and the source.
         images: number of images by split.
@@ -95,6 +98,7 @@ class DatasetSpec(BaseModel):
     test: str | Arguments | None = None
     validation: int | None = Field(None, ge=1)
     test_files: str | None = None
+    test_only: bool = False
     class_folders: Literal["top", "leaves"] | None = None
     columns: Columns = Columns()
     coop_split: CoopSplitPaths | None = None
@@ -141,7 +145,7 @@ class DatasetSpec(BaseModel):
             raise ValueError(f"give one of hub, torchvision and folder, not {given}")
         only = {
             "config": "hub", "revision": "hub", "on_disk": "torchvision", "test_files": "folder",
-            "class_folders": "folder",
+            "test_only": "folder", "class_folders": "folder",
         }  # fmt: skip
         for key, source in only.items():
             if getattr(self, key) and sources != [source]:
@@ -153,6 +157,8 @@ class DatasetSpec(BaseModel):
             raise ValueError("on_disk: needed with torchvision, what is there after the download")
         if self.test and self.test_files:
             raise ValueError("test_files: not together with test")
+        if self.test_only and (self.train or self.test or self.test_files):
+            raise ValueError("test_only: not together with train, test or test_files")
         stated = self.number_of_classes
         if stated and isinstance(self.classes, tuple) and len(self.classes) != stated:
             raise ValueError(f"classes: {len(self.classes)} names, number_of_classes is {stated}")
@@ -250,20 +256,42 @@ def name_classes(
         if source is None:
             raise UserError(f"{where}: the source has only numbers; list the names in their order")
         return tuple(source), {}
-    is_imagenet = isinstance(classes, str)
     if isinstance(classes, str):
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
-
-        classes = IMAGENET_CLASSNAMES
-    words = _in_order(classes, source, where)
+        names, words = _imagenet_names(source, where)
+    else:
+        names = words = _in_order(classes, source, where)
     count = len(source) if source is not None else labels
     if len(words) != count and (source is not None or len(words) < count):
         raise UserError(f"{where}: {len(words)} names, the source has {count} classes")
-    counts = Counter(words)
-    names = [word if counts[word] == 1 else f"{word} ({n})" for n, word in enumerate(words)]
-    if is_imagenet:
-        words = [_TWICE_IN_IMAGENET.get(n, word) for n, word in enumerate(words)]
     return tuple(names), {name: _in_prompts(word) for name, word in zip(names, words, strict=True)}
+
+
+def _imagenet_names(source: Sequence[str] | None, where: str) -> tuple[list[str], list[str]]:
+    """Return the names of ImageNet's classes, all different, and their names in prompts.
+
+    They are those of the source's folders, if these are named by WordNet id (``n01440764``) or by
+    number (``0`` to ``999``), else all 1,000.
+    """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as WORDS  # slow to import
+
+    counts = Counter(WORDS)
+    names = [word if counts[word] == 1 else f"{word} ({n})" for n, word in enumerate(WORDS)]
+    words = [_TWICE_IN_IMAGENET.get(n, word) for n, word in enumerate(WORDS)]
+    known: list[str] = []
+    keys: list[str] = []
+    if source and all(re.fullmatch(r"n\d{8}", name) for name in source):
+        from timm.data.imagenet_info import ImageNetInfo
+
+        known, keys = ImageNetInfo("imagenet-1k").label_names(), list(source)
+    elif source and all(name.isdecimal() for name in source):
+        known, keys = list(map(str, range(len(names)))), [str(int(name)) for name in source]
+    if source is None or not set(known) & set(keys):
+        return names, words
+    for name, key in zip(source, keys, strict=True):
+        if key not in known:
+            raise UserError(f"{where}: {name} is no class of ImageNet; remove the folder")
+    places = {key: place for place, key in enumerate(known)}
+    return [names[places[key]] for key in keys], [words[places[key]] for key in keys]
 
 
 def _rename(

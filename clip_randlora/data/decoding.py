@@ -100,7 +100,7 @@ def decode_shots(
             decoded.
     """
     if not split.items:
-        raise UserError("no training images to draw from; give a folder that has some")
+        raise UserError("no training images to draw from; give a data set that has some")
     draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
     wanted = None if is_drawn and isinstance(shots, str) else shots  # a draw is no share of itself
     counts = {label: count_shots(wanted, len(order)) for label, order in draw.items()}

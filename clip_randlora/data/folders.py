@@ -72,6 +72,7 @@ class Layout:
         is_described: whether the classes are in the order of a data set's spec.
         is_ready_made: whether this is a published data set, whose split is used as it is: its
             images are not searched for broken ones and copies.
+        is_test_only: whether there are no training images, and need not be.
         templates: prompt templates of the data set's spec.
         prompts: ``{class: names in its prompts}`` of the data set's spec.
         held_back: number of training images that the data set's spec holds back for validation.
@@ -85,6 +86,7 @@ class Layout:
     skipped: list[Skipped] = field(default_factory=list)
     is_described: bool = False
     is_ready_made: bool = False
+    is_test_only: bool = False
     templates: tuple[str, ...] = ()
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     held_back: int | None = None

@@ -89,6 +89,9 @@ def _read_spec_folder(spec: DatasetSpec, folder: str, class_folders: str | None)
     layout.train = {renamed[name]: layout.train[name] for name in folders}
     if layout.test is not None:
         layout.test = {renamed.get(name, name): files for name, files in layout.test.items()}
+    if spec.test_only:
+        layout.train, layout.test = {}, layout.train
+        layout.is_test_only = layout.is_ready_made = True
     return layout
 
 

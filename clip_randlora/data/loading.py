@@ -67,12 +67,14 @@ def load_data(
             count = sum(map(len, layout.test.values()))
             notes.append(f"The {count} test images of {source} are not used: {test} is given.")
         layout.add_test(test_layout)
-    classes = tuple(layout.train if layout.is_described else sorted(layout.train, key=natural_key))
+    named = (layout.test or {}) if layout.is_test_only else layout.train
+    classes = tuple(named if layout.is_described else sorted(named, key=natural_key))
     _check_classes(source, test or source, classes, layout.test)
 
     train, broken = _read_items(layout.train, classes, layout, on_progress)
     skipped += broken
-    _check_not_empty(classes, train, broken)
+    if not layout.is_test_only:
+        _check_not_empty(classes, train, broken)
     digests: dict[int, str] = {}
     if layout.test is None:
         digests = _digests(train, on_progress)

@@ -17,6 +17,7 @@ from clip_randlora.data import (
     draw_validation,
     find_dataset_spec,
     load_data,
+    select_classes,
 )
 from clip_randlora.errors import UserError
 
@@ -204,3 +205,18 @@ def test_images_elsewhere_and_two_files_are_errors(beasts):
 def test_the_draw_reads_no_image(beasts, monkeypatch):
     monkeypatch.setattr(DiskFile, "read", None)
     assert draw_shots(load_data(beasts).train, 2, 1)[0]
+
+
+@pytest.mark.parametrize("half", ["base", "novel"])
+def test_classes_are_chosen_after_the_draw_as_in_coop(tmp_path, half):
+    labels = {"train": [3, 1, 0, 2] * 4, "val": [0, 3, 1, 2] * 2, "test": [0, 1, 2, 3]}
+    rows = write_split(tmp_path / "four", labels, ["elk", "dog", "cat", "bee"])
+    train, validation = coops_draw(rows, 2, 1)
+    data = load_data(tmp_path / "four")
+    chosen = select_classes(data, half)
+    places = {"base": (0, 1), "novel": (2, 3)}[half]
+    assert chosen.classes == tuple(["elk", "dog", "cat", "bee"][place] for place in places)
+    drawn = draw_shots(chosen.train, 2, 1)
+    assert [[item.name for item in drawn[n]][:2] for n in (0, 1)] == [train[n] for n in places]
+    by_class = draw_validation(chosen.validation, 2, 1).by_class()
+    assert [[item.name for item in by_class[n]] for n in (0, 1)] == [validation[n] for n in places]

@@ -37,6 +37,8 @@ PAPER = COOP | {
     "country211", "caltech256",
 }  # fmt: skip
 
+SHIFTED = {"imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
+
 
 @pytest.fixture
 def command(monkeypatch, capsys):
@@ -74,7 +76,7 @@ def write_lines(path: Path, lines) -> None:
 
 
 def test_the_papers_22_sets_are_described():
-    assert set(packaged_specs()) == PAPER
+    assert set(packaged_specs()) == PAPER | SHIFTED
     assert len(PAPER) == 22
 
 
@@ -125,6 +127,8 @@ def test_coop_sets_have_coops_one_template():
         ({"revision": "abc"}, "revision: only for a hub"),
         ({"folder": None, "torchvision": "DTD"}, "on_disk: needed with torchvision"),
         ({"test": "x", "test_files": "*"}, "test_files: not together with test"),
+        ({"test": "x", "test_only": True}, "test_only: not together with train, test or test_fi"),
+        ({"coop_split": {"file": "a", "images": ["b"], "split": 1}}, "split: no such setting"),
         ({"colums": {}}, "colums: no such setting; did you mean columns?"),
         ({"file": "x"}, "file: no such field"),
         ({"name": None}, "name: "),
