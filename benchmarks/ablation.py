@@ -52,7 +52,9 @@ def _plain_updates(weight, rows, deltas, strength, dtype):
 
     pieces, end = [], 0
     for run, delta in zip(rows, deltas, strict=True):
-        pieces += [weight[end : run.start], weight[run] + strength * delta().to(weight.dtype)]
+        base = weight[run]
+        update = delta.update_of(base).to(weight.dtype)
+        pieces += [weight[end : run.start], base + strength * update]
         end = run.stop
     pieces = [piece for piece in (*pieces, weight[end:]) if len(piece)]
     return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(dtype)

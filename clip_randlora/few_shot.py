@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from clip_randlora.adapters import Adapter, AdapterConfig, LinearProbe, ZeroShot, attach
+from clip_randlora.adapters import (
+    Adapter,
+    AdapterConfig,
+    LinearProbe,
+    NormTuning,
+    ZeroShot,
+    attach,
+)
 from clip_randlora.clip.class_names import clean_class_names
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
@@ -328,6 +335,9 @@ def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:
 def _missing_targets(adapter: Adapter) -> list[str]:
     """Note the towers that have none of the targets, or not all of those that were chosen."""
     config = adapter.config
+    if isinstance(config, NormTuning):
+        towers = [tower for tower in config.towers if tower not in adapter.towers]
+        return [f"The {tower} tower has no norms to train and stays as it is." for tower in towers]
     if not isinstance(config, AdapterConfig):
         return []
     notes = []

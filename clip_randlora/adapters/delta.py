@@ -1,6 +1,4 @@
-"""What every method's update of a weight is: a module that forms ``dW`` when it is called."""
-
-from abc import ABC, abstractmethod
+"""What every method's update of a weight is: a module that forms ``dW``."""
 
 from torch import Tensor, nn
 
@@ -8,20 +6,25 @@ Shape = tuple[int, int]
 """(out, in) of a weight, or of the part of one that is updated on its own."""
 
 
-class Delta(nn.Module, ABC):
+class Delta(nn.Module):
     """An update of one weight of shape ``shape`` = (out, in).
 
-    It holds the trainable parameters, and is exactly zero at first.
+    It holds the trainable parameters, and is exactly zero at first. A method defines `forward`;
+    or `update_of`, if dW depends on the weight.
     """
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
 
-    @abstractmethod
     def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
+        """Return dW, (out, in), if it is the same for every weight."""
+        raise NotImplementedError(f"{type(self).__name__} depends on the weight: call update_of")
+
+    def update_of(self, weight: Tensor) -> Tensor:
+        """Return dW, (out, in), for a frozen weight (out, in)."""
+        return self()
 
     def added_to(self, weight: Tensor, strength: float) -> Tensor:
         """Return ``weight + strength * dW``, (out, in), of the weight's dtype."""
-        return weight + strength * self().to(weight.dtype)
+        return weight + strength * self.update_of(weight).to(weight.dtype)

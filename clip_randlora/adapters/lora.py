@@ -59,6 +59,15 @@ class CLIPLoRA(LoRA):
         return self.alpha / sqrt(self.rank)
 
 
+def initial_factors(
+    shape: Shape, rank: int, generator: torch.Generator
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return up (out, r), zero, and down (r, in), Kaiming uniform."""
+    down = torch.empty(rank, shape[1])
+    nn.init.kaiming_uniform_(down, a=sqrt(5), generator=generator)
+    return nn.Parameter(torch.zeros(shape[0], rank)), nn.Parameter(down)
+
+
 class LowRankDelta(Delta):
     """An update ``scale * up @ down``; a method says what its two factors are."""
 
@@ -90,9 +99,7 @@ class LoRADelta(LowRankDelta):
     def __init__(self, shape: Shape, rank: int, scale: float, generator: torch.Generator):
         super().__init__(shape)
         self.scale = scale
-        self.down = nn.Parameter(torch.empty(rank, shape[1]))
-        self.up = nn.Parameter(torch.zeros(shape[0], rank))
-        nn.init.kaiming_uniform_(self.down, a=sqrt(5), generator=generator)
+        self.up, self.down = initial_factors(shape, rank, generator)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return up (out, r) and down (r, in)."""

@@ -1,17 +1,23 @@
 """The methods by name, and how their settings are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import mul
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from clip_randlora.adapters.config import MethodConfig, one_line
 from clip_randlora.adapters.delta import Delta, Shape
+from clip_randlora.adapters.dora import DoRA
 from clip_randlora.adapters.full import Full
+from clip_randlora.adapters.kradapter import KRAdapter
 from clip_randlora.adapters.lora import CLIPLoRA, LoRA
 from clip_randlora.adapters.nola import NoLA
+from clip_randlora.adapters.norm_tuning import NormTuning
 from clip_randlora.adapters.randlora import RandLoRA
 from clip_randlora.adapters.vera import VeRA
 from clip_randlora.adapters.without_update import LinearProbe, ZeroShot
@@ -23,6 +29,9 @@ METHODS: dict[str, type[MethodConfig]] = {
     "clip_lora": CLIPLoRA,
     "vera": VeRA,
     "nola": NoLA,
+    "dora": DoRA,
+    "kradapter": KRAdapter,
+    "norm_tuning": NormTuning,
     "full": Full,
     "linear_probe": LinearProbe,
     "zero_shot": ZeroShot,
@@ -89,12 +98,10 @@ class SumDelta(Delta):
         super().__init__(shape)
         self.terms, self.weights = nn.ModuleList(terms), tuple(weights)
 
-    def forward(self) -> Tensor:
-        """Return dW, (out, in)."""
-        update = self.weights[0] * self.terms[0]()
-        for weight, term in zip(self.weights[1:], self.terms[1:], strict=True):
-            update = update + weight * term()
-        return update
+    def update_of(self, weight: Tensor) -> Tensor:
+        """Return dW, (out, in), for a frozen weight (out, in)."""
+        updates = [term.update_of(weight) for term in self.terms if isinstance(term, Delta)]
+        return reduce(torch.add, map(mul, self.weights, updates))
 
 
 def parse_stored(value: object) -> MethodConfig:

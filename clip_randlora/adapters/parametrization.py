@@ -61,8 +61,9 @@ class AdaptedWeight(nn.Module):
     def delta(self, weight: Tensor) -> Tensor:
         """Return dW at full strength; rows that no part adapts are zero."""
         update = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        for target, rows in self.rows.items():
-            update[rows] = self.deltas[target]().view(-1, *weight.shape[1:])
+        flat = weight.reshape(len(weight), -1)
+        for rows, delta in zip(self.rows.values(), self.parts(), strict=True):
+            update[rows] = delta.update_of(flat[rows]).view(-1, *weight.shape[1:])
         return update
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from clip_randlora.adapters.config import AdapterConfig, MethodConfig, Tower
 from clip_randlora.adapters.full import Full
 from clip_randlora.adapters.methods import Sum
+from clip_randlora.adapters.norm_tuning import NormTuning
 from clip_randlora.errors import UserError
 
 # the innermost numbered module under one of these names; "blocks.3.1" where stages hold blocks
@@ -34,8 +35,9 @@ _OUT_LEAVES = {"proj", "out_proj", "c_proj", "to_out", "o_proj", "out_lin"}
 _ATTENTION_TARGETS = ("q", "k", "v", "out")
 _ATTENTION_CLASS = re.compile("atten|attn|transformer", re.IGNORECASE)
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+_NORM_CLASS = re.compile("(?:layer|batch|group|rms)_?norm", re.IGNORECASE)
 WHOLE = "weight"
-"""The target of full fine-tuning: a whole tensor of any kind."""
+"""The target of full fine-tuning and norm tuning: a whole tensor of any kind."""
 
 _MLP_PARENTS = re.compile(r"(?:^|\.)(?:mlp|ffn|feed_forward|intermediate)$")
 
@@ -132,6 +134,8 @@ def select_weights(net: nn.Module, config: MethodConfig) -> list[TargetWeight]:
         return select_weights(net, config.terms[0])
     if isinstance(config, Full):
         return [weight for weight in _find(net, _all_tensors) if weight.tower in config.towers]
+    if isinstance(config, NormTuning):
+        return _select_norms(net, config)
     if isinstance(config, AdapterConfig):
         return _select_targets(net, config)
     return []
@@ -139,14 +143,10 @@ def select_weights(net: nn.Module, config: MethodConfig) -> list[TargetWeight]:
 
 def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]:
     weights = find_weights(net)
-    block_counts: Counter[Tower] = Counter()
-    for weight in weights:
-        block_counts[weight.tower] = max(block_counts[weight.tower], weight.block + 1)
     selected = []
-    for weight in weights:
+    for weight in _last_blocks(weights, config.blocks):
         parts = tuple(part for part in weight.parts if part.target in config.targets)
-        first_block = block_counts[weight.tower] - config.blocks if config.blocks else 0
-        if parts and weight.tower in config.towers and weight.block >= first_block:
+        if parts and weight.tower in config.towers:
             selected.append(replace(weight, parts=parts))
     if not selected:
         raise UserError(
@@ -154,6 +154,24 @@ def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]
             f"weight of this model; it has {_describe_choices(weights)}"
         )
     return selected
+
+
+def _select_norms(net: nn.Module, config: NormTuning) -> list[TargetWeight]:
+    weights = _last_blocks(_find(net, _norm_tensors), config.blocks)
+    selected = [weight for weight in weights if weight.tower in config.towers]
+    if not selected:
+        raise UserError(f"towers {', '.join(config.towers)}: no norm of this model has a weight")
+    return selected
+
+
+def _last_blocks(weights: list[TargetWeight], count: int | None) -> list[TargetWeight]:
+    """Return the weights of the last ``count`` blocks of each tower; all if it is None."""
+    if count is None:
+        return weights
+    blocks: Counter[Tower] = Counter()
+    for weight in weights:
+        blocks[weight.tower] = max(blocks[weight.tower], weight.block + 1)
+    return [weight for weight in weights if weight.block >= blocks[weight.tower] - count]
 
 
 def require_attention(net: nn.Module, config: MethodConfig) -> None:
@@ -233,6 +251,12 @@ def _all_tensors(_: str, module: nn.Module) -> Iterator[tuple[str, tuple[Adapted
     for tensor_name, tensor in module.named_parameters(recurse=False):
         if tensor.ndim:
             yield tensor_name, _equal_parts(tensor, (WHOLE,))
+
+
+def _norm_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, tuple[AdaptedPart, ...]]]:
+    """Yield the weight and the bias of a norm."""
+    if _NORM_CLASS.search(type(module).__name__):
+        yield from _all_tensors(name, module)
 
 
 def _adaptable_tensors(

@@ -21,7 +21,14 @@ from clip_randlora.runs.image_record import read_images
 _Image = tuple[str, str]  # class and digest
 _SHOWN = 8  # images of a class on its card
 _SHOWN_UNSORTED = 60
-_METHODS = ("randlora", "lora", "vera", "nola", "linear_probe", "full")
+_METHODS = (
+    "randlora", "lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "linear_probe", "full",
+)  # fmt: skip
+_TITLES = {
+    "linear_probe": "Linear probe",
+    "norm_tuning": "Norm tuning",
+    "full": "Full fine-tuning",
+}
 _PRESET_WORDS = {
     "fast": "A first look: a quarter of the training.",
     "balanced": "The usual training.",
@@ -180,9 +187,7 @@ def _gathered(workspace: Workspace) -> Set[_Image]:
 
 
 def _title(method: str) -> str:
-    return {"linear_probe": "Linear probe", "full": "Full fine-tuning"}.get(
-        method, cr.METHODS[method].__name__
-    )
+    return _TITLES.get(method, cr.METHODS[method].__name__)
 
 
 def _first_sentence(method: str) -> str:

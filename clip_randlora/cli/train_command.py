@@ -62,7 +62,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="randlora (default), lora, clip_lora, vera, nola, full, linear_probe, zero_shot."
+            help="randlora (default), lora, clip_lora, vera, nola, dora, kradapter, norm_tuning, "
+            "full, linear_probe, zero_shot."
         ),
     ] = None,
     shots: Annotated[

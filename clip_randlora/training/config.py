@@ -17,14 +17,18 @@ from clip_randlora.clip.templates import check_templates
 from clip_randlora.data.sampling import Shots, parse_shots
 from clip_randlora.errors import UserError
 
-# RandLoRA, VeRA and NoLA: the scripts of RandLoRA's authors for CLIP; full fine-tuning: their
-# paper (arXiv 2502.00987); LoRA: CLIP-LoRA (arXiv 2405.18541)
+# RandLoRA, VeRA and NoLA: the scripts of RandLoRA's authors for CLIP, and KRAdapter, of the same
+# authors, like RandLoRA; full fine-tuning: their paper (arXiv 2502.00987); LoRA: CLIP-LoRA (arXiv
+# 2405.18541), and DoRA like LoRA; norm tuning: the middle of the range in arXiv 2312.11420
 _LEARNING_RATES = {
     "randlora": 1e-3,
     "lora": 2e-4,
     "clip_lora": 2e-4,
     "vera": 1e-2,
     "nola": 1e-3,
+    "dora": 2e-4,
+    "kradapter": 1e-3,
+    "norm_tuning": 1e-3,
     "full": 1e-5,
 }
 # lite0's batch-normalised convolutions bear far higher rates. Found by
@@ -36,6 +40,9 @@ _LITE0_LEARNING_RATES = {
     "clip_lora": 3e-2,
     "vera": 1e-1,
     "nola": 1.8e-4,
+    "dora": 3e-3,
+    "kradapter": 5e-3,
+    "norm_tuning": 5e-3,
     "full": 3e-4,
 }
 _USUAL_LEARNING_RATE = 1e-3  # of a method that neither table has

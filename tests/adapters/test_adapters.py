@@ -400,8 +400,8 @@ def test_files_of_the_earlier_dealing_of_bases_are_refused(tiny, tmp_path):
 def test_unknown_settings_name_the_field():
     with pytest.raises(cr.UserError, match=r"^method randlora.rank: .*greater than or equal to 1"):
         cr.TrainConfig.parse({"method": {"method": "randlora", "rank": 0}})
-    with pytest.raises(cr.UserError, match="method: 'dora' is unknown; choose randlora, lora"):
-        cr.TrainConfig.parse({"method": "dora"})
+    with pytest.raises(cr.UserError, match="method: 'oft' is unknown; choose randlora, lora"):
+        cr.TrainConfig.parse({"method": "oft"})
 
 
 def block_with_adapter(**settings):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cases import slow_cases
+from helpers.images import write_colors
 from helpers.models import randomize
 from helpers.trainings import straight_and_resumed
 from safetensors import safe_open
@@ -25,6 +26,9 @@ WEIGHT_METHODS = (
     cr.CLIPLoRA(),
     cr.VeRA(rank=8),
     cr.NoLA(rank=2, number_of_bases=16),
+    cr.DoRA(rank=2),
+    cr.KRAdapter(),
+    cr.NormTuning(),
     cr.Full(),
 )
 STEPS = {"shots": 2, "steps": 2, "batch_size": 8, "crop_size": 64}
@@ -151,6 +155,9 @@ def test_numbers_of_trained_parameters(tiny):
         cr.CLIPLoRA(towers=("vision",)): 3 * 3 * 2 * (64 + 64),
         cr.VeRA(rank=8, towers=("vision",)): 3 * sum(out + 8 for out, _ in weights),
         cr.NoLA(number_of_bases=10, towers=("vision",)): 3 * 6 * 20,
+        cr.DoRA(rank=2, towers=("vision",)): 3 * sum(2 * (o + i) + o for o, i in weights),
+        cr.KRAdapter(towers=("vision",)): 3 * (4 * 64 * (8 + 8) + 2 * 64 * (8 + 32)),
+        cr.NormTuning(towers=("vision",)): (3 * 2 + 2) * 2 * 64,
         cr.Full(towers=("vision",)): sum(p.numel() for p in tiny.net.visual.parameters()),
         cr.ZeroShot(): 0,
     }
@@ -167,6 +174,8 @@ def test_numbers_of_trained_parameters(tiny):
 @pytest.mark.parametrize("config", WEIGHT_METHODS, ids=name)
 def test_starts_at_zero_and_gives_every_bit_back(tiny, which, config):
     model = tiny if which == "tiny" else cr.load_model("lite0")
+    if isinstance(config, cr.NormTuning):
+        model.net.requires_grad_(False)  # torch's CPU kernels for frozen linear layers differ
     kept = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
     before = outputs(model)
     adapter = cr.attach(model.net, config)
@@ -196,7 +205,7 @@ def test_merged_and_loaded_it_does_the_same(tiny, tiny_folder, config, tmp_path)
         torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("config", [cr.NoLA(number_of_bases=16), cr.Full()], ids=name)
+@pytest.mark.parametrize("config", [cr.NoLA(number_of_bases=16), cr.DoRA(), cr.Full()], ids=name)
 def test_half_of_an_adapter_is_half_of_its_update(tiny, tiny_folder, config, tmp_path):
     adapter = cr.attach(tiny.net, config)
     randomize(adapter)
@@ -246,12 +255,50 @@ def test_clip_lora_on_lite0_adapts_the_text_tower_and_says_so():
 
 # ---------------------------------------------------------------- runs
 
+
+@pytest.fixture(scope="module")
+def lite0() -> cr.Model:
+    model = cr.load_model("lite0")
+    model.net.requires_grad_(False)  # torch's CPU kernels for frozen linear layers differ
+    return model
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory) -> cr.Data:
+    """Three classes of three images each, which any method learns in a few steps."""
+    return cr.load_data(write_colors(tmp_path_factory.mktemp("data") / "colors", {"": 4}))
+
+
+@pytest.mark.parametrize("method", ["dora", "kradapter", "norm_tuning"])
+def test_lite0_learns_in_three_steps(method, lite0, colors, tmp_path):
+    before, untuned = outputs(lite0), lite0.net.state_dict()
+    buffers = {key: tensor.clone() for key, tensor in untuned.items() if "running" in key}
+    settings = {"method": method, "steps": 3, "batch_size": 4, "crop_size": 64}
+    run = cr.fit(lite0, colors, cr.TrainConfig(**settings, precision="fp32"))
+    losses = [row["loss"] for row in run.history]
+    assert losses[2] < losses[1] < losses[0]
+    after = run.model.net.state_dict()  # of a batch norm, only weight and bias are trained
+    assert buffers and all(torch.equal(tensor, after[key]) for key, tensor in buffers.items())
+
+    tuned = outputs(lite0)
+    run.adapter.save(tmp_path / "adapter.safetensors")
+    run.adapter.detach()
+    adapter = cr.load_adapter(lite0.net, tmp_path / "adapter.safetensors")
+    assert equal(outputs(lite0), tuned) and not equal(before, tuned)
+    adapter.strength = 0
+    assert equal(outputs(lite0), before)
+    adapter.detach()
+
+
 RUNS = (
     "randlora",
     {"method": "lora", "rank": 4},
     "clip_lora",
     {"method": "vera", "rank": 16},
     {"method": "nola", "number_of_bases": 32},
+    "dora",
+    "kradapter",
+    "norm_tuning",
     "full",
     "linear_probe",
     "zero_shot",
@@ -260,13 +307,13 @@ RUNS = (
 
 @pytest.mark.parametrize(
     "method",
-    slow_cases(RUNS, "clip_lora", "full", *RUNS[3:5]),
+    slow_cases(RUNS, "clip_lora", "kradapter", "norm_tuning", "full", *RUNS[3:5]),
     ids=lambda m: m if isinstance(m, str) else m["method"],
 )
 def test_a_run_answers_the_same_when_loaded(method, tiny, tmp_path):
     data, model = small_clipart(), tiny
     settings = {"method": method, **STEPS, "crop_size": 32}
-    if method in ("randlora", "clip_lora", "full"):  # which treat convolutions otherwise
+    if method in ("randlora", "clip_lora", "norm_tuning", "full"):  # convolutions are different
         model, settings = cr.load_model("lite0"), settings | {"crop_size": 64}
     kept = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
     run = cr.fit(model, data, cr.TrainConfig.parse(settings), out=tmp_path / "run")

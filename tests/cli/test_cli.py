@@ -128,7 +128,7 @@ def test_strength_and_figure(run, colors, tmp_path, fine_figures):
         (["train"], "Missing argument 'DATA'"),
         (["train", "nowhere", "--out", "r"], "nowhere"),
         (["train", "clipart", "--out", "r", "--shots", "some"], "--shots some"),
-        (["train", "clipart", "--out", "r", "--method", "dora"], "method"),
+        (["train", "clipart", "--out", "r", "--method", "oft"], "method"),
         (["train", "clipart", "--out", "r", "--rank", "0"], "rank"),
         (["train", "clipart", "--out", "r", "--template", "a photo"], "write {} once"),
         (["train", "clipart", "--out", "r", "--config", "none.yaml"], "none.yaml"),

@@ -12,7 +12,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-METHODS = ["randlora", "lora", "clip_lora", "vera", "nola", "full", "zero_shot", "linear_probe"]
+METHODS = [
+    "randlora", "lora", "clip_lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "full",
+    "zero_shot", "linear_probe",
+]  # fmt: skip
 STRENGTH = 0.5
 
 

@@ -54,6 +54,10 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     return adapter
 
 
+def _adapted(net: nn.Module, config: MethodConfig) -> list[str]:
+    return [weight.name for weight in select_weights(net, config)]
+
+
 def _parse_config(path: str | Path, config: Mapping[str, Any]) -> MethodConfig:
     try:
         return parse_stored(config)
@@ -131,6 +135,11 @@ def add_adapters(
                     f"{path}: adapts other weights than {paths[0]} ({setting} {this}, not "
                     f"{first}); only adapters of the same weights can be added"
                 )
+        if _adapted(net, term) != _adapted(net, terms[0]):
+            raise UserError(
+                f"{path}: {term.method} adapts other weights than {terms[0].method} in {paths[0]}; "
+                f"only adapters of the same weights can be added"
+            )
     config = Sum(terms=tuple(terms), weights=weights)
     adapter = Adapter(net, config, name)
     adapter.load_parameters(

@@ -68,7 +68,7 @@ const NUMBERS = [
   ["learning_rate", "Learning rate", "The largest one; by method and model if empty."],
   ["seed", "Seed", "Same seed, same result, on one machine."],
   ["rank", "Rank", "Of each update. RandLoRA trains fewer parameters with a higher rank."],
-  ["alpha", "Alpha", "The update is scaled by alpha / rank; VeRA's by alpha."],
+  ["alpha", "Alpha", "The update is scaled by alpha / rank; VeRA's and KRAdapter's by alpha."],
   ["blocks", "Blocks", "Change only the last so many of each encoder."],
 ];
 const TOWERS = [["vision", "images"], ["text", "text"]];
@@ -110,5 +110,6 @@ function checks(name, words, pairs, chosen) {
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 export function methodName(method) {
-  return { randlora: "RandLoRA", lora: "LoRA", vera: "VeRA", nola: "NoLA", full: "Full fine-tuning", linear_probe: "Linear probe" }[method] ?? method;
+  return { randlora: "RandLoRA", lora: "LoRA", vera: "VeRA", nola: "NoLA", dora: "DoRA", kradapter: "KRAdapter",
+    norm_tuning: "Norm tuning", full: "Full fine-tuning", linear_probe: "Linear probe" }[method] ?? method;
 }
