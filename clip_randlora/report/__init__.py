@@ -1,11 +1,12 @@
-"""The report of a sweep: ``report.md``, ``report.csv`` and figures."""
+"""The report of a sweep: ``report.md``, tables as CSV, and figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clip_randlora.errors import UserError
-from clip_randlora.report.markdown import TITLE, as_markdown, write_csv
+from clip_randlora.report.markdown import TITLE, as_markdown, save_table, write_csv
+from clip_randlora.report.paired import paired_differences, paired_sections
 from clip_randlora.report.results import read_cells, summarize_models
 from clip_randlora.sweep.sweep_folder import SweepFolder
 from clip_randlora.utils.outputs import figure_errors_to_notes, write_text
@@ -16,6 +17,8 @@ __all__ = ["write_report"]
 def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a sweep, which may still be running.
 
+    Beside ``report.md`` stand ``report.csv``, the figures, and ``paired.csv`` if there are two
+    methods or more.
     Figures that cannot be drawn are named in the report.
 
     Args:
@@ -30,7 +33,8 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
             ``report.md`` that is not a sweep's.
     """
     out = Path(out or sweep)
-    cells = read_cells(SweepFolder(sweep))
+    folder = SweepFolder(sweep)
+    cells = read_cells(folder)
     models = summarize_models(cells)
     path = out / "report.md"
     if path.exists() and not path.read_text(encoding="utf-8").startswith(TITLE):
@@ -46,5 +50,8 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
             figures.save(figure, out / name)
             drawn.append(name)
     write_csv(models, out / "report.csv")
-    write_text(path, as_markdown(cells, models, drawn, notes))
+    paired = paired_differences(models, folder.reference())
+    if len(paired):
+        save_table(paired, out / "paired.csv")
+    write_text(path, as_markdown(cells, models, drawn, notes, paired_sections(paired)))
     return path

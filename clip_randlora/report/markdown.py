@@ -27,11 +27,16 @@ def as_markdown(
     models: Sequence[ModelResults],
     figures: Sequence[str],
     notes: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> str:
-    """Return the tables, the figures, the notes, and lists of failed and missing cells."""
+    """Return the tables, the figures, the notes, and lists of failed and missing cells.
+
+    ``more``: paragraphs, headings and tables that stand after the models' own.
+    """
     parts = [TITLE, _EXPLANATION, _what_seeds_vary(cells)]
     for model in models:
         parts += _sections(model)
+    parts += more
     parts += [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in figures]
     parts += notes
     failed = cells[cells["state"] == "failed"].set_index("id")["reason"]
@@ -40,7 +45,7 @@ def as_markdown(
         parts += [
             "## Failed",
             "The next start of the sweep tries them again.",
-            _table(reasons, "cell"),
+            markdown_table(reasons, "cell"),
         ]
     missing = cells.loc[cells["state"] == "missing", "id"]
     if len(missing):
@@ -59,6 +64,11 @@ def write_csv(models: Sequence[ModelResults], path: Path) -> None:
         tables.append(table)
     rows = pd.concat(tables)
     rows["trainable_parameters"] = rows["trainable_parameters"].round().astype("Int64")
+    save_table(rows, path)
+
+
+def save_table(rows: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, without its index."""
     with atomic_write(path) as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -94,13 +104,13 @@ def _sections(model: ModelResults) -> list[str]:
             "### Gap to full fine-tuning closed",
             "Share of the way from zero-shot to full fine-tuning, (m - z) / (f - z) of the averages"
             " over the data sets, in percent; none where full fine-tuning is not above zero-shot.",
-            _table(shares.rename(columns=_heading)),
+            markdown_table(shares.rename(columns=shots_in_words)),
         ]
     return [
         *parts,
         "### Cost",
         "Trainable parameters, and the training's time as the mean over data sets and seeds.",
-        _table(_costs(model)),
+        markdown_table(_costs(model)),
     ]
 
 
@@ -108,11 +118,11 @@ def _accuracies(model: ModelResults, data: str) -> str:
     columns = {}
     for shots, entries in model.entries(data).groupby("shots", observed=False):
         bold = best(entries)
-        columns[_heading(shots)] = [
+        columns[shots_in_words(shots)] = [
             _show(entry, entry.method == bold, entry.method in model.zero_shot)
             for entry in entries.itertuples()
         ]
-    return _table(pd.DataFrame(columns, model.methods))
+    return markdown_table(pd.DataFrame(columns, model.methods))
 
 
 def _show(entry: Any, is_bold: bool, is_zero_shot: bool) -> str:
@@ -140,18 +150,14 @@ def _costs(model: ModelResults) -> pd.DataFrame:
         rows[method] = {
             "trainable parameters": " to ".join(f"{count:,}" for count in extremes),
             **{
-                _heading(shots): format_seconds(seconds[shots]) if shots in seconds else ""
+                shots_in_words(shots): format_seconds(seconds[shots]) if shots in seconds else ""
                 for shots in model.shots
             },
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _heading(shots: Any) -> str:
-    return shots_in_words(shots)
-
-
-def _table(texts: pd.DataFrame, index: str = "method") -> str:
+def markdown_table(texts: pd.DataFrame, index: str = "method") -> str:
     """Return a table of texts as Markdown, with its index as the first column."""
     rows = texts.rename_axis(index).reset_index()
     lines: list[list[Any]] = [list(rows), ["---"] * rows.shape[1], *rows.to_numpy().tolist()]

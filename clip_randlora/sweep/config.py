@@ -171,6 +171,7 @@ class SweepConfig(_Settings):
         seeds: of the trainings. They also seed the methods' random start and bases, unless a
             method's settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
+        reference: the label of the method that the report compares the others with.
         resources: what a cell takes of a Ray cluster.
     """
 
@@ -180,6 +181,7 @@ class SweepConfig(_Settings):
     shots: tuple[int | str, ...] = (16,)
     seeds: tuple[int, ...] = (1,)
     training: dict[str, Any] = Field(default_factory=dict)
+    reference: str | None = None
     resources: Resources = Resources(cpus=1, gpus=0)
 
     @model_validator(mode="before")
@@ -210,6 +212,15 @@ class SweepConfig(_Settings):
             return ["all" if entry == "all" else parse_shots(entry) for entry in value]
         except ValueError as error:
             raise UserError(f"shots: {value}; {error}") from None
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> SweepConfig:
+        labels = [method.label for method in self.methods]
+        if self.reference is not None and self.reference not in labels:
+            raise UserError(
+                f"reference: {self.reference}: no such method; choose {', '.join(labels)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_every_cell(self) -> SweepConfig:

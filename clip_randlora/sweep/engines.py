@@ -67,7 +67,7 @@ def run_sweep(
     folder = SweepFolder(out)
     cells = list(config.cells())
     with folder.lock():
-        todo = folder.begin(cells)
+        todo = folder.begin(cells, config.reference)
         progress = SweepProgress(cells, todo, folder, console or Console(quiet=True))
         if engine == "ray":
             outcomes = run_on_ray(folder, todo, config.resources, progress, device, address)

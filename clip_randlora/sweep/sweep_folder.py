@@ -31,7 +31,7 @@ class SweepFolder:
 
     ``cells/ID`` is the run folder of a finished cell, ``running/ID`` is the folder of a cell in
     progress, and ``failed/ID.json`` has the error of a failed one. ``sweep.json`` has the settings
-    of every cell that was ever asked for.
+    of every cell that was ever asked for, and the method that the report compares with.
     """
 
     def __init__(self, path: str | Path):
@@ -53,10 +53,12 @@ class SweepFolder:
                 )
             yield
 
-    def begin(self, cells: Sequence[Cell]) -> list[Cell]:
+    def begin(self, cells: Sequence[Cell], reference: str | None = None) -> list[Cell]:
         """Record the cells, and return those that are not finished yet.
 
         Failed cells count as not finished. Unfinished run folders without a checkpoint are removed.
+        ``reference`` is the label of the method that the report compares with; None keeps the one
+        that was recorded before.
 
         Raises:
             UserError: a finished cell of the same name had other settings.
@@ -77,7 +79,9 @@ class SweepFolder:
                 )
             record[cell.id] = cell
         rows = [cell.model_dump(mode="json") for cell in record.values()]
-        write_json(self.path / _RECORD, {"format": formats.RUN, "cells": rows})
+        named = self.reference() if reference is None else reference
+        content = {"format": formats.RUN, "reference": named, "cells": rows}
+        write_json(self.path / _RECORD, content)
         for left in (self.path / _RUNNING).glob("*"):
             owner = record.get(left.name)
             if owner is None or self.is_finished(owner) or not has_checkpoint(left):
@@ -90,11 +94,10 @@ class SweepFolder:
         Raises:
             UserError: the record is damaged.
         """
-        path = self.path / _RECORD
-        if not path.exists():
+        path, record = self.path / _RECORD, self._read()
+        if not record:
             return []
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             version = formats.check_version(f"{path}: format", record.get("format", 1), formats.RUN)
             for row in record["cells"]:
                 method = row["method"]
@@ -104,6 +107,15 @@ class SweepFolder:
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged, not the record of a sweep") from error
+
+    def reference(self) -> str | None:
+        """Return the label of the method that the report compares with; None if none was named.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        label = self._read().get("reference")
+        return None if label is None else str(label)
 
     def cell(self, cell: Cell) -> Path:
         """Return the run folder of a finished cell."""
@@ -158,6 +170,16 @@ class SweepFolder:
     def metrics(self, cell: Cell) -> dict[str, Any]:
         """Return the ``metrics.json`` of a finished cell."""
         return read_metrics(self.cell(cell))
+
+    def _read(self) -> dict[str, Any]:
+        """Return the record; empty before the first start."""
+        path = self.path / _RECORD
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged, not the record of a sweep") from error
 
     def _failure(self, cell: Cell) -> Path:
         return self.path / _FAILED / f"{cell.id}.json"

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import yaml
 from helpers.commands import command
+from helpers.sweeps import plant
 from PIL import Image
 from rich.console import Console
 
 from clip_randlora.errors import UserError
 from clip_randlora.report import write_report
-from clip_randlora.sweep import Cell, SweepConfig, SweepFolder, read_sweep, run_sweep
+from clip_randlora.sweep import Cell, SweepFolder, read_sweep, run_sweep
 
 RAY = ("--engine", "ray")
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
@@ -105,6 +106,10 @@ def test_a_cell_for_each_combination_and_zero_shot_once(tiny_sweep):
         ({"training": {"seed": 3}}, "training: seed: not here; use methods, shots and seeds"),
         ({"shots": [0]}, r"shots: \[0\]; give a number of images per class"),
         ({"shots": 4}, "shots: "),
+        (
+            {"reference": "vera"},
+            "reference: vera: no such method; choose zero_shot, randlora, lora",
+        ),
         ({"datasets": ["no_such_set"]}, "datasets: no_such_set: neither a path"),
         ({"datasets": "clipart"}, r"datasets: give a list, as \[clipart\]"),
         ({"model": "lite0"}, "give either models, or model and pretrained"),
@@ -298,28 +303,6 @@ def test_a_broken_model_fails_its_cells_and_no_others(tiny_folder, colors, tmp_p
     text = lines.export_text()
     assert text.count("failed  none--colors--lora") == 4
     assert text.count("done    tiny--colors--lora") == 4 and "cells left, about" in text
-
-
-def plant(out: Path, numbers: dict[str, tuple[float, float, int, float]], **grid) -> Path:
-    """Make a sweep's folder of cells with these numbers: tuned, zero-shot, trained, seconds."""
-    config = SweepConfig(datasets=["clipart", "digits"], **grid)
-    folder = SweepFolder(out)
-    with folder.lock():
-        for cell in folder.begin(list(config.cells())):
-            if cell.id not in numbers:
-                continue
-            tuned, zero_shot, parameters, seconds = numbers[cell.id]
-            folder.running(cell).mkdir(parents=True)
-            metrics = {
-                "tuned": {"top1": tuned},
-                "zero_shot": {"top1": zero_shot},
-                "per_class": {},
-                "trainable_parameters": parameters,
-                "train_seconds": seconds,
-            }
-            (folder.running(cell) / "metrics.json").write_text(json.dumps(metrics))
-            folder.finish(cell, seconds)
-    return out
 
 
 def test_shares_of_the_images_stand_between_numbers_and_all(tmp_path):
