@@ -675,7 +675,7 @@ def test_the_command_lists_what_is_on_disk(command, tmp_path, monkeypatch):
     status, listed, _ = command("datasets")
     assert status == 0
     rows = {row.split("│")[1].strip(): row for row in listed.splitlines() if "│" in row}
-    assert set(rows) == {*PAPER, "clipart", "digits"}
+    assert set(rows) == {*PAPER, *SHIFTED, "clipart", "digits"}
     assert "bundled" in rows["clipart"]
     assert "yes" in rows["eurosat"] and "94 MB" in rows["eurosat"] and "MIT" in rows["eurosat"]
     assert "yes" not in rows["dtd"]
