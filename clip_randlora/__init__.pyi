@@ -1,8 +1,10 @@
 """The public names: this list alone says what `clip_randlora` offers, and where it lives."""
 
 from .adapters import (
+    GDA as GDA,
     METHODS as METHODS,
     Adapter as Adapter,
+    AnchoredHead as AnchoredHead,
     CLIPLoRA as CLIPLoRA,
     DoRA as DoRA,
     Full as Full,
@@ -12,6 +14,7 @@ from .adapters import (
     NoLA as NoLA,
     NormTuning as NormTuning,
     RandLoRA as RandLoRA,
+    TipAdapterF as TipAdapterF,
     VeRA as VeRA,
     ZeroShot as ZeroShot,
     add_adapters as add_adapters,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter, load_adapter
 from clip_randlora.clip.models import Model, load_model
@@ -69,15 +69,12 @@ class Classifier:
         model = model or load_model(task.model, task.pretrained, device)
         text = TextClassifier(model, task.classes, [task.prompts[name] for name in task.classes])
         adapter = load_adapter(model.net, task.adapter)
-        if adapter.head is not None:
-            with torch.inference_mode():
-                expected = text.features().shape
-            if adapter.head.weight.shape != expected:
-                adapter.detach()
-                raise UserError(
-                    f"{task.adapter}: damaged adapter file, its head does not fit the "
-                    f"{len(task.classes)} classes on {task.model}; use another copy"
-                )
+        if adapter.head is not None and not _fits(adapter.head, text):
+            adapter.detach()
+            raise UserError(
+                f"{task.adapter}: damaged adapter file, its head does not fit the "
+                f"{len(task.classes)} classes on {task.model}; use another copy"
+            )
         adapter.strength = strength
         return cls(model, adapter, text)
 
@@ -159,6 +156,16 @@ class Classifier:
                     continue
                 answers = zip(("zero_shot", "tuned"), next(rows), strict=True)
                 yield name, {which: as_mapping(self.classes, p) for which, p in answers}
+
+
+@torch.inference_mode()
+def _fits(head: nn.Module, text: TextClassifier) -> bool:
+    """Return whether a head takes the model's features and answers for the classes."""
+    classes = text.features().float()
+    try:
+        return head(classes).shape[1] == len(classes)
+    except RuntimeError:  # its width is another
+        return False
 
 
 def _decode(

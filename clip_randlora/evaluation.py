@@ -33,13 +33,13 @@ class _Predictor:
         model: encodes images, see `clip_randlora.forward.inference`.
         classes: unit class features (C, E).
         strength: of the update in both.
-        head: of a linear probe, interpolated by the strength; None without one.
+        head: of a method that trains one; its logits are interpolated with the zero-shot ones.
     """
 
     model: Model
     classes: Tensor
     strength: float = 0.0
-    head: nn.Linear | None = None
+    head: nn.Module | None = None
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return probabilities, float32 (N, C), for unit image features (N, E)."""

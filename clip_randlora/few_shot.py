@@ -14,7 +14,7 @@ import torch
 from clip_randlora.adapters import (
     Adapter,
     AdapterConfig,
-    LinearProbe,
+    HeadConfig,
     NormTuning,
     ZeroShot,
     attach,
@@ -39,7 +39,7 @@ from clip_randlora.training.distributed import (
     launch_notes,
     process_count,
 )
-from clip_randlora.training.linear_probe import LinearProbeTrainer
+from clip_randlora.training.head_trainer import HeadTrainer
 from clip_randlora.training.logger import Diverged
 from clip_randlora.training.state import OnStep, StepMetrics, Training, TrainState
 from clip_randlora.training.trainer import Trainer
@@ -136,8 +136,11 @@ def fit(
         notes += [*_missing_targets(adapter), *launch_notes()]
         eval_images = _decode_eval_images(model, data, watch) if watch else None
         training: Training | None = None
-        if isinstance(config.method, LinearProbe):
-            training = LinearProbeTrainer(model, adapter, text, train_images, state, on_progress)
+        if isinstance(config.method, HeadConfig):
+            validation = _decode_validation_images(model, data)
+            training = HeadTrainer(
+                model, adapter, text, train_images, config, state, validation, on_progress
+            )
         elif not isinstance(config.method, ZeroShot):
             training = Trainer(
                 model,
@@ -309,7 +312,7 @@ def _decode_train_images(
     if isinstance(config.method, ZeroShot):
         nothing = torch.empty(0, dtype=torch.uint8)
         return ImageBatch(nothing, nothing.long(), [])
-    if isinstance(config.method, LinearProbe):
+    if isinstance(config.method, HeadConfig):
         size = model.image_size
     else:
         size = round(choose_crop_size(model, config.crop_size) * _STORED_SCALE)
@@ -330,6 +333,13 @@ def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:
     drawn = decode_shots(data.test, per_class, 0, model.square())
     rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:count]
     return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
+
+
+def _decode_validation_images(model: Model, data: Data) -> ImageBatch | None:
+    """Decode the data set's validation images, if it has any."""
+    if data.validation is None:
+        return None
+    return decode_shots(data.validation, None, 0, model.square())
 
 
 def _missing_targets(adapter: Adapter) -> list[str]:
@@ -371,8 +381,8 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what ``metrics.json`` says of the training itself.
 
-    Methods without optimiser steps have None as ``step_seconds_median``; the ``steps`` of a linear
-    probe are L-BFGS's iterations.
+    Methods without optimiser steps have None as ``step_seconds_median``; the ``steps`` of a head
+    are the iterations of its fit.
     """
     took = state.step_seconds
     return {

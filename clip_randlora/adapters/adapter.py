@@ -57,8 +57,8 @@ class Adapter:
         weights: ``{name: weight}`` of what it adapts.
         bases: RandLoRA's frozen bases if they came with the adapter; None if the config's seed
             makes them.
-        head: a linear probe's weights (C, E) and biases (C,) on unit image features (N, E), which
-            updates no weight of the model; None for every other method.
+        head: maps unit image features (N, E) to logits (N, C) in the methods of
+            `clip_randlora.adapters.heads`, which update no weight; None for every other method.
         base: the name and the fingerprint of the model.
         is_attached: whether the model still has the adapter: it was neither detached nor merged.
         is_merged: whether the update was added to the model's weights.
@@ -74,7 +74,7 @@ class Adapter:
         check_has_none(net)
         self.net, self.config, self.bases = net, config.with_seed(0), bases
         self.weights = {weight.name: weight for weight in select_weights(net, config)}
-        self.head: nn.Linear | None = None
+        self.head: nn.Module | None = None
         self.base = adapter_files.identify(net, name)
         self._required_grad = {parameter: parameter.requires_grad for parameter in net.parameters()}
         self._strength = 1.0
@@ -157,7 +157,7 @@ class Adapter:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable parameters as ``WEIGHT.TARGET.TENSOR``, in the network's order.
 
-        A linear probe's are ``head.weight`` and ``head.bias``.
+        Those of a head begin with ``head.``.
         """
         for name, adapted in self._adapted.items():
             for suffix, parameter in adapted.deltas.named_parameters():
@@ -195,17 +195,17 @@ class Adapter:
                 counts[0] += 1
                 counts[1] += sum(parameter.numel() for parameter in delta.parameters())
         if self.head is not None:
-            rows["", "linear probe"] = [0, self.num_parameters()]  # none of the model's weights
+            rows["", "head"] = [0, self.num_parameters()]  # none of the model's weights
         return [AdaptedSummary(*key, *counts) for key, counts in rows.items()]
 
     def merge(self) -> None:
         """Add the update, at the present strength, to the weights: plain open_clip again.
 
         Raises:
-            UserError: it is a linear probe, which updates no weight.
+            UserError: it is a head, which updates no weight.
         """
         if self.head is not None:
-            raise UserError("a linear probe updates no weight of the model: nothing to merge")
+            raise UserError("a head updates no weight of the model: nothing to merge")
         self._remove(bake=True)
 
     def detach(self) -> None:
@@ -234,24 +234,29 @@ class Adapter:
             path: the file to write.
             task: what else a classifier needs, as `Classifier.load` reads it.
         """
-        tensors = dict(self.named_parameters()) | adapter_files.bases_to_tensors(self.bases)
+        tensors = self._stored_tensors() | adapter_files.bases_to_tensors(self.bases)
         adapter_files.write(path, self.config, self.base, tensors, task)
 
     def load_parameters(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-        """Copy the trainable parameters from a file's tensors.
+        """Copy the trainable parameters, and a head's other tensors, from a file's.
 
         Raises:
             UserError: they do not fit; the adapter is then detached, and the line names ``source``.
         """
-        parameters = dict(self.named_parameters())
+        stored = self._stored_tensors()
         try:
-            adapter_files.check_tensors(source, tensors, parameters)
+            adapter_files.check_tensors(source, tensors, stored)
         except UserError:
             self.detach()
             raise
         with torch.no_grad():
-            for key, parameter in parameters.items():
-                parameter.copy_(tensors[key])
+            for key, tensor in stored.items():
+                tensor.copy_(tensors[key])
+
+    def _stored_tensors(self) -> dict[str, Tensor]:
+        """Return what a file holds: trainable parameters, and what a head has beside them."""
+        buffers = self.head.named_buffers(prefix="head") if self.head is not None else ()
+        return {**dict(self.named_parameters()), **dict(buffers)}
 
 
 def check_has_none(net: nn.Module) -> None:
@@ -265,7 +270,7 @@ def attach(net: nn.Module, config: MethodConfig, name: str | None = None) -> Ada
 
     Args:
         net: an open_clip model.
-        config: of one of the `METHODS`. A linear probe's head is made where its classes are
+        config: of one of the `METHODS`. A head is made where its classes are
             known, by `fit`.
         name: what to call the model in messages; by default the name that `load_model` gave it.
 

@@ -14,13 +14,14 @@ from clip_randlora.adapters.config import MethodConfig, one_line
 from clip_randlora.adapters.delta import Delta, Shape
 from clip_randlora.adapters.dora import DoRA
 from clip_randlora.adapters.full import Full
+from clip_randlora.adapters.heads import GDA, AnchoredHead, LinearProbe, TipAdapterF
 from clip_randlora.adapters.kradapter import KRAdapter
 from clip_randlora.adapters.lora import CLIPLoRA, LoRA
 from clip_randlora.adapters.nola import NoLA
 from clip_randlora.adapters.norm_tuning import NormTuning
 from clip_randlora.adapters.randlora import RandLoRA
 from clip_randlora.adapters.vera import VeRA
-from clip_randlora.adapters.without_update import LinearProbe, ZeroShot
+from clip_randlora.adapters.zero_shot import ZeroShot
 from clip_randlora.errors import UserError
 
 METHODS: dict[str, type[MethodConfig]] = {
@@ -34,6 +35,9 @@ METHODS: dict[str, type[MethodConfig]] = {
     "norm_tuning": NormTuning,
     "full": Full,
     "linear_probe": LinearProbe,
+    "anchored_head": AnchoredHead,
+    "tip_adapter_f": TipAdapterF,
+    "gda": GDA,
     "zero_shot": ZeroShot,
 }
 """The methods by the name that commands and files call them. A new method is one more line."""

@@ -165,7 +165,7 @@ class Service:
         if key not in self._obstacles:
             try:
                 self._obstacles[key] = cr.export_obstacles(path)
-            except cr.UserError as error:  # a linear probe
+            except cr.UserError as error:  # a head
                 with_reason = str(error).partition(": ")[2]
                 self._obstacles[key] = dict.fromkeys(cr.export_formats(), with_reason)
                 self._obstacles[key]["adapter"] = ""

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_randlora.adapters import Adapter, LinearProbe, add_adapters, check_strength, load_adapter
+from clip_randlora.adapters import Adapter, add_adapters, check_strength, load_adapter
+from clip_randlora.adapters.heads import LinearHead
 from clip_randlora.clip.models import load_model
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_config, run_folder
-from clip_randlora.training.config import TrainConfig
 from clip_randlora.utils.outputs import write_json
 
 _IMAGES = 3
@@ -32,7 +32,8 @@ class Features(NamedTuple):
         images: (N, E), the features of the pixels.
         tokens: int64 (P, L), padded to the context length.
         texts: (P, E), the features of the tokens.
-        classes: (C, E), the class embeddings.
+        classes: (C, E), the class embeddings: unit vectors but for a head, whose own they are.
+        bias: (C,), added to the logits; None but for a head that has one.
     """
 
     pixels: Tensor
@@ -40,10 +41,12 @@ class Features(NamedTuple):
     tokens: Tensor
     texts: Tensor
     classes: Tensor
+    bias: Tensor | None = None
 
     def probabilities(self, scale: float) -> Tensor:
         """Return the probability of each class for each image, (N, C)."""
-        return (scale * self.images @ self.classes.T).softmax(dim=-1)
+        logits = scale * self.images @ self.classes.T
+        return (logits if self.bias is None else logits + self.bias).softmax(dim=-1)
 
     def require_equal(self, images: Tensor, texts: Tensor, tolerance: float) -> None:
         """Raise a UserError if the features of an export differ by more than the tolerance."""
@@ -82,14 +85,6 @@ class RunInfo:
         name = self.settings["model"]
         return Path(name).name if name.startswith("local-dir:") else name
 
-    @property
-    def is_linear_probe(self) -> bool:
-        """Whether the run trained a linear probe, which changes neither encoder."""
-        try:
-            return isinstance(TrainConfig.parse(self.settings["train"]).method, LinearProbe)
-        except UserError as error:
-            raise UserError(f"{self.folder}: damaged settings in config.yaml: {error}") from error
-
 
 class ExportSource:
     """A finished run, or several with their updates added, loaded on the CPU.
@@ -105,8 +100,8 @@ class ExportSource:
         expected: the features that the export has to reproduce.
 
     Raises:
-        UserError: a run is not finished or a linear probe, its base model is not available, or the
-            runs do not fit together.
+        UserError: a run is not finished, its base model is not available, or the runs do not fit
+            together.
     """
 
     def __init__(
@@ -123,11 +118,6 @@ class ExportSource:
         self.weights = average if weights is None else list(weights)
         self.prompts: dict[str, list[str]] = {}
         for info in self.runs:
-            if info.is_linear_probe:
-                raise UserError(
-                    f"{info.folder}: a linear probe leaves both encoders as they are, so there is "
-                    f"nothing to export; clip_randlora.Classifier.load takes the folder"
-                )
             for name, texts in run_config.read_prompts(info.folder, info.settings).items():
                 self.prompts.setdefault(name, texts)
         settings = self.runs[0].settings
@@ -154,7 +144,11 @@ class ExportSource:
         with self.adapter.cached_weights():
             images, texts = encode(model.net, pixels, tokens)
             classes = TextClassifier(model, self.classes, prompts).features()
-        return Features(pixels, images, tokens, texts, classes)
+        head, bias = self.adapter.head, None
+        if isinstance(head, LinearHead):
+            classes = torch.lerp(classes, head.weight / self.logit_scale, self.strength)
+            bias = None if head.bias is None else self.strength * head.bias
+        return Features(pixels, images, tokens, texts, classes, bias)
 
     @property
     def classes(self) -> list[str]:

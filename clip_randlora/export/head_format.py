@@ -14,11 +14,17 @@ FILE_NAME = "class_embeddings.safetensors"
 
 
 def write(source: ExportSource, folder: Path) -> None:
-    """Write unit class embeddings (C, E) and the logit scale; the metadata name the classes."""
+    """Write the class embeddings (C, E) and the logit scale; the metadata name the classes.
+
+    They are unit vectors, but for a method that trains a head. A head may have a ``bias`` (C,), to
+    be added to the logits.
+    """
     tensors = {
         "class_embeddings": source.expected.classes,
         "logit_scale": torch.tensor(source.logit_scale),
     }
+    if source.expected.bias is not None:
+        tensors["bias"] = source.expected.bias
     metadata = {
         "format": "pt",
         "classes": json.dumps(source.classes, ensure_ascii=False),
@@ -32,5 +38,6 @@ def verify(source: ExportSource, folder: Path) -> None:
     """Read the file and compare the probabilities."""
     tensors = load_file(folder / FILE_NAME)
     logits = tensors["logit_scale"] * source.expected.images @ tensors["class_embeddings"].T
+    logits = logits + tensors.get("bias", 0)
     probabilities = source.expected.probabilities(source.logit_scale)
     require_equal("probabilities", logits.softmax(dim=-1), probabilities, 1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from clip_randlora.adapters.heads import LinearHead
 from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
 from clip_randlora.export.export_source import ExportSource
@@ -21,9 +22,14 @@ def require_fit(source: ExportSource, format: str) -> None:
 def find_obstacle(source: ExportSource, format: str) -> str:
     """Return why the format cannot hold the source, "" if it can.
 
-    ``adapter``, ``open_clip`` and ``head`` hold every model.
+    ``adapter``, ``open_clip`` and ``head`` hold every model. Of a method that trains a head, only
+    ``head`` holds anything, if the head is linear.
     """
     method, model = source.adapter.config.method, source.model.name
+    if source.adapter.head is not None:
+        if not isinstance(source.adapter.head, LinearHead):
+            return f"{method} is not linear; clip_randlora.Classifier.load takes the run's folder"
+        return "" if format == "head" else f"{method} leaves both encoders as they are; use head"
     if format == "peft" and method != "randlora":
         return f"it is for one randlora run, and this is a {method}; use open_clip or transformers"
     if format in ("transformers", "peft"):

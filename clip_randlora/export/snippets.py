@@ -207,11 +207,12 @@ from safetensors import safe_open
 folder = {path}
 with safe_open(f"{{folder}}/class_embeddings.safetensors", framework="numpy") as file:
     embeddings, scale = file.get_tensor("class_embeddings"), file.get_tensor("logit_scale")
+    bias = file.get_tensor("bias") if "bias" in file.keys() else 0  # some linear heads have one
     classes = json.loads(file.metadata()["classes"])
 
 
-def logits(image_features):  # (N, E), of unit length, from the tuned image encoder
-    return scale * image_features @ embeddings.T
+def logits(image_features):  # (N, E), of unit length, from the run's image encoder
+    return scale * image_features @ embeddings.T + bias
 
 
 # That encoder, where you do not run it yet: the same run's export to open_clip, at this strength

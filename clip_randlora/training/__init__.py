@@ -1,1 +1,1 @@
-"""One training: its settings, its steps, its linear probe."""
+"""One training: its settings, its steps, its heads."""

@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
 
     Attributes:
         method: the configuration of one of the `METHODS`, its name, or a mapping with ``method``
-            and its settings. A linear probe and zero-shot ignore the settings about steps.
+            and its settings. A head and zero-shot ignore the settings about steps.
         shots: training images per class: a number, a share of the class's images such as ``50%``,
             or None or ``all`` for all. Of a share, every class has at least one.
         seed: of the draw of shots, the order of the images, the augmentation, and the method's

@@ -31,7 +31,7 @@ class TrainState:
     """How far a training is.
 
     Attributes:
-        step: steps that are done; of a linear probe, iterations of L-BFGS.
+        step: steps that are done; of a head, the iterations of its fit.
         steps: steps of the whole training; 0 if nothing is trained.
         seconds: time that training took.
         step_seconds: time that each step took.

@@ -16,10 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import clip_randlora as cr
+from clip_randlora.adapters import HeadConfig
 from clip_randlora.adapters.bases import random_matrices
+from clip_randlora.adapters.heads.linear_probe import choose_c
 from clip_randlora.evaluation import encode_images
 from clip_randlora.training.config import default_learning_rate
-from clip_randlora.training.linear_probe import choose_c
 
 WEIGHT_METHODS = (
     cr.LoRA(rank=2),
@@ -31,6 +32,7 @@ WEIGHT_METHODS = (
     cr.NormTuning(),
     cr.Full(),
 )
+HEADS = {name for name, config in cr.METHODS.items() if issubclass(config, HeadConfig)}
 STEPS = {"shots": 2, "steps": 2, "batch_size": 8, "crop_size": 64}
 
 
@@ -428,9 +430,9 @@ def test_a_probe_is_neither_merged_nor_added_nor_exported(tmp_path):
     with pytest.raises(cr.UserError, match="nothing to merge"):
         run.adapter.merge()
     run.adapter.detach()
-    with pytest.raises(cr.UserError, match="a linear probe, which updates no weight"):
+    with pytest.raises(cr.UserError, match="a head, which updates no weight"):
         cr.add_adapters(model.net, [tmp_path / "run" / "adapter.safetensors"])
-    with pytest.raises(cr.UserError, match="a linear probe leaves both encoders as they are"):
+    with pytest.raises(cr.UserError, match="linear_probe leaves both encoders as they are"):
         cr.export_run(tmp_path / "run", "open_clip", tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
@@ -449,7 +451,7 @@ def tiny_probe(tiny_folder, tmp_path_factory) -> Path:
     [
         (lambda weight: weight[:-1], "head.bias has another shape"),
         (lambda weight: weight[:, :-1], "its head does not fit the 11 classes"),
-        (lambda weight: weight[0], "head.weight has another shape"),
+        (lambda weight: weight[0], "head.weight is missing or has another shape"),
     ],
     ids=["a class too few", "a feature too few", "a vector"],
 )
@@ -471,7 +473,7 @@ def test_a_damaged_head_is_told(damage, says, tiny, tiny_probe, tmp_path):
 
 @pytest.mark.parametrize("model", ["lite0", "ViT-B-32"])
 def test_every_method_of_steps_has_a_learning_rate(model):
-    for method in cr.METHODS.keys() - {"linear_probe", "zero_shot"}:
+    for method in cr.METHODS.keys() - HEADS - {"zero_shot"}:
         assert 0 < default_learning_rate(model, method, 16) < 1
 
 

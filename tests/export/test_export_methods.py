@@ -14,8 +14,9 @@ transformers = pytest.importorskip("transformers")
 
 METHODS = [
     "randlora", "lora", "clip_lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "full",
-    "zero_shot", "linear_probe",
+    "zero_shot",
 ]  # fmt: skip
+HEADS = ["linear_probe", "anchored_head", "gda"]  # one format holds the linear ones
 STRENGTH = 0.5
 
 
@@ -27,7 +28,7 @@ def run_of(quick_folder, drawings, tmp_path_factory):
     def run(method: str):
         if method not in known:
             out = tmp_path_factory.mktemp("methods") / method
-            spread = 0 if method == "linear_probe" else 0.1
+            spread = 0 if method in (*HEADS, "tip_adapter_f") else 0.1
             model = cr.load_model(str(quick_folder))
             known[method] = train(model, drawings, out, spread=spread, method=method)
         return known[method]
@@ -82,13 +83,18 @@ FITS = [
         format,
         marks=[pytest.mark.slow] if format == "onnx" or method not in QUICK else [],
     )
-    for method in METHODS[:-1]
+    for method in METHODS
     for format in cr.export_formats()
     if format != "peft" or method == "randlora"
 ]
 REFUSED = [
-    *((method, "peft", "is for one randlora run, and this is a") for method in METHODS[1:-1]),
-    *(("linear_probe", format, "leaves both encoders as they") for format in cr.export_formats()),
+    *((method, "peft", "is for one randlora run, and this is a") for method in METHODS[1:]),
+    *(
+        ("linear_probe", format, "leaves both encoders as they are; use head")
+        for format in cr.export_formats()
+        if format != "head"
+    ),
+    ("tip_adapter_f", "head", "is not linear"),
 ]
 
 
@@ -130,3 +136,23 @@ def test_all_methods_and_formats_are_in_this_table():
     cells = {case.values for case in FITS} | {case[:2] for case in REFUSED}
     assert cells == {(method, format) for method in METHODS for format in cr.export_formats()}
     assert len(FITS) + len(REFUSED) == len(METHODS) * len(cr.export_formats())
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_a_linear_head_is_exported_as_class_embeddings(method, run_of, tmp_path):
+    """The file's logits are the classifier's own, at half strength too."""
+    run = run_of(method)
+    out = cr.export_run(run, "head", tmp_path / "out", strength=STRENGTH)
+    tensors = load_file(out / "class_embeddings.safetensors")
+    assert ("bias" in tensors) == (method != "anchored_head")
+    classifier = cr.Classifier.load(run, strength=STRENGTH, device="cpu")
+    size = classifier.model.image_size
+    images = torch.randint(
+        0, 256, (3, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    with torch.no_grad():
+        features = classifier.model.encode_image(images)
+        _, expected = classifier.side_by_side().probabilities(images)
+    logits = tensors["logit_scale"] * features @ tensors["class_embeddings"].T
+    found = (logits + tensors.get("bias", 0)).softmax(dim=-1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

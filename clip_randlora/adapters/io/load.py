@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from clip_randlora.adapters.adapter import Adapter, check_has_none
 from clip_randlora.adapters.bases import Bases
 from clip_randlora.adapters.config import MethodConfig
+from clip_randlora.adapters.heads import HeadConfig
 from clip_randlora.adapters.io import adapter_files, peft_files
-from clip_randlora.adapters.methods import Sum, parse_stored
+from clip_randlora.adapters.methods import METHODS, Sum, parse_stored
 from clip_randlora.adapters.randlora import RandLoRA
 from clip_randlora.adapters.targets import select_weights
-from clip_randlora.adapters.without_update import LinearProbe
 from clip_randlora.errors import UserError
 
 
@@ -48,8 +48,8 @@ def load_adapter(net: nn.Module, path: str | Path, name: str | None = None) -> A
     config = _parse_config(path, stored.config)
     _check_bases(path, net, config, stored.bases)
     adapter = Adapter(net, config, name, stored.bases)
-    if isinstance(config, LinearProbe):
-        adapter.head = _empty_head(path, stored.tensors, next(net.parameters()).device)
+    if isinstance(config, HeadConfig):
+        adapter.head = _empty_head(path, config, stored.tensors, next(net.parameters()).device)
     adapter.load_parameters(stored.tensors, path)
     return adapter
 
@@ -66,15 +66,16 @@ def _parse_config(path: str | Path, config: Mapping[str, Any]) -> MethodConfig:
 
 
 def _empty_head(
-    path: str | Path, tensors: Mapping[str, Tensor], device: torch.device
-) -> nn.Linear | None:
-    """Make a probe's head of the file's size; None if the file has none, as it was not trained."""
-    weight = tensors.get("head.weight")
-    if weight is None:
+    path: str | Path, config: HeadConfig, tensors: Mapping[str, Tensor], device: torch.device
+) -> nn.Module | None:
+    """Make a head of the file's size; None if the file has none, as it was not trained."""
+    own = {name.removeprefix("head."): tensor for name, tensor in tensors.items()}
+    if not own:
         return None
-    if weight.ndim != 2:
-        raise UserError(f"{path}: damaged adapter file, tensor head.weight has another shape")
-    return nn.Linear(weight.shape[1], weight.shape[0], device=device)
+    try:
+        return config.head_of(own).to(device)
+    except UserError as error:
+        raise UserError(f"{path}: damaged adapter file, {error}") from error
 
 
 def _check_bases(
@@ -124,8 +125,8 @@ def add_adapters(
         adapter_files.refuse_other_base(path, one.base, present)
         if one.bases or one.config.get("method") == "sum":
             raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
-        if one.config.get("method") == "linear_probe":
-            raise UserError(f"{path}: a linear probe, which updates no weight that could be added")
+        if issubclass(METHODS.get(one.config.get("method", ""), Sum), HeadConfig):
+            raise UserError(f"{path}: a head, which updates no weight that could be added")
     terms = [_parse_config(path, one.config) for path, one in zip(paths, stored, strict=True)]
     for path, term in zip(paths, terms, strict=True):
         for setting in ("towers", "targets", "blocks"):

@@ -1,0 +1,109 @@
+"""Training of a head: encode the training images once, then fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clip_randlora.adapters import Adapter
+from clip_randlora.adapters.heads import HeadConfig, HeadData
+from clip_randlora.clip.models import Model
+from clip_randlora.clip.text import TextClassifier
+from clip_randlora.data import ImageBatch, augment
+from clip_randlora.forward.inference import inference_model
+from clip_randlora.training.config import TrainConfig
+from clip_randlora.training.state import OnStep, TrainState
+from clip_randlora.utils.progress import OnProgress, report_progress
+
+_BATCH = 64
+
+
+class HeadTrainer:
+    """Fits a head to the frozen features of the training images."""
+
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        text: TextClassifier,
+        train_images: ImageBatch,
+        config: TrainConfig,
+        state: TrainState,
+        validation_images: ImageBatch | None = None,
+        on_progress: OnProgress | None = None,
+    ):
+        """Give the adapter a head, which is the zero-shot classifier until `run`.
+
+        Args:
+            model: the model, to which the adapter is attached.
+            adapter: gets the head.
+            text: the classes and their prompts.
+            train_images: uint8 images in the model's size.
+            config: has the method, and the settings of the augmentation.
+            state: kept up to date.
+            validation_images: of the data set, if the method chooses settings by them.
+            on_progress: told how many images are encoded.
+        """
+        assert isinstance(config.method, HeadConfig)
+        self.model, self.config, self.state = model, config, state
+        self.method, self.on_progress = config.method, on_progress
+        self.train_images, self.validation_images = train_images, validation_images
+        with torch.no_grad():
+            classes = text.features().float().cpu()
+        self.data = HeadData(
+            torch.empty(0, 0, classes.shape[1]),
+            train_images.labels.cpu(),
+            classes,
+            float(model.logit_scale().detach()),
+        )
+        self.head = adapter.head = self.method.zero_shot_head(self.data).to(model.device)
+
+    def run(
+        self, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Encode every view of the images once, and fit on the CPU; neither argument is called."""
+        start = time.perf_counter()
+        count, views = len(self.train_images), self.method.number_of_views
+        encoded = self._encode(views)
+        features, rest = encoded[: count * views], encoded[count * views :]
+        validation = None
+        if self.validation_images is not None:
+            validation = rest, self.validation_images.labels.cpu()
+        data = replace(self.data, features=features.unflatten(0, (views, count)))
+        fit = self.method.fit(self.head.cpu(), replace(data, validation=validation))
+        self.head.to(self.model.device)
+        self.state.notes += fit.notes
+        self.state.step = self.state.steps = fit.iterations
+        self.state.seconds = time.perf_counter() - start
+
+    def _encode(self, views: int) -> Tensor:
+        """Return unit features, float32 (views N + M, E), on the CPU.
+
+        They are those of the N training images, of their other views, and of M validation images.
+        """
+        images = self.train_images.images
+        generator = torch.Generator().manual_seed(self.config.seed)
+        parts: list[Callable[[], Tensor]] = [lambda: images]
+        parts += [partial(self._augmented, images, generator)] * (views - 1)
+        if self.validation_images is not None:
+            parts.append(lambda: self.validation_images.images)
+        self.model.net.eval()
+        ready = inference_model(self.model)
+        with torch.no_grad():
+            done = report_progress(
+                (batch for part in parts for batch in part().split(_BATCH)),
+                "encoding images",
+                len(images) * views + len(self.validation_images or ()),
+                self.on_progress,
+                len,
+            )
+            return torch.cat([ready.encode_image(batch).float().cpu() for batch in done])
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        scale, flip = self.config.crop_scale, self.config.flip
+        return augment(images, self.model.image_size, generator, scale=scale, flip=flip)
