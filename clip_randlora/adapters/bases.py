@@ -50,10 +50,13 @@ class Bases(NamedTuple):
         """Return all B_i as one matrix (D, n r), a view if they were made from one."""
         return self.b.permute(1, 2, 0).flatten(1)
 
-    def sliced(self, rows: int, columns: int) -> "Bases":
-        """Return the views that a weight of shape (rows, columns), rows >= columns, uses."""
+    def sliced(self, rows: int, columns: int, count: int | None = None) -> "Bases":
+        """Return the views that a weight of shape (rows, columns), rows >= columns, uses.
+
+        ``count`` is its number of bases, by default `number_of_bases`.
+        """
         rank = self.a.shape[0]
-        width = number_of_bases(columns, rank) * rank
+        width = (count or number_of_bases(columns, rank)) * rank
         return Bases.from_matrix(self.matrix()[:rows, :width], self.a[:, :columns])
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from typing_extensions import Self
 
 from clip_randlora.adapters.delta import Delta, Shape
 from clip_randlora.errors import UserError, unknown_setting
 
 Tower = Literal["vision", "text"]
-Target = Literal["q", "k", "v", "out", "mlp", "conv"]
+Target = Literal["q", "k", "v", "qkv", "out", "mlp", "conv"]
 
 
 class MethodConfig(BaseModel):
@@ -39,7 +39,8 @@ class AdapterConfig(MethodConfig):
     Attributes:
         towers: the encoders to adapt.
         targets: the kinds of weight to adapt: the attention's q, k, v and out projections, the
-            MLP's linear layers, the 1x1 convolutions.
+            MLP's linear layers, the 1x1 convolutions. ``qkv`` adapts q, k and v as one weight
+            (3 d, d), where the model holds them as one.
         blocks: adapt only the last K blocks of each tower; None adapts all.
         seed: of the frozen bases and of the random start. None takes the training's seed, and 0
             where there is no training.
@@ -49,6 +50,14 @@ class AdapterConfig(MethodConfig):
     targets: tuple[Target, ...] = Field(default=("q", "k", "v", "out", "mlp", "conv"), min_length=1)
     blocks: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, value: tuple[Target, ...]) -> tuple[Target, ...]:
+        twice = {"q", "k", "v"} & set(value)
+        if "qkv" in value and twice:
+            raise ValueError(f"qkv has {min(twice)} already; give qkv, or q, k and v")
+        return value
 
     @property
     def has_chosen_targets(self) -> bool:

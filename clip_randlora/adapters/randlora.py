@@ -69,12 +69,16 @@ class RandLoRA(RankedConfig):
         rank: r, the rank of each base; a higher rank has fewer trainable parameters.
         alpha: the update is scaled by alpha / r.
         bases: distribution of the frozen bases, see `clip_randlora.adapters.bases.random_bases`.
+        as_released: as in the code that the paper's authors released for CLIP: ``floor(d / r) + 1``
+            bases, one more than here where r divides d; at first lambda is ``1 / max(n, r)`` and
+            gamma is zero. By default the start is that of peft's RandLoRA.
     """
 
     method: Literal["randlora"] = "randlora"
     rank: int = Field(default=6, ge=1)
     alpha: float = Field(default=1.0, gt=0)
     bases: Distribution = "uniform"
+    as_released: bool = False
 
     def make_deltas(self, shapes: Sequence[Shape], bases: Bases | None = None) -> list[Delta]:
         """Make a fresh update for each weight shape (out, in), all from one pair of bases.
@@ -86,29 +90,43 @@ class RandLoRA(RankedConfig):
         """
         self.check_rank(shapes)
         rows, columns = max(map(max, shapes)), max(map(min, shapes))
-        seeded = SeededBases(self.rank, rows, columns, self.bases, self.seed or 0)
+        widest = columns + self.as_released  # floor(d / r) + 1 is ceil((d + 1) / r)
+        seeded = SeededBases(self.rank, rows, widest, self.bases, self.seed or 0)
         provider = StoredBases(bases) if bases else seeded
-        return [RandLoRADelta(shape, self.rank, self.scale, provider) for shape in shapes]
+        return [
+            RandLoRADelta(shape, self.rank, self.scale, provider, self.as_released)
+            for shape in shapes
+        ]
 
 
 class RandLoRADelta(Delta):
     """RandLoRA's update; trains lambda (n, r), zero at first, and gamma (n, d), 1 / max(n, d).
 
     A weight that is wider than tall is updated through its transpose, so that D >= d.
+    `RandLoRA.as_released` describes another number n and another start.
     """
 
-    def __init__(self, shape: Shape, rank: int, scale: float, bases: BasisProvider):
+    def __init__(
+        self,
+        shape: Shape,
+        rank: int,
+        scale: float,
+        bases: BasisProvider,
+        as_released: bool = False,
+    ):
         super().__init__(shape)
         self.rows, self.columns = max(shape), min(shape)  # D and d
         self.is_transposed = shape[0] < shape[1]
         self.scale, self.bases = scale, bases
-        n = number_of_bases(self.columns, rank)
-        self.lam = nn.Parameter(torch.zeros(n, rank))
-        self.gamma = nn.Parameter(torch.full((n, self.columns), 1 / max(n, self.columns)))
+        n = self.count = number_of_bases(self.columns + as_released, rank)
+        lam, gamma = (1 / max(n, rank), 0.0) if as_released else (0.0, 1 / max(n, self.columns))
+        self.lam = nn.Parameter(torch.full((n, rank), lam))
+        self.gamma = nn.Parameter(torch.full((n, self.columns), gamma))
 
     def forward(self) -> Tensor:
         """Return dW, (out, in)."""
         # asked for at each use: the parameters may move to another device
-        bases = self.bases.pair(self.lam.dtype, self.lam.device).sliced(self.rows, self.columns)
+        pair = self.bases.pair(self.lam.dtype, self.lam.device)
+        bases = pair.sliced(self.rows, self.columns, self.count)
         update = randlora_delta(*bases, self.lam, self.gamma, self.scale)
         return update.T if self.is_transposed else update

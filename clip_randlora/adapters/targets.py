@@ -32,7 +32,8 @@ _QKV_LEAVES = {
     **dict.fromkeys(("v", "v_proj", "value", "to_v", "v_lin"), ("v",)),
 }
 _OUT_LEAVES = {"proj", "out_proj", "c_proj", "to_out", "o_proj", "out_lin"}
-_ATTENTION_TARGETS = ("q", "k", "v", "out")
+_QKV = ("q", "k", "v")
+_ATTENTION_TARGETS = (*_QKV, "qkv", "out")
 _ATTENTION_CLASS = re.compile("atten|attn|transformer", re.IGNORECASE)
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 _NORM_CLASS = re.compile("(?:layer|batch|group|rms)_?norm", re.IGNORECASE)
@@ -145,9 +146,12 @@ def _select_targets(net: nn.Module, config: AdapterConfig) -> list[TargetWeight]
     weights = find_weights(net)
     selected = []
     for weight in _last_blocks(weights, config.blocks):
-        parts = tuple(part for part in weight.parts if part.target in config.targets)
+        whole = _as_one(weight) if "qkv" in config.targets else weight
+        parts = tuple(part for part in whole.parts if part.target in config.targets)
         if parts and weight.tower in config.towers:
             selected.append(replace(weight, parts=parts))
+    if "qkv" in config.targets:
+        _require_packed(config, weights, selected)
     if not selected:
         raise UserError(
             f"towers {', '.join(config.towers)} with targets {', '.join(config.targets)} match no "
@@ -172,6 +176,27 @@ def _last_blocks(weights: list[TargetWeight], count: int | None) -> list[TargetW
     for weight in weights:
         blocks[weight.tower] = max(blocks[weight.tower], weight.block + 1)
     return [weight for weight in weights if weight.block >= blocks[weight.tower] - count]
+
+
+def _as_one(weight: TargetWeight) -> TargetWeight:
+    """Return a packed q, k, v as a weight of one part, and any other weight as it is."""
+    if tuple(part.target for part in weight.parts) != _QKV:
+        return weight
+    return replace(weight, parts=(AdaptedPart("qkv", slice(0, weight.parts[-1].rows.stop)),))
+
+
+def _require_packed(
+    config: AdapterConfig, weights: list[TargetWeight], selected: list[TargetWeight]
+) -> None:
+    """Refuse the target qkv on a tower that holds q, k and v as weights of their own."""
+    for tower in config.towers:
+        has_packed = any(w.tower == tower and w.parts[0].target == "qkv" for w in selected)
+        apart = [w for w in weights if w.tower == tower and w.parts[0].target in _QKV]
+        if apart and not has_packed:
+            raise UserError(
+                f"targets: qkv, but the {tower} tower holds q, k and v as separate weights "
+                f"({apart[0].name}); give q, k, v"
+            )
 
 
 def require_attention(net: nn.Module, config: MethodConfig) -> None:

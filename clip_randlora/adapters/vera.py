@@ -25,17 +25,21 @@ class VeRA(AdapterConfig):
         rank: r, of the shared matrices; an update has r + out trainable parameters.
         alpha: the update is scaled by alpha; the paper has no such factor.
         initial_d: the start of every entry of the trained vector d.
+        as_released: scaled as in the code of the RandLoRA paper for CLIP: the matrices have
+            standard deviation 1, and the update is scaled by alpha / r. By default they are Kaiming
+            uniform, as in VeRA's paper.
     """
 
     method: Literal["vera"] = "vera"
     rank: int = Field(default=256, ge=1)
     alpha: float = Field(default=1.0, gt=0)
     initial_d: float = Field(default=0.1, gt=0)
+    as_released: bool = False
 
     @property
     def scale(self) -> float:
-        """The factor alpha of the update."""
-        return self.alpha
+        """The factor of the update: alpha, or alpha / r."""
+        return self.alpha / self.rank if self.as_released else self.alpha
 
     def make_deltas(self, shapes: Sequence[Shape]) -> list[Delta]:
         """Make a fresh update for each weight shape (out, in).
@@ -55,13 +59,15 @@ class VeRA(AdapterConfig):
 class VeRADelta(LowRankDelta):
     """VeRA's update; trains b (out), zero at first, and d (r).
 
-    B and A are Kaiming uniform for the weight's own size, and corners of the shared matrices.
+    B and A are Kaiming uniform for the weight's own size, and corners of the shared matrices;
+    `VeRA.as_released` describes another scale.
     """
 
     def __init__(self, shape: Shape, config: VeRA, b: RandomMatrices, a: RandomMatrices):
         super().__init__(shape)
         # the shared matrices have standard deviation 1; Kaiming's is sqrt(2 / fan in)
-        self.scale = config.scale * sqrt(2 / config.rank) * sqrt(2 / shape[1])
+        kaiming = sqrt(2 / config.rank) * sqrt(2 / shape[1])
+        self.scale = config.scale * (1.0 if config.as_released else kaiming)
         self.frozen_b, self.frozen_a = b, a
         self.b = nn.Parameter(torch.zeros(shape[0]))
         self.d = nn.Parameter(torch.full((config.rank,), config.initial_d))

@@ -78,7 +78,7 @@ class Estimates:
         if not per_image or not images:
             return None
         steps = config.steps or default_steps(
-            images, config.batch_size, config.epochs, config.min_steps
+            images, config.batch_size, config.epochs, config.min_steps, config.max_steps
         )
         testing = 2 * tested * (encode or 0)
         return steps * min(images, config.batch_size) * per_image + testing + _SECONDS_AROUND

@@ -5,6 +5,7 @@ from __future__ import annotations
 from open_clip.tokenizer import SimpleTokenizer
 
 from clip_randlora.adapters.heads import LinearHead
+from clip_randlora.adapters.io.peft_files import unknown_to_peft
 from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
 from clip_randlora.export.export_source import ExportSource
@@ -32,6 +33,8 @@ def find_obstacle(source: ExportSource, format: str) -> str:
         return "" if format == "head" else f"{method} leaves both encoders as they are; use head"
     if format == "peft" and method != "randlora":
         return f"it is for one randlora run, and this is a {method}; use open_clip or transformers"
+    if format == "peft" and (unknown := unknown_to_peft(source.adapter.config)):
+        return f"peft's RandLoRA has no {unknown}; use open_clip or transformers"
     if format in ("transformers", "peft"):
         difference = _difference_from_openai(source)
         if difference:

@@ -50,7 +50,8 @@ _LITE0_BETA2 = {"nola": 0.98}  # no lasting gain for the other methods (docs/res
 
 _NUMBERS = (
     "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
-    "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "prompts_per_step",
+    "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "max_steps",
+    "accumulate", "logit_scale",
 )  # fmt: skip
 
 
@@ -67,12 +68,16 @@ class TrainConfig(BaseModel):
         steps: optimiser steps; None: `default_steps` of ``epochs`` and ``min_steps``.
         epochs: passes over the training images, if ``steps`` is None.
         min_steps: lower bound on the steps, if ``steps`` is None.
+        max_steps: upper bound on the steps of ``epochs``, if ``steps`` is None; None for no bound.
         batch_size: images per step; all images if there are fewer.
+        accumulate: the images of a step are encoded in so many parts, one after the other, and
+            their gradients are added. That takes the memory of one part.
         learning_rate: peak learning rate; None: `default_learning_rate`.
         weight_decay: AdamW's weight decay.
         beta2: AdamW's decay rate of the squared gradients' running mean; None: `default_beta2`.
         warmup: share of the steps in which the learning rate rises.
         label_smoothing: of the cross entropy, 0 to 1.
+        logit_scale: factor of the cosine similarities in the loss; None: the model's.
         clip_norm: upper bound on the gradient's norm.
         precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` chooses bf16 on hardware
             that is fast in it.
@@ -87,7 +92,10 @@ class TrainConfig(BaseModel):
             blocks encode each view once. Fewer if their activations take more than 2 GiB. None: 3
             if blocks of the vision tower are frozen, otherwise new crops at every step.
         prompts_per_step: if there are more prompts, a step takes one prompt of each class in the
-            batch and of random other classes, up to this many.
+            batch and of random other classes, up to this many. ``batch``: a step takes one prompt
+            for each of its images, of the image's class, and no other. The loss is then over the
+            classes of the images that are encoded together: with ``accumulate`` or several
+            processes, those of a part.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -98,12 +106,15 @@ class TrainConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     epochs: float = Field(default=16, gt=0)
     min_steps: int = Field(default=60, ge=1)
+    max_steps: int | None = Field(default=2000, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta2: float | None = Field(default=None, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    logit_scale: float | None = Field(default=None, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     templates: tuple[str, ...] | None = None
@@ -112,7 +123,7 @@ class TrainConfig(BaseModel):
     crop_size: int | None = Field(default=None, ge=32, le=1024)
     flip: bool = True
     views: int | None = Field(default=None, ge=1)
-    prompts_per_step: int = Field(default=256, ge=2)
+    prompts_per_step: int | Literal["batch"] = 256
 
     @field_validator("shots", mode="before")
     @classmethod
@@ -124,6 +135,14 @@ class TrainConfig(BaseModel):
     def _refuse_yes_and_no(cls, value: Any) -> Any:
         if isinstance(value, bool):  # YAML's yes and no, which would count as 1 and 0
             raise ValueError("give a number")
+        return value
+
+    @field_validator("prompts_per_step", mode="before")
+    @classmethod
+    def _check_prompts_per_step(cls, value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value != "batch" and not (is_number and value >= 2):
+            raise ValueError("give a number of prompts from 2, or batch")
         return value
 
     @field_validator("templates")
@@ -151,12 +170,19 @@ class TrainConfig(BaseModel):
             raise UserError(one_line(error, cls.model_fields)) from error
 
 
-def default_steps(images: int, batch_size: int, epochs: float = 16, min_steps: int = 60) -> int:
-    """Return the number of steps: those of the epochs, at least ``min_steps``, at most 2,000.
+def default_steps(
+    images: int,
+    batch_size: int,
+    epochs: float = 16,
+    min_steps: int = 60,
+    max_steps: int | None = 2000,
+) -> int:
+    """Return the number of steps: those of the epochs, within the two bounds.
 
     ``min_steps`` decides with very few images, when an epoch is one batch or less.
     """
-    return max(min(math.ceil(epochs * math.ceil(images / batch_size)), 2000), min_steps)
+    steps = math.ceil(epochs * math.ceil(images / batch_size))
+    return max(min(steps, max_steps or steps), min_steps)
 
 
 def default_crop_size(model: Model) -> int:

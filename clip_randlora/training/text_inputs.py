@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -17,7 +20,9 @@ class TextInputs:
     A text tower that is not adapted encodes all prompts once.
     """
 
-    def __init__(self, text: TextClassifier, adapter: Adapter, prompts_per_step: int):
+    def __init__(
+        self, text: TextClassifier, adapter: Adapter, prompts_per_step: int | Literal["batch"]
+    ):
         self._text, self._adapter, self._most = text, adapter, prompts_per_step
         self._owners = text.owners.cpu()  # prompts are drawn on the CPU
         self._fixed: Tensor | None = None
@@ -25,7 +30,11 @@ class TextInputs:
         if "text" not in adapter.towers:
             with torch.no_grad():
                 self._fixed = text.features()
-        self._draws = self._fixed is None and len(self._owners) > prompts_per_step
+        self.is_per_image = self._fixed is None and prompts_per_step == "batch"
+        """Whether a step has one prompt for each image, in the order of the images."""
+        self._draws = self._fixed is None and (
+            prompts_per_step == "batch" or len(self._owners) > prompts_per_step
+        )
 
     def fill_cache(self) -> list[str]:
         """Cache the activations of frozen blocks; return notes on what could not be cached."""
@@ -39,17 +48,21 @@ class TextInputs:
 
     def number_varies(self, batch_size: int) -> bool:
         """Return whether the number of prompts differs from step to step."""
-        return self._draws and self._most < batch_size
+        return self._draws and not self.is_per_image and int(self._most) < batch_size
 
-    def draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+    def draw(
+        self, labels: Tensor, generator: torch.Generator, parts: Sequence[slice]
+    ) -> tuple[Tensor | None, Tensor]:
         """Return a step's prompts, and the labels as positions among its class features.
 
         One prompt of every class in the batch is drawn, and one of random other classes up to the
-        number of prompts that a step takes.
+        number of prompts that a step takes; or one prompt for each image.
 
         Args:
             labels: of the whole step, CPU int64 (B,).
             generator: of the draw.
+            parts: of the batch, which are encoded one by one; read if there is a prompt for each
+                image, whose position then is that in its part.
 
         Returns:
             Rows of the prompts, int64 (R,) on the device, or None for all prompts; and CPU int64
@@ -57,16 +70,33 @@ class TextInputs:
         """
         if not self._draws:
             return None, labels
+        if self.is_per_image:
+            rows, positions = self._draw_per_image(labels, generator, parts)
+            return send(rows, self._text.owners.device), positions
         shuffled = torch.randperm(len(self._owners), generator=generator)
         in_batch = torch.isin(self._owners[shuffled], labels)
         first: dict[int, int] = {}  # class -> its first prompt, the batch's classes first
         for row in torch.cat([shuffled[in_batch], shuffled[~in_batch]]).tolist():
             first.setdefault(int(self._owners[row]), row)
-        chosen = list(first.items())[: max(self._most, len(labels.unique()))]
+        chosen = list(first.items())[: max(int(self._most), len(labels.unique()))]
         position = torch.full((len(self._text.classes),), -1, dtype=torch.int64)
         position[[label for label, _ in chosen]] = torch.arange(len(chosen))
         rows = torch.tensor([row for _, row in chosen])
         return send(rows, self._text.owners.device), position[labels]
+
+    def _draw_per_image(
+        self, labels: Tensor, generator: torch.Generator, parts: Sequence[slice]
+    ) -> tuple[Tensor, Tensor]:
+        """Return a prompt's row for each image, and the first place of its class in its part."""
+        rows, positions = torch.zeros_like(labels), torch.zeros_like(labels)
+        shuffled = torch.randperm(len(self._owners), generator=generator)
+        for place, label in enumerate(labels.tolist()):
+            of_class = shuffled[self._owners[shuffled] == label]
+            rows[place] = of_class[place % len(of_class)]
+        for part in parts:
+            same = labels[part, None] == labels[part]
+            positions[part] = same.int().argmax(dim=1)
+        return rows, positions
 
     def features(self, prompts: Tensor | None) -> Tensor:
         """Return the class features (R, E) of the prompts that `draw` returned."""

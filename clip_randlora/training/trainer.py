@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -82,10 +83,11 @@ class Trainer:
         self.labels = train_images.labels.cpu()  # batches are drawn on the CPU
         self.batch_size = min(config.batch_size, len(train_images))
         state.steps = config.steps or default_steps(
-            len(train_images), config.batch_size, config.epochs, config.min_steps
+            len(train_images), config.batch_size, config.epochs, config.min_steps, config.max_steps
         )
         state.precision = choose_precision(config.precision, model.device)
         self.distributed = DistributedStep(self.batch_size, model.device)
+        self.parts = _split(self.distributed.part, config.accumulate)
         self.image_inputs = ImageInputs(
             train_images.images.to(model.device),
             choose_crop_size(model, config.crop_size),
@@ -116,8 +118,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows, epochs = draw_batch(step, self.batch_size, len(self.labels), seed)
         images = self.image_inputs.draw(rows, epochs, generator)
-        prompts, targets = self.text_inputs.draw(self.labels[rows], generator)
+        prompts, targets = self.text_inputs.draw(self.labels[rows], generator, self.parts)
         targets = send(targets[self.distributed.part], self.model.device)
+        if prompts is not None and self.text_inputs.is_per_image:
+            prompts = prompts[self.distributed.part]
         loss, accuracy = self._update(images, prompts, targets)
         self.schedule.step()
         self._is_updating = False
@@ -133,17 +137,18 @@ class Trainer:
             prompts: from `TextInputs.draw`.
             targets: the images' labels among the prompts, int64 (B,).
         """
-        with training_forward(self.model.net, self.adapter), self._autocast():
-            image_features = self.image_inputs.features(images)
-            class_features = self.text_inputs.features(prompts)
-            logits = self.model.logit_scale() * image_features @ class_features.T
-            loss = nn.functional.cross_entropy(
-                logits.float(), targets, label_smoothing=self.config.label_smoothing
-            )
-            loss = loss * self.distributed.share
-        self.scaler.scale(loss).backward()
-        accuracy = (logits.detach().argmax(dim=-1) == targets).float().mean()
-        loss, accuracy = loss.detach(), accuracy * self.distributed.share
+        losses, accuracies = [], []
+        for part in self.parts:
+            own = slice(part.start - self.parts[0].start, part.stop - self.parts[0].start)
+            of_part = prompts
+            if prompts is not None and self.text_inputs.is_per_image:
+                of_part = prompts[own]
+            share = self.distributed.share * (own.stop - own.start) / len(targets)
+            pieces = [tensor[own] for tensor in images]
+            loss, accuracy = self._add_gradients(pieces, of_part, targets[own], share)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        loss, accuracy = torch.stack(losses).sum(), torch.stack(accuracies).sum()
         parameters = self.adapter.parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.distributed.average([*gradients, loss, accuracy])
@@ -154,6 +159,23 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, accuracy
+
+    def _add_gradients(
+        self, images: Sequence[Tensor], prompts: Tensor | None, targets: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a part of a batch; return ``share`` of its loss and accuracy."""
+        with training_forward(self.model.net, self.adapter), self._autocast():
+            image_features = self.image_inputs.features(images)
+            class_features = self.text_inputs.features(prompts)
+            scale = self.config.logit_scale or self.model.logit_scale()
+            logits = scale * image_features @ class_features.T
+            loss = nn.functional.cross_entropy(
+                logits.float(), targets, label_smoothing=self.config.label_smoothing
+            )
+            loss = loss * share
+        self.scaler.scale(loss).backward()
+        accuracy = (logits.detach().argmax(dim=-1) == targets).float().mean()
+        return loss.detach(), accuracy * share
 
     def run(
         self, on_step: OnStep | None = None, should_stop: Callable[[], bool] = lambda: False
@@ -272,3 +294,11 @@ class Trainer:
         """Return the context that computes in the training's precision."""
         dtype = torch.float16 if self.state.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.model.device.type, dtype, enabled=self.state.precision != "fp32")
+
+
+def _split(whole: slice, count: int) -> list[slice]:
+    """Return a slice in ``count`` parts of about equal size; fewer if it is shorter than that."""
+    length = whole.stop - whole.start
+    count = min(count, length)
+    edges = [whole.start + length * number // count for number in range(count + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]

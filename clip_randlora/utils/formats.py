@@ -15,8 +15,8 @@ from typing import Any
 
 from clip_randlora.errors import UserError
 
-RUN = 2  # of config.yaml and sweep.json; version 1 did not record the seed of a method's start
-ADAPTER = 2  # version 1 split the bases' columns in another way, so its files mean other updates
+RUN = 3  # of config.yaml and sweep.json; version 1 did not record the seed of a method's start
+ADAPTER = 3  # version 1 split the bases' columns in another way, so its files mean other updates
 OLDEST_ADAPTER = 2
 CHECKPOINT = 2  # version 1 belongs to adapter files of version 1
 
@@ -51,16 +51,24 @@ class Change:
         return kept + sorted(self.removed)
 
 
-TRAIN: dict[int, Change] = {2: Change(added={"beta2": 0.999})}
+TRAIN: dict[int, Change] = {
+    2: Change(added={"beta2": 0.999}),
+    3: Change(added={"max_steps": 2000, "accumulate": 1, "logit_scale": None}),
+}
 """Changes of the training settings, by the version of ``config.yaml``.
 
 Some files of version 1 have beta2 already.
 """
 
-METHODS: dict[int, dict[str, Change]] = {}
+METHODS: dict[int, dict[str, Change]] = {
+    3: {
+        "randlora": Change(added={"as_released": False}),
+        "vera": Change(added={"as_released": False}),
+    },
+}
 """Changes of each method's settings, by the version of adapter files and the method's name."""
 
-_ADAPTER_OF_RUN = {1: 2, 2: 2}  # version of config.yaml -> version of its method's settings
+_ADAPTER_OF_RUN = {1: 2, 2: 2, 3: 3}  # version of config.yaml -> version of its method's settings
 
 
 def check_version(where: str, version: object, newest: int, oldest: int = 1) -> int:

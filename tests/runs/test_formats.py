@@ -151,7 +151,7 @@ def test_the_methods_seed_is_the_trainings_unless_it_has_one(tiny_folder, colors
 def test_a_config_that_was_cut_anywhere_is_refused(run):
     path = run / "config.yaml"
     whole = path.read_text()
-    assert whole.startswith("format: 2\n") and whole.endswith("\ncomplete: true\n")
+    assert whole.startswith("format: 3\n") and whole.endswith("\ncomplete: true\n")
     places = {*range(0, len(whole) - 1, 11), *(at for at, c in enumerate(whole[:-1]) if c == "\n")}
     for end in sorted(places | {len(whole) - 2}):
         path.write_text(whole[:end])
@@ -164,7 +164,7 @@ def test_a_config_that_was_cut_anywhere_is_refused(run):
 @pytest.mark.parametrize(
     ("version", "says"),
     [
-        ("99", r"config\.yaml: format 99, .* reads formats 1 to 2; use a newer clip-randlora"),
+        ("99", r"config\.yaml: format 99, .* reads formats 1 to 3; use a newer clip-randlora"),
         ("0", "format '0': damaged"),
         ("two", "format 'two': damaged"),
         ("[2]", "damaged"),
@@ -173,7 +173,7 @@ def test_a_config_that_was_cut_anywhere_is_refused(run):
 )
 def test_a_config_of_a_version_that_is_not_known_is_refused(run, version, says):
     path = run / "config.yaml"
-    path.write_text(path.read_text().replace("format: 2", f"format: {version}"))
+    path.write_text(path.read_text().replace("format: 3", f"format: {version}"))
     with pytest.raises(cr.UserError, match=says):
         cr.read_task(run)
 
@@ -185,10 +185,10 @@ def test_records_that_only_later_runs_have_do_not_stop_a_reader(run):
 
 
 def test_what_a_later_version_adds_renames_and_removes(run, monkeypatch):
-    """As if version 3 brought `flip`, called `warm_up` warmup, and dropped `momentum`."""
+    """As if version 4 brought `flip`, called `warm_up` warmup, and dropped `momentum`."""
     change = formats.Change({"flip": False}, {"warm_up": "warmup"}, frozenset({"momentum"}))
-    monkeypatch.setattr(formats, "RUN", 3)
-    monkeypatch.setitem(formats.TRAIN, 3, change)
+    monkeypatch.setattr(formats, "RUN", 4)
+    monkeypatch.setitem(formats.TRAIN, 4, change)
     path = run / "config.yaml"
     recorded = yaml.safe_load(path.read_text())
     train = recorded["train"]
@@ -229,7 +229,7 @@ def test_an_adapter_file_of_version_2_is_read(run, tiny_folder):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": "3"}, "adapter format 3, .* reads format 2; use a newer clip-randlora"),
+        ({"version": "4"}, "adapter format 4, .* reads formats 2 to 3; use a newer clip-randlora"),
         ({"version": "1"}, "adapter format 1, .* use the version that wrote it, or train again"),
         ({"version": "new"}, "adapter format 'new': damaged"),
         ({"version": None}, "not a readable adapter file"),
@@ -243,17 +243,17 @@ def test_an_adapter_file_of_another_version_is_refused(run, tiny_folder, changes
 
 
 def test_a_methods_setting_that_a_later_version_adds(run, tiny_folder, monkeypatch):
-    """As if version 3 of adapter files brought `alpha`, and all updates before had one of 2."""
+    """As if version 4 of adapter files brought `alpha`, and all updates before had one of 2."""
     before = cr.load_adapter(cr.load_model(str(tiny_folder)).net, run).deltas()
     rewrite(run / "adapter.safetensors", config='{"method": "randlora", "rank": 4}')
-    monkeypatch.setattr(formats, "ADAPTER", 3)
-    monkeypatch.setitem(formats.METHODS, 3, {"randlora": formats.Change({"alpha": 2.0})})
+    monkeypatch.setattr(formats, "ADAPTER", 4)
+    monkeypatch.setitem(formats.METHODS, 4, {"randlora": formats.Change({"alpha": 2.0})})
     adapter = cr.load_adapter(cr.load_model(str(tiny_folder)).net, run)
     assert adapter.config.alpha == 2.0
     for name, delta in adapter.deltas().items():
         torch.testing.assert_close(delta, 2 * before[name])
     terms = [{"method": "randlora"}, {"method": "lora"}]
-    added = formats.upgrade_method({"method": "sum", "terms": terms, "weights": [1, 1]}, 2)
+    added = formats.upgrade_method({"method": "sum", "terms": terms, "weights": [1, 1]}, 3)
     assert added["terms"] == [{"method": "randlora", "alpha": 2.0}, {"method": "lora"}]
 
 
@@ -261,11 +261,11 @@ COMMON = "method towers targets blocks seed"
 SETTINGS_OF_TODAY = {
     "training": "method shots seed steps epochs min_steps batch_size learning_rate weight_decay "
     "beta2 warmup label_smoothing clip_norm precision templates prompts crop_scale crop_size flip "
-    "views prompts_per_step",
-    "randlora": f"{COMMON} rank alpha bases",
+    "views prompts_per_step max_steps accumulate logit_scale",
+    "randlora": f"{COMMON} rank alpha bases as_released",
     "lora": f"{COMMON} rank alpha",
     "clip_lora": f"{COMMON} rank alpha",
-    "vera": f"{COMMON} rank alpha initial_d",
+    "vera": f"{COMMON} rank alpha initial_d as_released",
     "nola": f"{COMMON} rank alpha number_of_bases",
     "dora": f"{COMMON} rank alpha",
     "kradapter": f"{COMMON} alpha",
@@ -282,4 +282,4 @@ def test_a_new_setting_needs_a_new_version():
     assert {name: set(of.model_fields) for name, of in now.items()} == {
         name: set(names.split()) for name, names in SETTINGS_OF_TODAY.items()
     }
-    assert (formats.RUN, formats.ADAPTER) == (2, 2)
+    assert (formats.RUN, formats.ADAPTER) == (3, 3)

@@ -26,6 +26,7 @@ def test_steps_by_images():
     assert default_steps(2, 32) == default_steps(32, 32) > 20
     assert default_steps(10_000, 32) > default_steps(1_000, 32) > default_steps(100, 32)
     assert default_steps(10**7, 32) == 2000
+    assert default_steps(10**7, 32, epochs=2, max_steps=None) == 625_000
 
 
 def test_learning_rate_falls_with_the_images():

@@ -96,6 +96,8 @@ def test_a_step_waits_for_nothing(tiny_folder, colors, monkeypatch):
         {"method": {"method": "randlora", "towers": ["text"]}, "views": 2},
         {"method": {"method": "randlora", "towers": ["vision"]}},
         {"method": {"method": "randlora", "bases": "very_sparse"}},
+        {"accumulate": 2},
+        {"prompts_per_step": "batch", "accumulate": 2, "logit_scale": 4.6},
         {"prompts_per_step": 4, "batch_size": 3, "templates": ["a {}.", "the {}.", "one {}."]},
     ],
 )

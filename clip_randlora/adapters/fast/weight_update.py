@@ -64,7 +64,8 @@ def _add_randlora(
     """Update a weight of equal parts, one for each delta; they share one pair of bases."""
     first = deltas[0]
     compute = torch.bfloat16 if dtype == torch.bfloat16 else first.lam.dtype
-    b, _ = first.bases.pair(compute, weight.device).sliced(first.rows, first.columns)
+    pair = first.bases.pair(compute, weight.device)
+    b, _ = pair.sliced(first.rows, first.columns, first.count)
     a = first.bases.basis_a(first.lam.dtype, weight.device)[:, : first.columns]
     matrix = b.permute(1, 2, 0).flatten(1)
     diagonals = chain.from_iterable((delta.lam, delta.gamma) for delta in deltas)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_randlora.adapters.bases import Bases, number_of_bases, random_bases
+from clip_randlora.adapters.config import MethodConfig
 from clip_randlora.adapters.io.transformers_names import transformers_names
 from clip_randlora.adapters.methods import parse_method
 from clip_randlora.adapters.randlora import RandLoRA
@@ -106,13 +107,16 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
         base_model: where ``PeftModel`` finds the base, a hub name say; only recorded.
 
     Raises:
-        UserError: another method, or a weight that ``CLIPModel`` does not have.
+        UserError: another method, an update that peft's RandLoRA cannot express, or a weight that
+            ``CLIPModel`` does not have.
     """
     from peft import RandLoraConfig
 
     config = adapter.config
     if not isinstance(config, RandLoRA):
         raise UserError(f"method {config.method}: only randlora adapters can be written for peft")
+    if unknown := unknown_to_peft(config):
+        raise UserError(f"{unknown}: peft's RandLoRA has nothing like it; use another format")
     modules = _modules(adapter.weights.values())
     trained = dict(adapter.named_parameters())
     tensors = {}
@@ -133,6 +137,13 @@ def save_peft_adapter(adapter: Adapter, folder: str | Path, base_model: str | No
     contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder / _WEIGHTS) as temporary:
         save_file(contents, temporary, metadata={"format": "pt"})
+
+
+def unknown_to_peft(config: MethodConfig) -> str:
+    """Return the setting that peft's RandLoRA has no counterpart of, "" if there is none."""
+    if isinstance(config, RandLoRA) and "qkv" in config.targets:
+        return "targets qkv"  # it adapts the linear layers of `CLIPModel`, where q, k, v are three
+    return "as_released" if isinstance(config, RandLoRA) and config.as_released else ""
 
 
 def _folder(path: str | Path) -> Path:
