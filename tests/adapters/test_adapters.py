@@ -393,7 +393,7 @@ def test_files_of_the_earlier_dealing_of_bases_are_refused(tiny, tmp_path):
     with safe_open(path, "pt") as stored:
         metadata = stored.metadata() | {"version": "1"}
     save_file(load_file(path), path, metadata=metadata)
-    with pytest.raises(cr.UserError, match=r"adapter format 1, this .* reads format 2"):
+    with pytest.raises(cr.UserError, match=r"adapter format 1, this .* reads formats 2 to 3"):
         cr.load_adapter(tiny.net, path)
 
 
