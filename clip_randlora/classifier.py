@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter, load_adapter
 from clip_randlora.clip.models import Model, load_model
+from clip_randlora.clip.prompts import Prompts, check_prompts, class_words, make_prompts
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Skipped, UnreadableImage, summarize_skipped
 from clip_randlora.data.inputs import Input, each_input
@@ -23,6 +24,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.evaluation import PairedPredictor, as_mapping
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.utils.wording import join_names
 
 _IMAGES_AT_ONCE = 256
 
@@ -77,6 +79,36 @@ class Classifier:
             )
         adapter.strength = strength
         return cls(model, adapter, text)
+
+    def for_classes(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str] | None = None,
+        names: Prompts | None = None,
+    ) -> Classifier:
+        """Return a classifier of other classes, with the same model and adapter.
+
+        The tuned encoders answer for them, though they were not trained on them.
+
+        Args:
+            classes: class names as folders spell them, at least two.
+            templates: prompt templates with one ``{}`` each; by default "a photo of a {}."
+            names: ``{class: names in its prompts}``; by default the cleaned class names.
+
+        Raises:
+            UserError: the run has a head, which answers for its own classes alone; or the prompts
+                do not tell the classes apart.
+        """
+        if self.adapter.head is not None:
+            raise UserError(
+                f"{self.adapter.config.method}: its head answers only for the classes it was "
+                f"trained on ({join_names(self.classes, 5)})"
+            )
+        prompts = make_prompts(classes, templates, names)
+        text = TextClassifier(self.model, classes, prompts)
+        by_class = dict(zip(classes, prompts, strict=True))
+        check_prompts(self.model, text.tokens, by_class, class_words(classes, names))
+        return Classifier(self.model, self.adapter, text)
 
     def close(self) -> None:
         """Detach the adapter, so that another classifier can use the model.

@@ -28,6 +28,7 @@ from clip_randlora.data import Data, ImageBatch, decode_shots
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_config, run_folder
+from clip_randlora.runs.further_tests import FurtherTest, prepare_test, refuse_head, run_tests
 from clip_randlora.runs.image_record import read_images, record_images
 from clip_randlora.runs.run import Run
 from clip_randlora.training.allocator import keep_freed_memory
@@ -76,6 +77,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     watch: int = 0,
     cache: Cache | None = None,
+    also_test: Mapping[str, Data] | None = None,
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
@@ -100,17 +102,25 @@ def fit(
         watch: classify this many test images now and then during training, for a curve.
         cache: a cache of this model and data, to share between trainings what is the same in all
             of them; it does not change the numbers.
+        also_test: further data sets by the names of their results. Their test images are classified
+            among their own classes, with the prompts that a training on them would have; nothing of
+            them is trained on. ``metrics["also_test"]`` has the results, see
+            `clip_randlora.runs.further_tests.run_tests`.
 
     Raises:
-        UserError: the settings do not fit the model or the data, ``out`` is taken or cannot be
-            written, the training diverged (`clip_randlora.training.logger.Diverged`), or memory
-            did not suffice (`clip_randlora.errors.OutOfMemory`).
+        UserError: the settings do not fit the model or the data, the method has a head and cannot
+            answer for ``also_test``, ``out`` is taken or cannot be written, the training diverged
+            (`clip_randlora.training.logger.Diverged`), or memory did not suffice
+            (`clip_randlora.errors.OutOfMemory`).
         Interrupted: Ctrl-C was pressed; what was trained is saved in ``out``.
     """
     if cache and (cache.model is not model or cache.data is not data):
         raise ValueError("the cache belongs to another model or data set")
     resumed = out if resume else None
-    config = _complete_config(config or TrainConfig(), data, resumed)
+    also_test, asked = also_test or {}, config or TrainConfig()
+    if also_test:
+        refuse_head(asked.method)
+    config = _complete_config(_without_names_of(also_test, asked, data), data, resumed)
     prompts = class_prompts(data, config, resumed)
     settings = _settings(model, data, config, source, prompts)
     state = TrainState()
@@ -127,6 +137,11 @@ def fit(
         text = TextClassifier(model, data.classes, list(prompts.values()))
         words = class_words(data.classes, config.prompts)
         notes = check_prompts(model, text.tokens, prompts, words)
+        further = []
+        for name, other in also_test.items():
+            test, remarks = _prepare_further_test(model, name, other, asked)
+            further.append(test)
+            notes += remarks
         adapter = attach(model.net, config.method)
         on_error.callback(adapter.detach)
         train_images = _decode_train_images(
@@ -184,6 +199,12 @@ def fit(
         )
         images = {"train": len(train_images), "test": len(predictions.names)}
         metrics = score(predictions) | _facts(model, adapter, state, config, images)
+        skipped = [*data.skipped, *train_images.skipped, *predictions.skipped]
+        if further:
+            metrics["also_test"], unread = from_main_process(
+                lambda: run_tests(further, model, adapter, on_progress, cache), model.device
+            )
+            skipped += unread
 
         # write
         run = Run(
@@ -195,7 +216,7 @@ def fit(
             history=state.history,
             predictions=predictions,
             notes=notes,
-            skipped=[*data.skipped, *train_images.skipped, *predictions.skipped],
+            skipped=skipped,
             folder=folder,
         )
         if written_folder is not None:
@@ -246,6 +267,26 @@ def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
     named = {name: own for name, own in data.prompts.items() if own != (cleaned.get(name),)}
     templates = config.templates or data.templates or DEFAULT_TEMPLATES
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
+
+
+def _without_names_of(
+    also_test: Mapping[str, Data], config: TrainConfig, data: Data
+) -> TrainConfig:
+    """Return the settings without the prompts of classes that only the further data sets have."""
+    elsewhere = {name for other in also_test.values() for name in other.classes}
+    only_there = elsewhere - set(data.classes)
+    prompts = {name: own for name, own in config.prompts.items() if name not in only_there}
+    return config.model_copy(update={"prompts": prompts})
+
+
+def _prepare_further_test(
+    model: Model, name: str, data: Data, config: TrainConfig
+) -> tuple[FurtherTest, list[str]]:
+    """Prepare the test on a further data set, with the prompts of a training on it."""
+    prompts = {each: own for each, own in config.prompts.items() if each in data.classes}
+    config = _with_prompts_of(data, config.model_copy(update={"prompts": prompts}))
+    words = class_words(data.classes, config.prompts)
+    return prepare_test(model, name, data, class_prompts(data, config), words)
 
 
 def _settings(

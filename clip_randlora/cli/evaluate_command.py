@@ -28,6 +28,14 @@ def evaluate(
             "unseen. unseen: all that it was not trained on. all: every image.",
         ),
     ] = "held-out",
+    own_classes: Annotated[
+        bool,
+        typer.Option(
+            "--own-classes",
+            help="Answer among the classes of DATA, not the run's: the tuned encoders with the "
+            "prompts of classes that they may not have been trained on.",
+        ),
+    ] = False,
     class_folders: ClassFoldersOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -46,10 +54,22 @@ def evaluate(
             data,
             count,  # type: ignore[arg-type]  # checked there
             class_folders,
+            own_classes=own_classes,
             on_progress=on_progress,
         )
+        notes = list(images.notes)
+        if own_classes:
+            trained = set(classifier.classes)
+            classifier = classifier.for_classes(
+                images.split.classes, images.templates or None, images.prompts
+            )
+            known = sum(name in trained for name in classifier.classes)
+            notes.append(
+                f"Answered among the {len(classifier.classes)} classes of {data}, of which the "
+                f"run was trained on {known or 'none'}."
+            )
         predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
-    print_notes(images.notes)
+    print_notes(notes)
     skipped = [*images.skipped, *predictions.skipped]
     metrics = score(predictions) | {
         "images": len(predictions.names),

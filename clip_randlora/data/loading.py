@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
@@ -67,8 +67,7 @@ def load_data(
             count = sum(map(len, layout.test.values()))
             notes.append(f"The {count} test images of {source} are not used: {test} is given.")
         layout.add_test(test_layout)
-    named = (layout.test or {}) if layout.is_test_only else layout.train
-    classes = tuple(named if layout.is_described else sorted(named, key=natural_key))
+    classes = _classes_of(layout)
     _check_classes(source, test or source, classes, layout.test)
 
     train, broken = _read_items(layout.train, classes, layout, on_progress)
@@ -139,10 +138,11 @@ def list_images(
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images to test a run on, labelled by the run's classes.
+    """Images to test a run on, labelled by the run's classes or by their own.
 
     Attributes:
         split: the images.
+        templates, prompts: as in `Data`, of the source.
         is_test_split: whether the source has a test split, whose images alone these are.
         skipped: files that were left out.
         notes: sentences for the user.
@@ -152,11 +152,13 @@ class LabelledImages:
     is_test_split: bool
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_labelled(
     source: str | Path,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     class_folders: ClassFolders | None = None,
     *,
     on_progress: OnProgress | None = None,
@@ -166,7 +168,7 @@ def load_labelled(
     Args:
         source: in the forms that `load_data` takes, or the folder of a single class, or one with a
             single class folder.
-        classes: the run's.
+        classes: the run's; None takes the source's own, at least two.
         class_folders: as for `load_data`.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
@@ -174,13 +176,17 @@ def load_labelled(
         UserError: the source is missing or in none of these forms, has a class that the run does
             not know, or no readable image.
     """
-    layout = _read_single_class(source, classes) or read_layout(source, class_folders)
+    single = None if classes is None else _read_single_class(source, classes)
+    layout = single or read_layout(source, class_folders)
     files = layout.train if layout.test is None else layout.test
+    if classes is None:
+        classes = _classes_of(layout)
+        _check_classes(source, source, classes, layout.test)
     unknown = sorted(files.keys() - set(classes), key=natural_key)
     if unknown:
         raise UserError(
             f"{source}: the run does not know the class {unknown[0]!r}; it knows "
-            f"{', '.join(classes)}"
+            f"{', '.join(classes)} (--own-classes answers among the classes of {source})"
         )
     items, broken = _read_items(files, classes, layout, on_progress)
     skipped = (*layout.skipped, *broken)
@@ -188,7 +194,14 @@ def load_labelled(
         first = f" (the first is {skipped[0].name}: {skipped[0].reason})" if skipped else ""
         raise UserError(f"{source}: no image to test on can be read{first}; give others")
     split = Split(tuple(items), tuple(classes))
-    return LabelledImages(split, layout.test is not None, skipped, tuple(layout.notes))
+    return LabelledImages(
+        split,
+        layout.test is not None,
+        skipped,
+        tuple(layout.notes),
+        layout.templates,
+        layout.prompts,
+    )
 
 
 def _read_single_class(source: str | Path, classes: Sequence[str]) -> Layout | None:
@@ -213,6 +226,11 @@ def _name_of(source: str | Path) -> str:
     if path.suffix in SPEC_SUFFIXES and path.is_file():
         return read_dataset_spec(path).name
     return path.stem if path.is_file() else path.resolve().name
+
+
+def _classes_of(layout: Layout) -> tuple[str, ...]:
+    files = (layout.test or {}) if layout.is_test_only else layout.train
+    return tuple(files if layout.is_described else sorted(files, key=natural_key))
 
 
 def _check_classes(

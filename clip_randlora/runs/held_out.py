@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.folders import ClassFolders
-from clip_randlora.data.loading import load_labelled
+from clip_randlora.data.loading import LabelledImages, load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
 from clip_randlora.runs.run_config import read_class_folders, read_config
@@ -25,13 +25,14 @@ class CountedImages:
     """The images of a source that a run is tested on.
 
     Attributes:
-        split: the images, labelled by the run's classes.
+        split: the images, labelled by the run's classes, or by their own if these were asked for.
         left_out: number of images left out because the run was trained on them; None if the run
             does not record its images.
         others_left_out: number of images left out because the run neither trained on them nor held
             them out.
         skipped: files that cannot be read.
         notes: what the user should know, a line each.
+        templates, prompts: as in `Data`, of the source.
     """
 
     split: Split
@@ -39,6 +40,8 @@ class CountedImages:
     others_left_out: int
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_test_images(
@@ -47,6 +50,7 @@ def find_test_images(
     count: Count = "held-out",
     class_folders: str | None = None,
     *,
+    own_classes: bool = False,
     on_progress: OnProgress | None = None,
 ) -> CountedImages:
     """Choose the images of a source that a run can be tested on.
@@ -62,6 +66,7 @@ def find_test_images(
             or a test split, it means "unseen". "unseen" takes all images that the run was not
             trained on; "all" takes those as well.
         class_folders: as for `load_data`; by default as in the run's training.
+        own_classes: label the images by the source's classes in place of the run's.
         on_progress: told how far the reading is, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -72,7 +77,7 @@ def find_test_images(
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
     run = Path(run)
     folders = cast(ClassFolders | None, class_folders) or read_class_folders(run)  # checked later
-    classes = read_task(run).classes
+    classes = None if own_classes else read_task(run).classes
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
         return _without_record(run, source, classes, count, folders)
@@ -88,11 +93,11 @@ def find_test_images(
                 f"The run was trained on {left_out} of these {_images(len(items))}: it answers "
                 f"new ones less well than this says."
             )
-        return CountedImages(labelled.split, 0, 0, labelled.skipped, tuple(notes))
+        return _counted(labelled, labelled.split.items, 0, 0, notes)
     chosen = unseen
     held_out = [image for image in record.of("held out") if image.digest not in trained_on]
     if count == "held-out" and not labelled.is_test_split:
-        found = _find_held_out(items, digests, held_out, classes)
+        found = _find_held_out(items, digests, held_out, labelled.split.classes)
         if found:
             notes.append(
                 f"Counted {len(found)} of the {_images(len(held_out))} that the run held out."
@@ -113,8 +118,25 @@ def find_test_images(
             f"{source}: the run was trained on every image there ({left_out}); give others, or "
             f"count them with --count all"
         )
-    split = Split(tuple(chosen), classes)
-    return CountedImages(split, left_out, others, labelled.skipped, tuple(notes))
+    return _counted(labelled, chosen, left_out, others, notes)
+
+
+def _counted(
+    labelled: LabelledImages,
+    chosen: Sequence[Item],
+    left_out: int | None,
+    others: int,
+    notes: Sequence[str],
+) -> CountedImages:
+    return CountedImages(
+        Split(tuple(chosen), labelled.split.classes),
+        left_out,
+        others,
+        labelled.skipped,
+        tuple(notes),
+        labelled.templates,
+        labelled.prompts,
+    )
 
 
 def _find_held_out(
@@ -142,7 +164,7 @@ def _find_held_out(
 def _without_record(
     run: Path,
     source: str | Path,
-    classes: tuple[str, ...],
+    classes: tuple[str, ...] | None,
     count: Count,
     class_folders: ClassFolders | None,
 ) -> CountedImages:
@@ -151,7 +173,7 @@ def _without_record(
     If the source is the run's own, the same images are held out again.
     """
     labelled = load_labelled(source, classes, class_folders)
-    split = labelled.split
+    items = list(labelled.split.items)
     notes = [
         *labelled.notes,
         f"There is no {FILE_NAME} beside the run's adapter, as earlier versions wrote none: images "
@@ -162,9 +184,10 @@ def _without_record(
     is_same = str(absolute) == str(config.get("data", {}).get("data"))
     if count == "held-out" and is_same and not labelled.is_test_split:
         data = load_data(source, class_folders=class_folders)
-        items = (replace(item, label=classes.index(data.classes[item.label])) for item in data.test)
-        split, notes = Split(tuple(items), classes), [*notes, *data.notes]
-    return CountedImages(split, None, 0, labelled.skipped, tuple(notes))
+        place = labelled.split.classes.index
+        items = [replace(item, label=place(data.classes[item.label])) for item in data.test]
+        notes += data.notes
+    return _counted(labelled, items, None, 0, notes)
 
 
 def _images(count: int) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from clip_randlora.clip.models import Model, load_model
-from clip_randlora.data import Data, load_data
+from clip_randlora.data import Data, load_data, select_classes
 from clip_randlora.errors import OutOfMemory, UserError
 from clip_randlora.few_shot import fit
 from clip_randlora.runs.run_folder import has_checkpoint
-from clip_randlora.sweep.config import Cell
+from clip_randlora.sweep.config import NOVEL, Cell
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress
 
@@ -45,7 +45,8 @@ class CellRunner:
     def __init__(self, device: str | None = None):
         self._device = device
         self._model: _Last[Model] = _Last()
-        self._data: _Last[Data] = _Last()
+        self._data: _Last[tuple[Data, dict[str, Data]]] = _Last()
+        self._further: dict[str, Data] = {}
         self._cache: _Last[Cache] = _Last()
 
     def run(self, cell: Cell, folder: Path, on_progress: OnProgress | None = None) -> Outcome:
@@ -68,12 +69,20 @@ class CellRunner:
         return Outcome(time.perf_counter() - start)
 
     def _train(self, cell: Cell, folder: Path, on_progress: OnProgress | None) -> None:
-        data = self._data.get(cell.data, lambda: load_data(cell.data, on_progress=on_progress))
+        data, further = self._data.get((cell.data, cell.classes), lambda: _load(cell, on_progress))
+        for other in cell.also_test.values():
+            if other not in self._further:
+                self._further[other] = load_data(other, on_progress=on_progress)
+        also_test = {label: self._further[other] for label, other in cell.also_test.items()}
         name, pretrained = cell.model.name, cell.model.pretrained
         model = self._model.get(
             (name, pretrained), lambda: load_model(name, pretrained, self._device)
         )
         cache = self._cache.get((id(model), id(data)), lambda: Cache(model, data))
+
+        source = {"data": cell.data, "test": None}
+        if cell.classes != "all":
+            source["classes"] = cell.classes
 
         def train(resume: bool) -> None:
             run = fit(
@@ -82,9 +91,10 @@ class CellRunner:
                 cell.train_config(),
                 folder,
                 resume=resume,
-                source={"data": cell.data, "test": None},
+                source=source,
                 on_progress=on_progress,
                 cache=cache,
+                also_test=further | also_test,
             )
             run.adapter.detach()
 
@@ -97,6 +107,14 @@ class CellRunner:
                 pass
         shutil.rmtree(folder, ignore_errors=True)
         train(resume=False)
+
+
+def _load(cell: Cell, on_progress: OnProgress | None) -> tuple[Data, dict[str, Data]]:
+    """Return the data that a cell is trained on, and its novel classes if it has the base ones."""
+    data = load_data(cell.data, on_progress=on_progress)
+    if cell.classes == "all":
+        return data, {}
+    return select_classes(data, "base"), {NOVEL: select_classes(data, "novel")}
 
 
 class _Last(Generic[T]):

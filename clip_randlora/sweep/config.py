@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.heads import HeadConfig
 from clip_randlora.adapters.methods import Method, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, packaged_specs, read_dataset_spec
@@ -30,7 +32,9 @@ from clip_randlora.utils.paths import configs_folder
 from clip_randlora.utils.yaml_files import read_mapping
 
 ZERO_SHOT = "zero_shot"
+NOVEL = "novel"
 _GRID = ("method", "shots", "seed")
+Classes = Literal["all", "base"]
 
 
 def _with_label(entry: Any, name: str) -> dict[str, Any]:
@@ -127,6 +131,8 @@ class Cell(_Settings):
             which has no shots and no seed.
         seed: of the training.
         training: settings of `TrainConfig` other than method, shots and seed.
+        classes: ``base``: the base classes alone, and a test on the novel ones.
+        also_test: ``{name in tables: data set}`` to test on, too.
     """
 
     model: ModelEntry
@@ -136,6 +142,8 @@ class Cell(_Settings):
     shots: int | str | None
     seed: int | None
     training: dict[str, Any]
+    classes: Classes = "all"
+    also_test: dict[str, str] = Field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -172,6 +180,10 @@ class SweepConfig(_Settings):
             method's settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
         reference: the label of the method that the report compares the others with.
+        classes: ``base`` trains on the first half of each data set's classes and tests on it, and
+            also on the other half, among the names of its own classes (base-to-novel).
+        also_test: data sets, given as in ``datasets``, whose test images every training is tested
+            on, among their own classes; one that a training is on is tested on anyway.
         resources: what a cell takes of a Ray cluster.
     """
 
@@ -182,6 +194,8 @@ class SweepConfig(_Settings):
     seeds: tuple[int, ...] = (1,)
     training: dict[str, Any] = Field(default_factory=dict)
     reference: str | None = None
+    classes: Classes = "all"
+    also_test: tuple[str, ...] = ()
     resources: Resources = Resources(cpus=1, gpus=0)
 
     @model_validator(mode="before")
@@ -223,6 +237,22 @@ class SweepConfig(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_further_tests(self) -> SweepConfig:
+        if self.classes == "all" and not self.also_test:
+            return self
+        for method in self.methods:
+            if isinstance(method.settings, HeadConfig):
+                raise UserError(
+                    f"methods: {method.label}: its head answers only for the classes it was "
+                    f"trained on; take it out, or classes: base and also_test"
+                )
+        labels = [_data_label(data) for data in self.also_test]
+        for label, count in Counter(labels).items():
+            if count > 1 or label == NOVEL:
+                raise UserError(f"also_test: two tests would be called {label}; rename a data set")
+        return self
+
+    @model_validator(mode="after")
     def _check_every_cell(self) -> SweepConfig:
         seen: set[str] = set()
         for cell in self.cells():
@@ -238,8 +268,10 @@ class SweepConfig(_Settings):
     def cells(self) -> Iterator[Cell]:
         """Yield every cell; the cells of one model and data set follow each other."""
         grid = list(product(self.shots, self.seeds))
+        further = {_data_label(data): data for data in self.also_test}
         for model, data in product(self.models, self.datasets):
             label = _data_label(data)
+            others = {name: other for name, other in further.items() if other != data}
             for method in self.methods:
                 is_zero_shot = method.settings.method == ZERO_SHOT
                 for shots, seed in [(None, None)] if is_zero_shot else grid:
@@ -251,6 +283,8 @@ class SweepConfig(_Settings):
                         shots=shots,
                         seed=seed,
                         training=self.training | method.training,
+                        classes=self.classes,
+                        also_test=others,
                     )
 
 
@@ -271,11 +305,14 @@ def read_sweep(path: str | Path, more_data: Sequence[str] = ()) -> SweepConfig:
     settings = read_mapping(path, "`setting: value` lines, as in configs/sweeps")
     added = [_locate(name, Path(), "--data") for name in more_data]
     try:
-        names = settings.get("datasets", [])
-        if not isinstance(names, list):
-            raise UserError(f"datasets: give a list, as [{names}]")
-        located = [_locate(str(name), path.parent, "datasets:") for name in names]
-        return SweepConfig.model_validate(settings | {"datasets": [*located, *added]})
+        located = {}
+        for key in ("datasets", "also_test"):
+            names = settings.get(key, [])
+            if not isinstance(names, list):
+                raise UserError(f"{key}: give a list, as [{names}]")
+            located[key] = [_locate(str(name), path.parent, f"{key}:") for name in names]
+        located["datasets"] += added
+        return SweepConfig.model_validate(settings | located)
     except ValidationError as error:
         is_top_level = len(error.errors()[0]["loc"]) == 1
         known = ["model", "pretrained", *SweepConfig.model_fields] if is_top_level else []

@@ -31,6 +31,13 @@ class Cache:
         self._images: dict[tuple[str, int], ImageCache] = {}
         self.digests: dict[int, str] = {}
         self._features: dict[Hashable, Tensor] = {}
+        self._beside: dict[int, Cache] = {}
+
+    def beside(self, data: Data) -> Cache:
+        """Return the cache of a further data set with this model; it keeps no decoded images."""
+        if data is self.data:
+            return self
+        return self._beside.setdefault(id(data), Cache(self.model, data, decoded_bytes=0))
 
     def train_images(self, size: int) -> ImageCache:
         """Return the training images decoded to ``size`` pixels a side."""
