@@ -8,6 +8,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.report.markdown import TITLE, as_markdown, save_table, write_csv
 from clip_randlora.report.paired import paired_differences, paired_sections
 from clip_randlora.report.results import read_cells, summarize_models
+from clip_randlora.report.transfer import summarize_transfer, transfer_sections
 from clip_randlora.sweep.sweep_folder import SweepFolder
 from clip_randlora.utils.outputs import figure_errors_to_notes, write_text
 
@@ -17,8 +18,8 @@ __all__ = ["write_report"]
 def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a sweep, which may still be running.
 
-    Beside ``report.md`` stand ``report.csv``, the figures, and ``paired.csv`` if there are two
-    methods or more.
+    Beside ``report.md`` stand ``report.csv``, the figures, ``paired.csv`` if there are two methods
+    or more, and ``transfer.csv`` if there are tests on novel classes or other data sets.
     Figures that cannot be drawn are named in the report.
 
     Args:
@@ -53,5 +54,9 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     paired = paired_differences(models, folder.reference())
     if len(paired):
         save_table(paired, out / "paired.csv")
-    write_text(path, as_markdown(cells, models, drawn, notes, paired_sections(paired)))
+    transfer = summarize_transfer(folder)
+    if len(transfer):
+        save_table(transfer, out / "transfer.csv")
+    more = [*transfer_sections(transfer), *paired_sections(paired)]
+    write_text(path, as_markdown(cells, models, drawn, notes, more))
     return path

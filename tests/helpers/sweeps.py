@@ -10,9 +10,13 @@ def plant(
     out: Path,
     numbers: dict[str, tuple[float, float, int, float]],
     datasets=("clipart", "digits"),
+    further: dict[str, dict[str, float]] | None = None,
     **grid,
 ) -> Path:
-    """Make a sweep's folder of cells with these numbers: tuned, zero-shot, trained, seconds."""
+    """Make a sweep's folder of cells with these numbers: tuned, zero-shot, trained, seconds.
+
+    ``further`` has the accuracies of a cell's further tests by the cell's id and their names.
+    """
     config = SweepConfig(datasets=datasets, **grid)
     folder = SweepFolder(out)
     with folder.lock():
@@ -28,6 +32,8 @@ def plant(
                 "trainable_parameters": parameters,
                 "train_seconds": seconds,
             }
+            others = (further or {}).get(cell.id, {})
+            metrics["also_test"] = {name: {"tuned": {"top1": x}} for name, x in others.items()}
             (folder.running(cell) / "metrics.json").write_text(json.dumps(metrics))
             folder.finish(cell, seconds)
     return out
