@@ -102,7 +102,7 @@ class Classifier:
         if self.adapter.head is not None:
             raise UserError(
                 f"{self.adapter.config.method}: its head answers only for the classes it was "
-                f"trained on ({join_names(self.classes, 5)})"
+                f"trained on ({join_names(self.classes, 5)}); take a run that tunes the encoders"
             )
         prompts = make_prompts(classes, templates, names)
         text = TextClassifier(self.model, classes, prompts)
