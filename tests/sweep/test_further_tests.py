@@ -148,13 +148,14 @@ def test_lite0_is_trained_on_one_set_and_tested_on_another(root):
     beasts, colours = cr.load_data(root / "beasts"), cr.load_data(root / "colours")
     settings = {"shots": 1, "steps": 2, "method": {"method": "lora", "rank": 1}}
     settings |= {"prompts": {"ant": ["black"], "red": ["scarlet"]}}  # one class of each set
-    run = cr.fit(
-        cr.load_model("lite0"), beasts, cr.TrainConfig(**settings), also_test={"colours": colours}
-    )
+    model = cr.load_model("lite0")
+    run = cr.fit(model, beasts, cr.TrainConfig(**settings), also_test={"colours": colours})
     row = run.metrics["also_test"]["colours"]
-    assert (row["classes"], row["images"]) == (3, 6)
-    assert row["zero_shot"]["top1"] == 1.0  # plain colours, which it knows
-    assert 0 <= row["tuned"]["ece"] <= 1 and run.metrics["steps"] == 2
+    assert (row["classes"], row["images"], run.metrics["steps"]) == (3, 6, 2)
+    assert 0 <= row["tuned"]["top1"] <= 1
+    run.adapter.detach()
+    alone = cr.TrainConfig(method="zero_shot", prompts={"red": ["scarlet"]})
+    assert row["zero_shot"] == pytest.approx(cr.fit(model, colours, alone).metrics["zero_shot"])
 
 
 def test_a_head_is_refused_before_anything_is_trained(root, tiny, tmp_path):
