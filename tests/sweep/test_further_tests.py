@@ -108,6 +108,23 @@ def test_a_run_of_base_classes_says_so_and_other_tests_are_other_settings(sweep,
         folder.begin(list(fewer.cells()))
 
 
+def test_a_resumed_run_has_the_results_of_one_without_a_break(sweep, root, tiny, tmp_path):
+    beasts, colours = cr.load_data(root / "beasts"), cr.load_data(root / "colours")
+    (cell,) = (cell for cell in SweepFolder(sweep).asked() if cell.id == LORA)
+    base, further = select_classes(beasts, "base"), {"colours": colours}
+
+    def stop(step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(cr.Interrupted):
+        cr.fit(tiny, base, cell.train_config(), tmp_path / "run", on_step=stop, also_test=further)
+    run = cr.fit(tiny, base, cell.train_config(), tmp_path / "run", resume=True, also_test=further)
+    whole = metrics_of(sweep)
+    assert run.metrics["tuned"] == pytest.approx(whole["tuned"])
+    resumed, expected = (each["also_test"]["colours"] for each in (run.metrics, whole))
+    assert resumed["tuned"] == pytest.approx(expected["tuned"])
+
+
 def test_a_data_set_that_is_trained_on_is_not_tested_on_twice(root, tiny_folder):
     config = read_sweep(
         write(root, tiny_folder, datasets=["beasts", "colours"], also_test=["colours", "beasts"])
