@@ -56,6 +56,12 @@ from .export import (
     export_run as export_run,
     loading_snippet as loading_snippet,
 )
+from .tuning import (
+    Candidate as Candidate,
+    Trial as Trial,
+    Tuning as Tuning,
+    tune as tune,
+)
 from .few_shot import (
     Interrupted as Interrupted,
     Run as Run,

@@ -25,6 +25,7 @@ from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts,
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.data import Data, ImageBatch, decode_shots
+from clip_randlora.data.sampling import draw_validation
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_config, run_folder
@@ -78,6 +79,7 @@ def fit(
     watch: int = 0,
     cache: Cache | None = None,
     also_test: Mapping[str, Data] | None = None,
+    restarts: int = 3,
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
@@ -106,6 +108,8 @@ def fit(
             among their own classes, with the prompts that a training on them would have; nothing of
             them is trained on. ``metrics["also_test"]`` has the results, see
             `clip_randlora.runs.further_tests.run_tests`.
+        restarts: how often a training that diverges starts again, each time at a third of the
+            learning rate; the run's notes say so.
 
     Raises:
         UserError: the settings do not fit the model or the data, the method has a head and cannot
@@ -144,6 +148,8 @@ def fit(
             notes += remarks
         adapter = attach(model.net, config.method)
         on_error.callback(adapter.detach)
+        if config.strength != 1:
+            adapter.scale_by(1)  # refused before the training, not after it
         train_images = _decode_train_images(
             model, data, config, cache, record is not None, on_progress
         )
@@ -152,7 +158,7 @@ def fit(
         eval_images = _decode_eval_images(model, data, watch) if watch else None
         training: Training | None = None
         if isinstance(config.method, HeadConfig):
-            validation = _decode_validation_images(model, data)
+            validation = _decode_validation_images(model, data, config)
             training = HeadTrainer(
                 model, adapter, text, train_images, config, state, validation, on_progress
             )
@@ -168,6 +174,7 @@ def fit(
                 resume=resume,
                 eval_images=eval_images,
                 on_progress=on_progress,
+                restarts=restarts,
             )
         if on_start:
             on_start(adapter, notes)
@@ -185,6 +192,8 @@ def fit(
             if state.step:
                 _save_adapter(adapter, settings, written_folder)
             raise
+        if config.strength != 1:
+            adapter.scale_by(config.strength)
         _save_adapter(adapter, settings, written_folder)
         notes += state.notes
         if state.step < state.steps:
@@ -376,11 +385,14 @@ def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:
     return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
 
 
-def _decode_validation_images(model: Model, data: Data) -> ImageBatch | None:
-    """Decode the data set's validation images, if it has any."""
+def _decode_validation_images(model: Model, data: Data, config: TrainConfig) -> ImageBatch | None:
+    """Decode the data set's validation images, if it has any: few of them for few shots."""
     if data.validation is None:
         return None
-    return decode_shots(data.validation, None, 0, model.square())
+    split = data.validation
+    if isinstance(config.shots, int):
+        split = draw_validation(split, config.shots, config.seed)
+    return decode_shots(split, None, 0, model.square())
 
 
 def _missing_targets(adapter: Adapter) -> list[str]:
@@ -438,6 +450,7 @@ def _facts(
         "model": model.name,
         "pretrained": model.pretrained,
         "steps": state.step,
+        "learning_rate": state.learning_rate,
         "precision": state.precision,
         "device": str(model.device),
         "processes": process_count(),

@@ -1,6 +1,7 @@
 """Trainings by `clip_randlora.fit`: what they learn, write, and go on from."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import clip_randlora as cr
 from clip_randlora.runs.predictions_file import read_answers
 from clip_randlora.runs.run_folder import read_metrics
 from clip_randlora.training.config import default_beta2
+from clip_randlora.training.logger import Diverged, TrainLogger
+from clip_randlora.training.state import TrainState
 
 COLORS = {"blue_things": (30, 60, 220), "green": (30, 200, 60), "red": (220, 40, 30)}
 FAST = {"method": cr.RandLoRA(rank=4), "steps": 40, "batch_size": 12, "shots": 4}
@@ -258,6 +261,62 @@ def test_one_shot_does_not_fall_below_zero_shot():
 def test_a_diverged_training_says_what_to_do(tiny, colors):
     with pytest.raises(cr.UserError, match="set a lower learning_rate"):
         cr.fit(tiny, cr.load_data(colors), cr.TrainConfig(**FAST, learning_rate=1e30))
+
+
+def test_a_diverged_training_starts_again_at_a_lower_rate(tiny, colors, tmp_path):
+    upsets = []
+
+    def upset(step):
+        if step.step == 3 and len(upsets) < 2:  # the third attempt is left alone
+            upsets.append(step.learning_rate)
+            with torch.no_grad():
+                next(p for p in tiny.net.parameters() if p.requires_grad).fill_(float("nan"))
+
+    config = cr.TrainConfig(**FAST | {"steps": 6}, learning_rate=9e-3)
+    run = cr.fit(tiny, cr.load_data(colors), config, tmp_path / "run", on_step=upset)
+    assert run.metrics["learning_rate"] == pytest.approx(1e-3)
+    assert [row["step"] for row in run.history] == [1, 2, 3, 4, 5, 6]
+    said = [note for note in run.notes if "diverged" in note]
+    assert said == [
+        "Training diverged at a learning rate of 0.009; it started again at 0.003.",
+        "Training diverged at a learning rate of 0.003; it started again at 0.001.",
+    ]
+    run.adapter.detach()
+    straight = cr.fit(
+        tiny, cr.load_data(colors), cr.TrainConfig(**FAST | {"steps": 6}, learning_rate=1e-3)
+    )
+    torch.testing.assert_close(run.predictions.tuned, straight.predictions.tuned)
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverges"),
+    [
+        ([2.3] * 30, False),  # it never learned
+        ([2.3, 1.5] + [0.5] * 28, False),
+        ([2.3, 1.2] + [1.0] * 8 + [2.3] * 20, True),  # it lost what it had learned
+        ([2.3, 1.2] + [1.0] * 8 + [1.4] * 20, False),  # worse, but better than guessing
+    ],
+)
+def test_a_loss_that_rises_to_guessing_is_divergence(tiny, losses, diverges):
+    adapter = cr.attach(tiny.net, cr.LoRA(rank=2))
+    state = TrainState(step=30, steps=30, history=[{"loss": loss} for loss in losses])
+    logger = TrainLogger(state, adapter, 0.1)
+    with pytest.raises(Diverged, match="no better than guessing") if diverges else nullcontext():
+        logger.check_end(10)
+
+
+def test_a_strength_is_baked_into_the_update(tiny, colors):
+    """Half strength of the whole training is full strength of the run that asks for it."""
+    data, settings = cr.load_data(colors), FAST | {"learning_rate": 1e-2, "precision": "fp32"}
+    whole = cr.fit(tiny, data, cr.TrainConfig(**settings))
+    deltas = whole.adapter.deltas()
+    whole.adapter.detach()
+    half = cr.fit(tiny, data, cr.TrainConfig(**settings, strength=0.5))
+    for name, delta in half.adapter.deltas().items():
+        torch.testing.assert_close(delta, deltas[name] / 2, rtol=1e-4, atol=1e-7)
+    half.adapter.detach()
+    with pytest.raises(cr.UserError, match="strength: dora trains at full strength only"):
+        cr.fit(tiny, data, cr.TrainConfig(**FAST | {"method": "dora"}, strength=0.5))
 
 
 def test_beta2_is_adamws(tiny, colors):

@@ -22,7 +22,7 @@ LOWEST_FIRST = (
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},
-    {"sweep", "export"},
+    {"sweep", "export", "tuning"},
     {"report"},
     {PACKAGE},  # the public names
     {"app"},

@@ -198,6 +198,32 @@ class Adapter:
             rows["", "head"] = [0, self.num_parameters()]  # none of the model's weights
         return [AdaptedSummary(*key, *counts) for key, counts in rows.items()]
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the trainable parameters back to those of a fresh adapter with the same seed."""
+        deltas = [delta for adapted in self._adapted.values() for delta in adapted.parts()]
+        for delta, fresh in zip(deltas, self.config.make_deltas(self.shapes()), strict=True):
+            for parameter, start in zip(delta.parameters(), fresh.parameters(), strict=True):
+                parameter.copy_(start)
+
+    @property
+    def is_scalable(self) -> bool:
+        """Whether `scale_by` can scale the update: it is proportional to a parameter."""
+        deltas = [delta for adapted in self._adapted.values() for delta in adapted.parts()]
+        return self.head is None and all(delta.linear_in for delta in deltas)
+
+    def scale_by(self, factor: float) -> None:
+        """Multiply the update by a factor, for good: what was half strength is full strength then.
+
+        Raises:
+            UserError: the method's update is not proportional to any of its parameters.
+        """
+        if not self.is_scalable:
+            raise UserError(f"strength: {self.config.method} trains at full strength only")
+        for adapted in self._adapted.values():
+            for delta in adapted.parts():
+                delta.scale_by(factor)
+
     def merge(self) -> None:
         """Add the update, at the present strength, to the weights: plain open_clip again.
 

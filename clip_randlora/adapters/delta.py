@@ -1,5 +1,8 @@
 """What every method's update of a weight is: a module that forms ``dW``."""
 
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, int]
@@ -11,7 +14,12 @@ class Delta(nn.Module):
 
     It holds the trainable parameters, and is exactly zero at first. A method defines `forward`;
     or `update_of`, if dW depends on the weight.
+
+    Attributes:
+        linear_in: the trainable parameter that dW is proportional to, if there is one.
     """
+
+    linear_in: ClassVar[str | None] = None
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -24,6 +32,12 @@ class Delta(nn.Module):
     def update_of(self, weight: Tensor) -> Tensor:
         """Return dW, (out, in), for a frozen weight (out, in)."""
         return self()
+
+    @torch.no_grad()
+    def scale_by(self, factor: float) -> None:
+        """Multiply dW by a factor, for good; only if `linear_in` says how."""
+        assert self.linear_in is not None
+        getattr(self, self.linear_in).mul_(factor)
 
     def added_to(self, weight: Tensor, strength: float) -> Tensor:
         """Return ``weight + strength * dW``, (out, in), of the weight's dtype."""

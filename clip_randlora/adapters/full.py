@@ -33,6 +33,8 @@ class Full(MethodConfig):
 class FullDelta(Delta):
     """Trains dW itself, (out, in), zero at first."""
 
+    linear_in = "difference"
+
     def __init__(self, shape: Shape):
         super().__init__(shape)
         self.difference = nn.Parameter(torch.zeros(shape))

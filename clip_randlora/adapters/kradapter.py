@@ -45,6 +45,8 @@ class KRAdapter(AdapterConfig):
 class KRAdapterDelta(Delta):
     """KRAdapter's update; trains u (m, r), zero at first, and v (m, k), Kaiming uniform."""
 
+    linear_in = "u"
+
     def __init__(self, shape: Shape, alpha: float, generator: torch.Generator):
         super().__init__(shape)
         self.alpha = alpha

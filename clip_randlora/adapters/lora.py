@@ -96,6 +96,8 @@ class LoRADelta(LowRankDelta):
     Trains down (r, in), Kaiming uniform at first, and up (out, r), zero at first.
     """
 
+    linear_in = "up"
+
     def __init__(self, shape: Shape, rank: int, scale: float, generator: torch.Generator):
         super().__init__(shape)
         self.scale = scale

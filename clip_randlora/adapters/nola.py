@@ -56,6 +56,8 @@ class NoLADelta(LowRankDelta):
     all layers.
     """
 
+    linear_in = "beta"
+
     def __init__(self, shape: Shape, config: NoLA, up: RandomMatrices, down: RandomMatrices):
         super().__init__(shape)
         self.scale, self.rank = config.scale, config.rank

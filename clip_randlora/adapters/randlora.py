@@ -106,6 +106,8 @@ class RandLoRADelta(Delta):
     `RandLoRA.as_released` describes another number n and another start.
     """
 
+    linear_in = "lam"
+
     def __init__(
         self,
         shape: Shape,

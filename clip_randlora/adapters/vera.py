@@ -63,6 +63,8 @@ class VeRADelta(LowRankDelta):
     `VeRA.as_released` describes another scale.
     """
 
+    linear_in = "b"
+
     def __init__(self, shape: Shape, config: VeRA, b: RandomMatrices, a: RandomMatrices):
         super().__init__(shape)
         # the shared matrices have standard deviation 1; Kaiming's is sqrt(2 / fan in)

@@ -17,6 +17,7 @@ from clip_randlora.cli.interrupts import handle_signals
 from clip_randlora.cli.predict_command import predict
 from clip_randlora.cli.sweep_command import report, sweep
 from clip_randlora.cli.train_command import demo, train
+from clip_randlora.cli.tune_command import tune
 from clip_randlora.errors import UserError, is_out_of_memory
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "tune": tune,
     "eval": evaluate,
     "predict": predict,
     "export": export,

@@ -63,7 +63,7 @@ def train(
         str | None,
         typer.Option(
             help="randlora (default), lora, clip_lora, vera, nola, dora, kradapter, norm_tuning, "
-            "full, linear_probe, zero_shot."
+            "full, anchored_head, linear_probe, tip_adapter_f, gda, zero_shot."
         ),
     ] = None,
     shots: Annotated[

@@ -28,16 +28,18 @@ class Checkpoint:
         image_names: Sequence[str],
         state: TrainState,
         adapter: Adapter,
-        optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler,
     ):
-        """Take what `save` reads and `restore` changes.
+        """Take what `save` reads and `restore` changes; `follow` has to give it the optimiser.
 
         ``folder`` is the run folder. A training goes on only with images of the same names.
         """
         self.folder, self.state = folder, state
-        self._adapter, self._optimizer, self._schedule = adapter, optimizer, schedule
+        self._adapter = adapter
         self._images = hashlib.sha256("\n".join(image_names).encode()).hexdigest()
+
+    def follow(self, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
+        """Save and restore this optimiser and this schedule from now on."""
+        self._optimizer, self._schedule = optimizer, schedule
 
     def save(self) -> None:
         """Write the checkpoint, unless a trainable parameter is NaN or infinite."""

@@ -50,8 +50,8 @@ _LITE0_BETA2 = {"nola": 0.98}  # no lasting gain for the other methods (docs/res
 
 _NUMBERS = (
     "seed", "steps", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay",
-    "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "views", "max_steps",
-    "accumulate", "logit_scale",
+    "beta2", "warmup", "label_smoothing", "clip_norm", "crop_size", "strength", "views",
+    "max_steps", "accumulate", "logit_scale",
 )  # fmt: skip
 
 
@@ -79,6 +79,9 @@ class TrainConfig(BaseModel):
         label_smoothing: of the cross entropy, 0 to 1.
         logit_scale: factor of the cosine similarities in the loss; None: the model's.
         clip_norm: upper bound on the gradient's norm.
+        strength: the trained update is multiplied by it at the end, 0 to 1: what is between
+            zero-shot and the training's result is the run's full strength then (WiSE-FT,
+            arXiv 2109.01903).
         precision: ``bf16`` and ``fp16`` are mixed precision; ``auto`` chooses bf16 on hardware
             that is fast in it.
         templates: prompt templates with one ``{}`` each; None: the data set's, if it has any,
@@ -116,6 +119,7 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     logit_scale: float | None = Field(default=None, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    strength: float = Field(default=1.0, ge=0, le=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     templates: tuple[str, ...] | None = None
     prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -18,8 +18,15 @@ from clip_randlora.utils.progress import OnProgress
 _REPORTS, _EVALUATIONS = 100, 8  # in a training, about
 
 
+_END = 0.1  # share of the reports whose mean loss counts as the loss at the end
+_FEWEST_REPORTS = 20  # fewer say nothing about a rise
+
+
 class Diverged(UserError):
-    """The loss or a parameter is NaN or infinite; the adapter is back in its last good state."""
+    """The rate was too high: the loss is NaN, infinite, or rose to that of guessing.
+
+    If it is NaN or infinite, the adapter is back in its last good state.
+    """
 
 
 class TrainLogger:
@@ -98,6 +105,26 @@ class TrainLogger:
                 StepMetrics(
                     state.step, state.steps, mean_loss, mean_accuracy, rate, left, test_accuracy
                 )
+            )
+
+    def check_end(self, classes: int) -> None:
+        """Check at the end of a training that it has not lost what it had learned.
+
+        A loss that is above its lowest by a fifth, and near that of guessing among ``classes``,
+        comes from a rate that is too high. A model that never learned has no lower loss.
+
+        Raises:
+            Diverged: the loss rose so.
+        """
+        losses = [row["loss"] for row in self._state.history]
+        window = max(1, int(_END * len(losses)))
+        if len(losses) < _FEWEST_REPORTS or classes < 2:
+            return
+        means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
+        if means[-1] > 1.2 * min(means) and means[-1] > 0.9 * math.log(classes):
+            raise Diverged(
+                f"training diverged: its loss rose from {min(means):.2f} to {means[-1]:.2f}, "
+                f"which is no better than guessing; set a lower learning_rate than {self._peak:g}"
             )
 
     def _keep_good_state(self) -> None:

@@ -36,6 +36,8 @@ class TrainState:
         seconds: time that training took.
         step_seconds: time that each step took.
         history: one row for each report, as ``history.csv`` has them.
+        learning_rate: the peak in use; lower than asked for if the training diverged. None without
+            an optimiser.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         notes: one line for everything that was done otherwise than asked for.
     """
@@ -45,6 +47,7 @@ class TrainState:
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    learning_rate: float | None = None
     precision: str = "fp32"
     notes: list[str] = field(default_factory=list)
 

@@ -31,7 +31,7 @@ from clip_randlora.training.ctrl_c import DeferredCtrlC
 from clip_randlora.training.cuda_graph import CUDAGraphStep
 from clip_randlora.training.distributed import DistributedStep, is_main_process
 from clip_randlora.training.image_inputs import ImageInputs, draw_batch
-from clip_randlora.training.logger import TrainLogger
+from clip_randlora.training.logger import Diverged, TrainLogger
 from clip_randlora.training.optimizer import make_optimizer
 from clip_randlora.training.state import OnStep, TrainState
 from clip_randlora.training.text_inputs import TextInputs
@@ -41,6 +41,7 @@ from clip_randlora.utils.progress import OnProgress
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 _EVAL_BATCH = 64
+_LOWER = 1 / 3  # the rate after a training diverged, as a share of the one before
 
 
 class Trainer:
@@ -59,6 +60,7 @@ class Trainer:
         resume: bool = False,
         eval_images: ImageBatch | None = None,
         on_progress: OnProgress | None = None,
+        restarts: int = 0,
     ):
         """Set up a training.
 
@@ -73,6 +75,7 @@ class Trainer:
             resume: go on from the folder's checkpoint, if it has one.
             eval_images: test images to classify now and then, for a curve.
             on_progress: told the step, and how many images are encoded before the first.
+            restarts: how often to start again at a third of the rate if the training diverges.
 
         Raises:
             UserError: the settings do not fit the model, the device or the number of processes, or
@@ -80,6 +83,7 @@ class Trainer:
         """
         self.model, self.adapter, self.config, self.state = model, adapter, config, state
         self.text, self.eval_images, self.on_progress = text, eval_images, on_progress
+        self.restarts = restarts
         self.labels = train_images.labels.cpu()  # batches are drawn on the CPU
         self.batch_size = min(config.batch_size, len(train_images))
         state.steps = config.steps or default_steps(
@@ -96,21 +100,29 @@ class Trainer:
             self.distributed.part,
         )
         self.text_inputs = TextInputs(text, adapter, config.prompts_per_step)
-        images_per_class = len(train_images) / len(text.classes)
-        self.optimizer, self.schedule = make_optimizer(
-            adapter.parameters(), config, state.steps, model.name, images_per_class
-        )
+        self.images_per_class = len(train_images) / len(text.classes)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=state.precision == "fp16")
-        self.checkpoint = None
-        if folder is not None:
-            self.checkpoint = Checkpoint(
-                folder, train_images.names, state, adapter, self.optimizer, self.schedule
-            )
-            if resume:
-                self.checkpoint.restore(model.device)
+        self.checkpoint = Checkpoint(folder, train_images.names, state, adapter) if folder else None
+        self._set_up_optimizer(config.learning_rate)
+        if self.checkpoint and resume:
+            self.checkpoint.restore(model.device)
+            state.learning_rate = self.schedule.base_lrs[0]
         self.stopwatch = Stopwatch(model.device)
         self._update: Callable[..., tuple[Tensor, ...]] = self.update
         self._is_updating = False
+
+    def _set_up_optimizer(self, learning_rate: float | None) -> None:
+        """Make the optimiser and its schedule; the rate is the default if it is None."""
+        self.optimizer, self.schedule = make_optimizer(
+            self.adapter.parameters(),
+            self.config.model_copy(update={"learning_rate": learning_rate}),
+            self.state.steps,
+            self.model.name,
+            self.images_per_class,
+        )
+        self.state.learning_rate = self.optimizer.defaults["lr"]
+        if self.checkpoint:
+            self.checkpoint.follow(self.optimizer, self.schedule)
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """Take one optimiser step; return its loss and accuracy, scalars on the device."""
@@ -187,7 +199,8 @@ class Trainer:
             should_stop: asked after every step.
 
         Raises:
-            Diverged: the loss or a parameter is NaN or infinite.
+            Diverged: the loss or a parameter is NaN or infinite, or the loss rose to that of
+                guessing.
             KeyboardInterrupt: Ctrl-C was pressed; the last whole step is saved.
             UserError: the checkpoint cannot be written.
         """
@@ -197,8 +210,26 @@ class Trainer:
             start = time.perf_counter()
             self._fill_caches()
             self.state.seconds += time.perf_counter() - start
-            with self._cuda_graph():
-                self._take_steps(on_step, should_stop)
+            for restarts_left in reversed(range(self.restarts + 1)):
+                try:
+                    with self._cuda_graph():
+                        return self._take_steps(on_step, should_stop)
+                except Diverged:
+                    if not restarts_left:
+                        raise
+                    self._restart()
+
+    def _restart(self) -> None:
+        """Go back to the start, with a lower learning rate."""
+        rate = self.state.learning_rate * _LOWER
+        self.state.notes.append(
+            f"Training diverged at a learning rate of {self.state.learning_rate:.3g}; it started "
+            f"again at {rate:.3g}."
+        )
+        self.adapter.reset()
+        self.state.step, self.state.history = 0, []
+        self._set_up_optimizer(rate)
+        self.save()
 
     def _fill_caches(self) -> None:
         """Run what is frozen once, in the forward pass that the steps will use."""
@@ -259,6 +290,8 @@ class Trainer:
                 if time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
+            if state.step == state.steps:
+                logger.check_end(len(self.text.classes))
             self.save()  # an interrupted evaluation need not train again
 
     def save(self) -> None:

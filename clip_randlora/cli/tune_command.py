@@ -1,0 +1,95 @@
+"""The command tune: settings found by cross-validation on the training images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.options import (
+    ClassFoldersOption,
+    DataArgument,
+    DeviceOption,
+    ModelOption,
+    PretrainedOption,
+    parse_shots,
+    settings_of_file,
+)
+
+if TYPE_CHECKING:
+    from clip_randlora.tuning import Trial
+
+_ROWS = 10
+
+
+def tune(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write tuned.yaml and trials.csv to.")],
+    minutes: Annotated[float, typer.Option(help="Time of the whole search.")] = 10,
+    class_folders: ClassFoldersOption = None,
+    model: ModelOption = "lite0",
+    pretrained: PretrainedOption = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated. Default: randlora and anchored_head."),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(help="Images per class, a share such as `50%`, or `all`. Default: 16."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the shots drawn. Default: 1.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings that stay as they are.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Find the best settings by cross-validation on the training images alone."""
+    with loading():
+        from clip_randlora.clip.models import DEFAULT_TAG, load_model
+        from clip_randlora.data import load_data
+        from clip_randlora.few_shot import TrainConfig
+        from clip_randlora.tuning import METHODS, SETTINGS, require_free
+        from clip_randlora.tuning import tune as search
+
+        require_free(out)
+        settings = settings_of_file(config)
+        if shots is not None:
+            settings["shots"] = parse_shots(shots)
+        if seed is not None:
+            settings["seed"] = seed
+        base = TrainConfig.parse(settings)
+    with progress() as on_progress:
+        labelled = load_data(
+            data,
+            class_folders=class_folders,  # type: ignore[arg-type]  # checked there
+            on_progress=on_progress,
+        )
+    with loading():
+        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+        loaded = load_model(model, weights, device)
+    with progress() as on_progress:
+        found = search(
+            loaded,
+            labelled,
+            minutes,
+            base,
+            methods=method or METHODS,
+            on_trial=_print_trial,
+            on_progress=on_progress,
+        )
+    table = Table("settings", "folds", "images", "accuracy")
+    for trial in found.trials[:_ROWS]:
+        shown = "failed" if trial.failed else f"{trial.accuracy:.1%}"
+        table.add_row(str(trial.candidate), str(trial.folds), str(len(trial.correct)), shown)
+    results.print(table)
+    print_notes(found.notes)
+    found.write(out)
+    results.print(f"Saved to {out / SETTINGS}; train with it by --config {out / SETTINGS}")
+
+
+def _print_trial(trial: Trial) -> None:
+    shown = "failed" if trial.failed else f"{trial.accuracy:.1%} of {len(trial.correct)}"
+    messages.print(f"{trial.candidate}: {shown}")

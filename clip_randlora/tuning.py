@@ -1,0 +1,428 @@
+"""Find the best settings by cross-validation on the training images alone."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from clip_randlora.adapters import AdapterConfig, HeadConfig, MethodConfig, ZeroShot, find_weights
+from clip_randlora.adapters.methods import parse_method
+from clip_randlora.clip.models import Model
+from clip_randlora.data import Data, Split
+from clip_randlora.data.sampling import count_shots, draw_shots
+from clip_randlora.errors import UserError
+from clip_randlora.evaluation import PairedPredictor, predict_split
+from clip_randlora.few_shot import Run, TrainConfig, fit
+from clip_randlora.training.cache import Cache
+from clip_randlora.training.config import default_learning_rate
+from clip_randlora.training.logger import Diverged
+from clip_randlora.utils.outputs import atomic_write
+from clip_randlora.utils.progress import OnProgress
+
+METHODS = ("randlora", "anchored_head")
+SETTINGS, TRIALS = "tuned.yaml", "trials.csv"
+_FOLDS = 4
+_STRENGTHS = (1.0, 0.75, 0.5)
+_STEP = 10**0.5  # between two learning rates
+_FINALISTS = 3
+_TRAININGS = 8  # a training may take this part of the time, so that there are several
+_SURE = 0.05  # highest p-value of a difference that is called one
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings to try.
+
+    Attributes:
+        method: the method and its settings.
+        rate: learning rate, as a multiple of the default; None for what has none.
+        strength: of the trained update.
+    """
+
+    method: MethodConfig
+    rate: float | None = None
+    strength: float = 1.0
+
+    def __str__(self) -> str:
+        parts = [self.method.method]
+        if self.rate is not None:
+            parts.append(f"{self.rate:.3g} x the default rate")
+        if isinstance(self.method, AdapterConfig) and self.method.blocks:
+            parts.append(f"last {self.method.blocks} blocks")
+        if self.strength != 1:
+            parts.append(f"strength {self.strength:g}")
+        return ", ".join(parts)
+
+    def config(self, base: TrainConfig, model: Model, images_per_class: float) -> TrainConfig:
+        """Return the settings of a training with so many images of each class."""
+        settings: dict[str, Any] = {"method": self.method, "strength": self.strength}
+        if self.rate is not None:
+            default = base.learning_rate or default_learning_rate(
+                model.name, self.method.method, images_per_class
+            )
+            settings["learning_rate"] = float(f"{self.rate * default:.3g}")
+        return base.model_copy(update=settings)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The results of a candidate.
+
+    Attributes:
+        candidate: the settings.
+        correct: for each validation image that was asked, whether it was answered correctly.
+        losses: the log loss of each.
+        folds: how many folds were asked.
+        seconds: what its trainings and answers took.
+        failed: why there is no result, "" if there is one.
+    """
+
+    candidate: Candidate
+    correct: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    folds: int = 0
+    seconds: float = 0.0
+    failed: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the validation images that were answered correctly, 0 to 1."""
+        return float(self.correct.float().mean()) if len(self.correct) else 0.0
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """What trials are sorted by: folds, then accuracy, then the log loss."""
+        return self.folds, self.accuracy, -float(self.losses.mean()) if self.folds else 0.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found.
+
+    Attributes:
+        config: the best settings, for `fit`.
+        trials: the best first.
+        notes: what was tried, how sure the result is, and what there was no time for.
+    """
+
+    config: TrainConfig
+    trials: list[Trial]
+    notes: list[str]
+
+    def write(self, folder: str | Path) -> Path:
+        """Write ``tuned.yaml``, for ``train --config``, and ``trials.csv``; return the folder.
+
+        Raises:
+            UserError: the folder has a ``tuned.yaml``, or cannot be written.
+        """
+        folder = Path(folder)
+        require_free(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        settings = self.config.model_dump(mode="json", exclude_defaults=True)
+        method = self.config.method
+        settings["method"] = {"method": method.method} | method.model_dump(
+            mode="json", exclude_defaults=True
+        )
+        notes = "".join(f"# {note}\n" for note in self.notes)
+        with atomic_write(folder / SETTINGS) as temporary:
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            temporary.write_text(notes + text, encoding="utf-8")
+        with (
+            atomic_write(folder / TRIALS) as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as file,
+        ):
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("settings", "folds", "images", "accuracy", "seconds", "failed"))
+            for trial in self.trials:
+                accuracy, seconds = f"{trial.accuracy:.4f}", f"{trial.seconds:.1f}"
+                images = len(trial.correct)
+                row = (trial.candidate, trial.folds, images, accuracy, seconds, trial.failed)
+                rows.writerow(row)
+        return folder
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that has the settings of an earlier search.
+
+    Raises:
+        UserError: it has.
+    """
+    if (folder / SETTINGS).exists():
+        raise UserError(f"{folder}: has a {SETTINGS}; choose another folder")
+
+
+def tune(
+    model: Model,
+    data: Data,
+    minutes: float = 10,
+    config: TrainConfig | None = None,
+    *,
+    methods: Sequence[str | Mapping[str, Any]] = METHODS,
+    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Tuning:
+    """Search method, learning rate, strength and blocks within a time.
+
+    The training images are split into up to four folds of equal classes. Every candidate trains on
+    the other folds and answers for the first. The best go on to the next folds while there is time.
+    The test images are never used.
+
+    Args:
+        model: a model without an adapter; it has none on return.
+        data: the training images; its test images are left alone.
+        minutes: the time of the whole search.
+        config: settings that stay as they are, such as ``shots``, ``seed`` and the prompts.
+        methods: names of methods, or mappings with ``method`` and settings.
+        on_trial: called with each result; it may be of some of the folds.
+        on_progress: told the stages of each training, see `clip_randlora.utils.progress`.
+
+    Raises:
+        UserError: a class has a single training image, or ``minutes`` is not above zero.
+    """
+    if not minutes > 0:
+        raise UserError(f"minutes: {minutes}; give a number above 0")
+    search = _Search(model, data, config or TrainConfig(), minutes * 60, on_trial, on_progress)
+    for method in methods:
+        search.try_method(parse_method(method))
+    search.ask_other_folds()
+    return search.result()
+
+
+class _Search:
+    """The trials so far, and the time that is left."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: Data,
+        config: TrainConfig,
+        seconds: float,
+        on_trial: Callable[[Trial], None] | None,
+        on_progress: OnProgress | None,
+    ):
+        self.model, self.base = model, config
+        self.on_trial, self.on_progress = on_trial, on_progress
+        self.seconds, self.deadline = seconds, time.monotonic() + seconds
+        self.folds, self.images_per_class = _folds(data, config)
+        self.caches = [Cache(model, fold) for fold in self.folds]
+        self.trials: dict[str, Trial] = {}
+        self.slowest = 0.0  # seconds of a training with its answers
+        self.steps = config.steps
+        self.notes: list[str] = []
+        self.is_short = False
+
+    def try_method(self, method: MethodConfig) -> None:
+        """Try a method on the first fold: its learning rates, then half of its blocks."""
+        if isinstance(method, HeadConfig | ZeroShot):
+            self.measure(Candidate(method), 0)
+            return
+        best = self._climb(method)
+        if best is not None and isinstance(method, AdapterConfig) and method.blocks is None:
+            blocks = max(weight.block for weight in find_weights(self.model.net)) + 1
+            if blocks > 1:
+                halved = method.model_copy(update={"blocks": blocks // 2})
+                self.measure(replace(best, method=halved, strength=1.0), 0)
+
+    def _climb(self, method: MethodConfig) -> Candidate | None:
+        """Follow the learning rate uphill from the default; return the best candidate."""
+        ranks: dict[int, tuple] = {}
+
+        def rank(power: int) -> tuple:
+            if power not in ranks:
+                trials = self.measure(Candidate(method, _STEP**power), 0)
+                ranks[power] = max((trial.rank for trial in trials), default=())
+            return ranks[power]
+
+        for direction in (1, -1):
+            power = 0
+            while rank(power + direction) >= rank(power) and ranks[power + direction]:
+                power += direction
+        own = [t for t in self.trials.values() if t.candidate.method == method and not t.failed]
+        return max(own, key=lambda trial: trial.rank).candidate if own else None
+
+    def ask_other_folds(self) -> None:
+        """Ask the best candidates, and each method's default, on one fold after the other."""
+        for number in range(1, len(self.folds)):
+            trained: dict[Candidate, Trial] = {}  # all strengths come from one training
+            for trial in self.ranked():
+                if trial.folds == number and not isinstance(trial.candidate.method, ZeroShot):
+                    trained.setdefault(replace(trial.candidate, strength=1.0), trial)
+            defaults = [candidate for candidate in trained if candidate.rate in (None, 1.0)]
+            for candidate in dict.fromkeys([*list(trained)[:_FINALISTS], *defaults]):
+                self.measure(candidate, number)
+
+    def ranked(self) -> list[Trial]:
+        """Return the trials, the best first."""
+        return sorted(self.trials.values(), key=lambda trial: trial.rank, reverse=True)
+
+    def measure(self, candidate: Candidate, number: int) -> list[Trial]:
+        """Train on a fold and record the answers at each strength; nothing if time is short."""
+        start, fold = time.monotonic(), self.folds[number]
+        if self.trials and start + self.slowest > self.deadline:
+            self.is_short = True
+            return []
+        config = candidate.config(self.base, self.model, len(fold.train) / len(fold.classes))
+        config = config.model_copy(update={"shots": None, "steps": self.steps, "strength": 1.0})
+        last = start + self.seconds / _TRAININGS
+        try:
+            run = fit(
+                self.model,
+                fold,
+                config,
+                cache=self.caches[number],
+                on_progress=self.on_progress,
+                should_stop=lambda: time.monotonic() > last,
+                restarts=0,
+            )
+        except Diverged as error:
+            failed = Trial(candidate, seconds=time.monotonic() - start, failed=str(error))
+            return [self._record(failed)]
+        try:
+            self._shorten(run)
+            answers = self._answers(run, fold, number, candidate)
+        finally:
+            run.adapter.detach()
+        took = time.monotonic() - start
+        self.slowest = max(self.slowest, took)
+        zero_shot = Candidate(ZeroShot())
+        if self.trials.get(str(zero_shot), Trial(zero_shot)).folds == number:
+            self._record(_trial(zero_shot, run.predictions.zero_shot, run.predictions.labels, 0.0))
+        return [self._record(replace(trial, seconds=took)) for trial in answers]
+
+    def _shorten(self, run: Run) -> None:
+        """Let later trainings take as many steps as this one had time for."""
+        stopped = [note for note in run.notes if note.startswith("Stopped at step")]
+        if stopped:
+            self.steps = max(1, run.metrics["steps"])
+            self.notes.append(f"The trainings were shortened to {self.steps} steps for the time.")
+
+    def _answers(self, run: Run, fold: Data, number: int, candidate: Candidate) -> list[Trial]:
+        """Return the results of a run at each strength that its method has."""
+        labels = run.predictions.labels
+        found = [_trial(candidate, run.predictions.tuned, labels, 0.0)]
+        if candidate.rate is None or not run.adapter.is_scalable:
+            return found
+        both = PairedPredictor(self.model, run.adapter, run.text)
+        for strength in _STRENGTHS[1:]:
+            both.strength = strength
+            tuned = predict_split(both, fold.test, cache=self.caches[number]).tuned
+            found.append(_trial(replace(candidate, strength=strength), tuned, labels, 0.0))
+        return found
+
+    def _record(self, new: Trial) -> Trial:
+        """Add a result to those of the same candidate on other folds."""
+        old = self.trials.get(str(new.candidate))
+        if old is not None:
+            new = Trial(
+                new.candidate,
+                torch.cat([old.correct, new.correct]),
+                torch.cat([old.losses, new.losses]),
+                old.folds + new.folds,
+                old.seconds + new.seconds,
+                new.failed,
+            )
+        self.trials[str(new.candidate)] = new
+        if self.on_trial:
+            self.on_trial(new)
+        return new
+
+    def result(self) -> Tuning:
+        """Choose the best candidate of those with the most folds, and say how sure that is."""
+        ranked = self.ranked()
+        most = ranked[0].folds
+        if not most:
+            raise UserError(f"tune: no training succeeded: {ranked[0].failed}")
+        best = ranked[0]
+        images, classes = len(best.correct), len(self.folds[0].classes)
+        notes = [
+            f"{len(ranked)} settings were tried on the training images alone, the best of them on "
+            f"{most} of {len(self.folds)} folds: {best.candidate} answers {best.accuracy:.1%} of "
+            f"{images} images correctly.",
+            *dict.fromkeys(self.notes),
+        ]
+        if _p_value(int(best.correct.sum()), images, 1 / classes, "greater") > _SURE:
+            notes.append(
+                f"Nothing is better than chance, which is {1 / classes:.1%}: the model does not "
+                f"know these classes, or there are too few images or minutes to tell."
+            )
+        start = next((t for t in ranked if t.candidate.rate == 1.0 and t.folds == most), None)
+        if start is not None and start.candidate != best.candidate:
+            notes.append(_comparison(best, start))
+        if self.is_short:
+            notes.append("There was no time for more; with more minutes, more folds are asked.")
+        config = best.candidate.config(self.base, self.model, self.images_per_class)
+        return Tuning(config, ranked, notes)
+
+
+def _folds(data: Data, config: TrainConfig) -> tuple[list[Data], float]:
+    """Split the drawn training images into folds of equal classes.
+
+    Returns:
+        For each fold, the others as training images and the fold as test images; and the number of
+        drawn images of a class, in the mean.
+    """
+    drawn = draw_shots(data.train, config.shots, config.seed)
+    drawn = {
+        label: items[: count_shots(config.shots, len(items))] for label, items in drawn.items()
+    }
+    for label, items in drawn.items():
+        if len(items) < 2:
+            raise UserError(
+                f"tune: class {data.classes[label]} has {len(items)} training image; cross-"
+                f"validation needs two or more of each class"
+            )
+    count = min(_FOLDS, *(len(items) for items in drawn.values()))
+    folds = []
+    for number in range(count):
+        parts: list[list] = [[], []]
+        for items in drawn.values():
+            for place, item in enumerate(items):
+                parts[place % count == number].append(item)
+        train, held_out = (Split(tuple(part), data.classes) for part in parts)
+        folds.append(
+            Data(
+                data.name,
+                data.classes,
+                train,
+                held_out,
+                templates=data.templates,
+                prompts=data.prompts,
+            )
+        )
+    return folds, sum(map(len, drawn.values())) / len(drawn)
+
+
+def _trial(candidate: Candidate, answers: Tensor, labels: Tensor, seconds: float) -> Trial:
+    correct = answers.argmax(dim=-1) == labels
+    losses = -answers.gather(1, labels[:, None]).squeeze(1).clamp(min=1e-12).log()
+    return Trial(candidate, correct, losses, 1, seconds)
+
+
+def _comparison(best: Trial, start: Trial) -> str:
+    """Compare two trials on the same images by an exact sign test (McNemar's)."""
+    gained = int((best.correct & ~start.correct).sum())
+    lost = int((start.correct & ~best.correct).sum())
+    text = (
+        f"Beside the default, {start.candidate} with {start.accuracy:.1%}, it answers {gained} "
+        f"images right that were wrong, and {lost} wrong that were right"
+    )
+    if not gained + lost or _p_value(gained, gained + lost, 0.5, "greater") > _SURE:
+        return f"{text}: the difference may be chance."
+    return f"{text}: a difference that is hardly chance."
+
+
+def _p_value(successes: int, of: int, probability: float, alternative: str) -> float:
+    from scipy.stats import binomtest  # half a second to import
+
+    return float(binomtest(successes, of, probability, alternative).pvalue)

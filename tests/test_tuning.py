@@ -1,0 +1,118 @@
+"""The search for settings: on training images alone, within its time, and into a file."""
+
+import time
+
+import pytest
+import torch
+from helpers.commands import command
+from helpers.images import write_colors
+
+import clip_randlora as cr
+from clip_randlora.tuning import Candidate, Trial
+
+FAST = {"shots": 4, "steps": 6, "batch_size": 8, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("colors"), {"train": 6, "test": 5})
+
+
+@pytest.fixture(scope="module")
+def found(tiny_folder, colors, tmp_path_factory):
+    """A search on coloured squares, whose candidates were recorded as they came."""
+    seen: list[Trial] = []
+    model, data = cr.load_model(str(tiny_folder)), cr.load_data(colors)
+    config = cr.TrainConfig(method={"method": "randlora", "rank": 4}, **FAST)
+    tuning = cr.tune(
+        model, data, 2, config, methods=[{"method": "randlora", "rank": 4}, "anchored_head"],
+        on_trial=seen.append,
+    )  # fmt: skip
+    return model, data, tuning, seen
+
+
+def test_the_best_is_first_and_becomes_the_settings(found):
+    _, _, tuning, seen = found
+    ranks = [trial.rank for trial in tuning.trials]
+    assert ranks == sorted(ranks, reverse=True)
+    best = tuning.trials[0].candidate
+    assert tuning.config.method == best.method and tuning.config.shots == 4
+    assert {trial.candidate.method.method for trial in seen} == {
+        "randlora", "anchored_head", "zero_shot",
+    }  # fmt: skip
+    assert len({trial.candidate.rate for trial in seen} - {None}) >= 3
+    assert {0.5, 0.75, 1.0} <= {trial.candidate.strength for trial in seen}
+
+
+def test_every_training_image_is_asked_once(found):
+    """The best is asked on all folds: 4 images of each class, each held out once."""
+    _, data, tuning, _ = found
+    best = tuning.trials[0]
+    assert best.folds == 4 and len(best.correct) == 4 * len(data.classes)
+    assert f"of {4 * len(data.classes)} images correctly" in tuning.notes[0]
+
+
+def test_the_model_is_free_afterwards(found):
+    model, *_ = found
+    cr.attach(model.net, cr.LoRA(rank=2)).detach()
+
+
+def test_train_takes_the_file(found, tiny_folder, colors, tmp_path):
+    _, _, tuning, _ = found
+    folder = tuning.write(tmp_path / "tuned")
+    lines = (folder / "trials.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(tuning.trials)
+    with pytest.raises(cr.UserError, match=r"has a tuned\.yaml; choose another folder"):
+        tuning.write(folder)
+    done = command(
+        "train", colors, "--model", tiny_folder, "--config", folder / "tuned.yaml",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_rate_is_for_the_images_of_the_whole_training():
+    """On half of the images the default rate is half; a multiple of it carries over."""
+    model = cr.load_model("lite0")
+    candidate = Candidate(cr.RandLoRA(), rate=2.0)
+    base = cr.TrainConfig()
+    four, two = (candidate.config(base, model, images).learning_rate for images in (4, 2))
+    assert four == pytest.approx(2 * two, rel=0.01)
+    fixed = cr.TrainConfig(learning_rate=1e-3)
+    assert candidate.config(fixed, model, 4).learning_rate == 2e-3
+
+
+def test_it_ends_in_its_time_and_says_that_nothing_is_known(tiny_folder, colors):
+    """Random labels: no settings can be better than chance."""
+    model, data = cr.load_model(str(tiny_folder)), cr.load_data(colors)
+    items = data.train.items
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randperm(len(items), generator=generator).tolist()
+    labels = [items[place].label for place in order]
+    shuffled = tuple(
+        type(item)(item.name, label, item.content)
+        for item, label in sorted(zip(items, labels, strict=True), key=lambda pair: pair[1])
+    )
+    data = cr.Data("shuffled", data.classes, type(data.train)(shuffled, data.classes), data.test)
+    start = time.monotonic()
+    config = cr.TrainConfig(shots=4, steps=100_000, batch_size=8)
+    tuning = cr.tune(model, data, 0.2, config, methods=["lora"])
+    assert time.monotonic() - start < 0.2 * 60 + 15
+    said = " ".join(tuning.notes)
+    assert "Nothing is better than chance" in said and "shortened to" in said
+
+
+def test_one_image_a_class_cannot_be_split(tiny, colors):
+    with pytest.raises(cr.UserError, match="has 1 training image; cross-validation needs two"):
+        cr.tune(tiny, cr.load_data(colors), 1, cr.TrainConfig(shots=1))
+
+
+def test_the_command(tiny_folder, colors, tmp_path):
+    done = command(
+        "tune", colors, "--model", tiny_folder, "--minutes", 0.05, "--shots", 2,
+        "--method", "anchored_head", "--out", tmp_path / "tuned",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "anchored_head" in done.stdout and (tmp_path / "tuned" / "tuned.yaml").exists()
+    again = command("tune", colors, "--model", tiny_folder, "--out", tmp_path / "tuned")
+    assert again.returncode == 2 and "has a tuned.yaml" in again.stderr
