@@ -61,14 +61,14 @@ class Candidate:
             parts.append(f"strength {self.strength:g}")
         return ", ".join(parts)
 
-    def config(self, base: TrainConfig, model: Model, images_per_class: float) -> TrainConfig:
-        """Return the settings of a training with so many images of each class."""
+    def config(self, base: TrainConfig, default_rate: float) -> TrainConfig:
+        """Return the settings of a training, where ``default_rate`` is 1 x the default rate.
+
+        At 1 x the rate stays as it is in ``base``, which leaves it open as a rule.
+        """
         settings: dict[str, Any] = {"method": self.method, "strength": self.strength}
-        if self.rate is not None:
-            default = base.learning_rate or default_learning_rate(
-                model.name, self.method.method, images_per_class
-            )
-            settings["learning_rate"] = float(f"{self.rate * default:.3g}")
+        if self.rate is not None and self.rate != 1:
+            settings["learning_rate"] = float(f"{self.rate * default_rate:.3g}")
         return base.model_copy(update=settings)
 
 
@@ -217,6 +217,7 @@ class _Search:
         self.folds, self.images_per_class = _folds(data, config)
         self.caches = [Cache(model, fold) for fold in self.folds]
         self.trials: dict[str, Trial] = {}
+        self.rates: dict[str, float] = {}  # the default rate of each method on a fold
         self.slowest = 0.0  # seconds of a training with its answers
         self.steps = config.steps
         self.notes: list[str] = []
@@ -244,6 +245,7 @@ class _Search:
                 ranks[power] = max((trial.rank for trial in trials), default=())
             return ranks[power]
 
+        rank(0)  # the others are multiples of its rate
         for direction in (1, -1):
             power = 0
             while rank(power + direction) >= rank(power) and ranks[power + direction]:
@@ -262,6 +264,15 @@ class _Search:
             for candidate in dict.fromkeys([*list(trained)[:_FINALISTS], *defaults]):
                 self.measure(candidate, number)
 
+    def default_rate(self, method: MethodConfig, *, of_all_folds: bool = False) -> float:
+        """Return the default rate of a method on a fold, or on all folds together."""
+        if self.base.learning_rate:
+            return self.base.learning_rate
+        images = len(self.folds[0].train) / len(self.folds[0].classes), self.images_per_class
+        part, whole = (default_learning_rate(self.model.name, method.method, n) for n in images)
+        rate = self.rates.get(method.method, part)  # it diverged: the highest that it can be
+        return rate * whole / part if of_all_folds else rate
+
     def ranked(self) -> list[Trial]:
         """Return the trials, the best first."""
         return sorted(self.trials.values(), key=lambda trial: trial.rank, reverse=True)
@@ -272,7 +283,7 @@ class _Search:
         if self.trials and start + self.slowest > self.deadline:
             self.is_short = True
             return []
-        config = candidate.config(self.base, self.model, len(fold.train) / len(fold.classes))
+        config = candidate.config(self.base, self.default_rate(candidate.method))
         config = config.model_copy(update={"shots": None, "steps": self.steps, "strength": 1.0})
         last = start + self.seconds / _TRAININGS
         try:
@@ -290,6 +301,8 @@ class _Search:
             return [self._record(failed)]
         try:
             self._shorten(run)
+            if candidate.rate == 1.0:
+                self.rates.setdefault(candidate.method.method, run.metrics["learning_rate"])
             answers = self._answers(run, fold, number, candidate)
         finally:
             run.adapter.detach()
@@ -361,7 +374,8 @@ class _Search:
             notes.append(_comparison(best, start))
         if self.is_short:
             notes.append("There was no time for more; with more minutes, more folds are asked.")
-        config = best.candidate.config(self.base, self.model, self.images_per_class)
+        rate = self.default_rate(best.candidate.method, of_all_folds=True)
+        config = best.candidate.config(self.base, rate)
         return Tuning(config, ranked, notes)
 
 

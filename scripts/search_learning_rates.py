@@ -80,7 +80,7 @@ def run(data: cr.Data, key: dict[str, Any], settings: dict[str, Any]) -> dict[st
     config = cr.TrainConfig.parse(
         {
             "method": {"method": key["method"], **({"rank": rank, "alpha": rank} if rank else {})},
-            "learning_rate": key["rate"] * min(1.0, shots / 16),
+            "learning_rate": key["rate"] * min(1.0, shots / 16) ** 0.5,
             "seed": key["seed"],
             "shots": shots,
             "steps": settings["steps"],

@@ -8,7 +8,7 @@ from helpers.commands import command
 from helpers.images import write_colors
 
 import clip_randlora as cr
-from clip_randlora.tuning import Candidate, Trial
+from clip_randlora.tuning import Trial
 
 FAST = {"shots": 4, "steps": 6, "batch_size": 8, "precision": "fp32"}
 
@@ -71,15 +71,14 @@ def test_train_takes_the_file(found, tiny_folder, colors, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_rate_is_for_the_images_of_the_whole_training():
-    """On half of the images the default rate is half; a multiple of it carries over."""
-    model = cr.load_model("lite0")
-    candidate = Candidate(cr.RandLoRA(), rate=2.0)
-    base = cr.TrainConfig()
-    four, two = (candidate.config(base, model, images).learning_rate for images in (4, 2))
-    assert four == pytest.approx(2 * two, rel=0.01)
-    fixed = cr.TrainConfig(learning_rate=1e-3)
-    assert candidate.config(fixed, model, 4).learning_rate == 2e-3
+def test_rates_are_multiples_of_the_default(found):
+    *_, seen = found
+    by_rate = {trial.candidate.rate: trial.candidate for trial in seen}
+    assert by_rate[1.0].config(cr.TrainConfig(), 0.01).learning_rate is None
+    higher = by_rate[max(by_rate.keys() - {None})]
+    assert higher.config(cr.TrainConfig(), 0.01).learning_rate == pytest.approx(
+        0.01 * higher.rate, rel=0.01
+    )
 
 
 def test_it_ends_in_its_time_and_says_that_nothing_is_known(tiny_folder, colors):

@@ -90,7 +90,8 @@ class TrainConfig(BaseModel):
             set.
         crop_scale: range of the share of an image's area that a random crop keeps.
         crop_size: side of the crops, in pixels; None: `default_crop_size`.
-        flip: mirror half of the images.
+        flip: mirror half of the images. Not by default: a mirrored digit or hand sign is another
+            picture (docs/results.md).
         views: augmented views of each image that training cycles through, epoch by epoch; frozen
             blocks encode each view once. Fewer if their activations take more than 2 GiB. None: 3
             if blocks of the vision tower are frozen, otherwise new crops at every step.
@@ -125,7 +126,7 @@ class TrainConfig(BaseModel):
     prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_size: int | None = Field(default=None, ge=32, le=1024)
-    flip: bool = True
+    flip: bool = False
     views: int | None = Field(default=None, ge=1)
     prompts_per_step: int | Literal["batch"] = 256
 
@@ -214,15 +215,25 @@ def choose_crop_size(model: Model, asked: int | None) -> int:
     return asked
 
 
-def default_learning_rate(model_name: str, method: str, images_per_class: float) -> float:
+def default_learning_rate(
+    model_name: str, method: str, images_per_class: float, error: float = 1.0
+) -> float:
     """Return the default peak learning rate of a method on a model.
 
-    Below 16 images per class it is proportional to their number: with fewer images the gradients
-    of the steps are more alike, so that the same number of steps would move further from
-    zero-shot.
+    It is the rate for 16 images per class and classes that the model does not know, times two
+    factors. Below 16 images it falls with the square root of their number, as the gradients of the
+    steps are more alike then. And it falls with the share of the training images that zero-shot
+    answers wrongly: what the model knows needs little change, and can be lost (docs/results.md).
+
+    Args:
+        model_name: as `load_model` takes it.
+        method: the method's name.
+        images_per_class: training images per class.
+        error: the share from `zero_shot_error`, 0 to 1; counts as 0.1 at least.
     """
     rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
-    return rates.get(method, _USUAL_LEARNING_RATE) * min(1.0, images_per_class / 16)
+    few = math.sqrt(min(1.0, images_per_class / 16))
+    return rates.get(method, _USUAL_LEARNING_RATE) * few * max(error, 0.1)
 
 
 def default_beta2(model_name: str, method: str) -> float:

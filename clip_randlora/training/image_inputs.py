@@ -54,7 +54,7 @@ class ImageInputs:
             encode: float crops (B, 3, crop_size, crop_size) -> features (B, E).
             part: this process's part of a batch.
         """
-        self._images, self._crop_size, self._config = images, crop_size, config
+        self._images, self.crop_size, self._config = images, crop_size, config
         self._encode, self._part = encode, part
         self._views: AugmentedViews | None = None
         self._cache: CachedImages | None = None
@@ -78,7 +78,7 @@ class ImageInputs:
             return []
         views = AugmentedViews(
             self._images,
-            self._crop_size,
+            self.crop_size,
             min(count, epochs),
             self._config.seed,
             self._config.crop_scale,
@@ -114,7 +114,7 @@ class ImageInputs:
             return [self._views.crops(rows[part], epochs[part] % self._views.count)]
         crops = augment(
             self._images[send(rows, self._images.device)],
-            self._crop_size,
+            self.crop_size,
             generator,
             scale=self._config.crop_scale,
             flip=self._config.flip,

@@ -22,6 +22,7 @@ def make_optimizer(
     steps: int,
     model_name: str,
     images_per_class: float,
+    error: float = 1.0,
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """Return AdamW and its schedule, with defaults for what ``config`` leaves open.
 
@@ -31,11 +32,14 @@ def make_optimizer(
         steps: of the whole training.
         model_name: for the defaults.
         images_per_class: training images per class, for the default learning rate.
+        error: share of them that zero-shot answers wrongly, for the same.
     """
     method, rate, beta2 = config.method.method, config.learning_rate, config.beta2
+    if rate is None:
+        rate = default_learning_rate(model_name, method, images_per_class, error)
     optimizer = make_adamw(
         parameters,
-        lr=default_learning_rate(model_name, method, images_per_class) if rate is None else rate,
+        lr=rate,
         betas=(0.9, default_beta2(model_name, method) if beta2 is None else beta2),
         weight_decay=config.weight_decay,
     )

@@ -35,6 +35,7 @@ from clip_randlora.training.logger import Diverged, TrainLogger
 from clip_randlora.training.optimizer import make_optimizer
 from clip_randlora.training.state import OnStep, TrainState
 from clip_randlora.training.text_inputs import TextInputs
+from clip_randlora.training.zero_shot_error import zero_shot_error
 from clip_randlora.utils.devices import Stopwatch, send
 from clip_randlora.utils.progress import OnProgress
 
@@ -100,9 +101,13 @@ class Trainer:
             self.distributed.part,
         )
         self.text_inputs = TextInputs(text, adapter, config.prompts_per_step)
-        self.images_per_class = len(train_images) / len(text.classes)
+        self.images_per_class, self.error = len(train_images) / len(text.classes), 1.0
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=state.precision == "fp16")
         self.checkpoint = Checkpoint(folder, train_images.names, state, adapter) if folder else None
+        if config.learning_rate is None:
+            start, size = time.perf_counter(), self.image_inputs.crop_size
+            self.error = zero_shot_error(model, adapter, text, train_images, size)
+            state.seconds += time.perf_counter() - start
         self._set_up_optimizer(config.learning_rate)
         if self.checkpoint and resume:
             self.checkpoint.restore(model.device)
@@ -119,6 +124,7 @@ class Trainer:
             self.state.steps,
             self.model.name,
             self.images_per_class,
+            self.error,
         )
         self.state.learning_rate = self.optimizer.defaults["lr"]
         if self.checkpoint:

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import clip_randlora as cr
+from clip_randlora.clip.text import TextClassifier
+from clip_randlora.data import decode_shots
+from clip_randlora.few_shot import class_prompts
 from clip_randlora.training.config import (
     choose_precision,
     default_crop_size,
@@ -29,11 +32,28 @@ def test_steps_by_images():
     assert default_steps(10**7, 32, epochs=2, max_steps=None) == 625_000
 
 
-def test_learning_rate_falls_with_the_images():
-    assert default_learning_rate("lite0", "randlora", 4) == pytest.approx(
-        default_learning_rate("lite0", "randlora", 16) / 4
-    )
+def test_learning_rate_falls_with_fewer_images_and_with_what_is_known():
+    rate = default_learning_rate("lite0", "randlora", 16)
+    assert default_learning_rate("lite0", "randlora", 4) == pytest.approx(rate / 2)
+    assert default_learning_rate("lite0", "randlora", 16, error=0.25) == pytest.approx(rate / 4)
+    assert default_learning_rate("lite0", "randlora", 16, error=0.0) == pytest.approx(rate / 10)
     assert default_learning_rate("x", "lora", 100) == default_learning_rate("x", "lora", 16)
+
+
+def test_the_rate_counts_the_images_that_zero_shot_gets_wrong():
+    """The same as the test images of a run without training, when these are the training images."""
+    data, model = cr.load_data("clipart"), cr.load_model("lite0")
+    one = cr.fit(model, data, cr.TrainConfig(shots=1, steps=1, crop_size=192))
+    rate = one.metrics["learning_rate"]
+    one.adapter.detach()
+    drawn = decode_shots(data.train, 1, 1, model.square())
+    labels = drawn.labels
+    with torch.no_grad():
+        text = TextClassifier(model, data.classes, list(class_prompts(data, one.config).values()))
+        answers = (model.encode_image(drawn.images) @ text.features().T).argmax(dim=-1)
+    error = float((answers != labels).float().mean())
+    full = default_learning_rate("lite0", "randlora", 1)
+    assert rate / full == pytest.approx(error, abs=1.01 / len(labels))  # one may be resized over
 
 
 def test_crops_are_smaller_only_where_the_tower_takes_any_size(tiny):

@@ -1,0 +1,42 @@
+"""How much of the training images the model knows already, which decides how far training goes."""
+
+from __future__ import annotations
+
+import torch
+
+from clip_randlora.adapters import Adapter
+from clip_randlora.clip.models import Model
+from clip_randlora.clip.text import TextClassifier
+from clip_randlora.data import ImageBatch, augment
+
+_MOST_IMAGES = 1024
+_BATCH = 64
+
+
+@torch.no_grad()
+def zero_shot_error(
+    model: Model, adapter: Adapter, text: TextClassifier, images: ImageBatch, size: int
+) -> float:
+    """Return the share of training images that zero-shot answers wrongly, 0 to 1.
+
+    Args:
+        model: encodes the images.
+        adapter: attached to it, and fresh: it changes nothing yet.
+        text: the classes and their prompts.
+        images: uint8 (N, 3, S, S); about a thousand of them are asked, evenly spaced.
+        size: side to which they are resized, in pixels.
+    """
+    step = -(-len(images) // _MOST_IMAGES)
+    pixels, labels = images.images[::step], images.labels[::step]
+    generator = torch.Generator()
+    model.net.eval()
+    with adapter.cached_weights():
+        classes = text.features().T
+        wrong = 0
+        for batch, own in zip(pixels.split(_BATCH), labels.split(_BATCH), strict=True):
+            whole = augment(
+                batch.to(model.device), size, generator, (1.0, 1.0), flip=False, ratio=(1.0, 1.0)
+            )
+            answers = (model.encode_checked(whole) @ classes).argmax(dim=-1)
+            wrong += int((answers.cpu() != own.cpu()).sum())
+    return wrong / len(labels)
