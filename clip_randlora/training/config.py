@@ -34,6 +34,7 @@ _LEARNING_RATES = {
 # lite0's batch-normalised convolutions bear far higher rates. Found by
 # scripts/search_learning_rates.py, with a search of equal size for each method (docs/results.md).
 # LoRA's is the second best: the best was found with 8 images a class and fails with 16.
+# DoRA, KRAdapter and norm tuning are not searched yet; DoRA has the rate of LoRA.
 _LITE0_LEARNING_RATES = {
     "randlora": 2.5e-2,
     "lora": 3e-3,
