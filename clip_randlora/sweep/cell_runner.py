@@ -69,7 +69,9 @@ class CellRunner:
         return Outcome(time.perf_counter() - start)
 
     def _train(self, cell: Cell, folder: Path, on_progress: OnProgress | None) -> None:
-        data, further = self._data.get((cell.data, cell.classes), lambda: _load(cell, on_progress))
+        data, further = self._data.get(
+            (cell.data, cell.splits, cell.classes), lambda: _load(cell, on_progress)
+        )
         for other in cell.also_test.values():
             if other not in self._further:
                 self._further[other] = load_data(other, on_progress=on_progress)
@@ -111,7 +113,13 @@ class CellRunner:
 
 def _load(cell: Cell, on_progress: OnProgress | None) -> tuple[Data, dict[str, Data]]:
     """Return the data that a cell is trained on, and its novel classes if it has the base ones."""
-    data = load_data(cell.data, on_progress=on_progress)
+    splits = cell.splits
+    data = load_data(
+        cell.data,
+        held_out=splits.held_out,
+        validation=splits.validation,
+        on_progress=on_progress,
+    )
     if cell.classes == "all":
         return data, {}
     return select_classes(data, "base"), {NOVEL: select_classes(data, "novel")}

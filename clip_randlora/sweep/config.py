@@ -81,11 +81,14 @@ class MethodEntry(_Settings):
         settings: the method's own.
         label: its name in tables; by default the method's name.
         training: settings of `TrainConfig` for this method alone.
+        models: labels of the models that it is run on; by default all. Entries for different models
+            may share a label, so that they are one row of the tables: ranks by model, say.
     """
 
     settings: Method
     label: str
     training: dict[str, Any] = Field(default_factory=dict)
+    models: tuple[str, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -93,14 +96,15 @@ class MethodEntry(_Settings):
         if isinstance(value, cls) or (isinstance(value, Mapping) and "settings" in value):
             return value  # parsed before: the record of a sweep has `settings`
         mapping = _with_label(value, "method")
-        rest = ("label", "training")
+        rest = ("label", "training", "models")
         own = {key: entry for key, entry in mapping.items() if key not in rest}
         training = mapping.get("training") or {}
         if not isinstance(training, Mapping):
             raise UserError(f"methods: training: give `setting: value` lines, not {training}")
         _refuse_grid_settings("methods: training", training)
         settings = parse_method(own)
-        return {"settings": settings, "label": mapping["label"], "training": dict(training)}
+        entry = {"settings": settings, "label": mapping["label"], "training": dict(training)}
+        return entry | {"models": mapping.get("models")}
 
     @field_serializer("settings")
     def _dump_settings(self, settings: BaseModel) -> dict[str, Any]:
@@ -119,6 +123,60 @@ class Resources(_Settings):
     gpus: float = Field(0.0, ge=0)
 
 
+class Splits(_Settings):
+    """How a data set is split, where it does not say so itself.
+
+    Attributes:
+        validation: number of training images that are held back for validation.
+        held_out: share of each class that is held out for testing if there is no test split.
+    """
+
+    validation: int | None = Field(default=None, ge=1)
+    held_out: float = Field(default=0.3, gt=0, lt=1)
+
+
+class Rule(_Settings):
+    """Settings for some cells: those that every list which is given has the label of.
+
+    Attributes:
+        datasets, models, methods: labels.
+        shots: as in `SweepConfig`.
+        training: settings of `TrainConfig` for these cells.
+        splits: of the data sets; for all cells of a data set, so with ``datasets`` alone.
+    """
+
+    datasets: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    shots: tuple[int | str, ...] | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    splits: Splits | None = None
+
+    @field_validator("training")
+    @classmethod
+    def _check_training(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _refuse_grid_settings("where: training", value)
+        return value
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _parse_shots(cls, value: Any) -> Any:
+        return None if value is None else _parse_all_shots(value, "where: shots")
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Rule:
+        if self.splits and (self.models or self.methods or self.shots):
+            raise UserError("where: splits: of data sets; give datasets alone beside it")
+        return self
+
+    def holds(self, data: str, model: str, method: str, shots: int | str | None) -> bool:
+        """Return whether it is for the cell of these labels."""
+        asked = (self.datasets, data), (self.models, model), (self.methods, method)
+        return all(
+            labels is None or label in labels for labels, label in (*asked, (self.shots, shots))
+        )
+
+
 class Cell(_Settings):
     """One training of a sweep.
 
@@ -133,6 +191,7 @@ class Cell(_Settings):
         training: settings of `TrainConfig` other than method, shots and seed.
         classes: ``base``: the base classes alone, and a test on the novel ones.
         also_test: ``{name in tables: data set}`` to test on, too.
+        splits: of the data set.
     """
 
     model: ModelEntry
@@ -144,6 +203,7 @@ class Cell(_Settings):
     training: dict[str, Any]
     classes: Classes = "all"
     also_test: dict[str, str] = Field(default_factory=dict)
+    splits: Splits = Splits()
 
     @property
     def id(self) -> str:
@@ -173,12 +233,14 @@ class SweepConfig(_Settings):
             to the sweep's file.
         models: names, or mappings with ``name``, ``pretrained`` and ``label``. For a single model,
             ``model`` and ``pretrained`` may be given instead.
-        methods: names, or mappings with ``method``, its settings, and optionally a ``label`` and
-            ``training`` settings for this method alone.
+        methods: names, or mappings with ``method``, its settings, and optionally a ``label``,
+            ``training`` settings for this method alone, and the ``models`` that it is run on.
         shots: images per class, a share of them such as ``50%``, or ``all``.
         seeds: of the trainings. They also seed the methods' random start and bases, unless a
             method's settings have a ``seed``.
         training: settings of `TrainConfig` for every cell.
+        where: settings for some cells, see `Rule`. They replace a method's own, and those of a
+            later rule those of an earlier one.
         reference: the label of the method that the report compares the others with.
         classes: ``base`` trains on the first half of each data set's classes and tests on it, and
             also on the other half, among the names of its own classes (base-to-novel).
@@ -193,6 +255,7 @@ class SweepConfig(_Settings):
     shots: tuple[int | str, ...] = (16,)
     seeds: tuple[int, ...] = (1,)
     training: dict[str, Any] = Field(default_factory=dict)
+    where: tuple[Rule, ...] = ()
     reference: str | None = None
     classes: Classes = "all"
     also_test: tuple[str, ...] = ()
@@ -220,12 +283,7 @@ class SweepConfig(_Settings):
     @field_validator("shots", mode="before")
     @classmethod
     def _parse_shots(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"give a list, as [{value}]")
-        try:
-            return ["all" if entry == "all" else parse_shots(entry) for entry in value]
-        except ValueError as error:
-            raise UserError(f"shots: {value}; {error}") from None
+        return _parse_all_shots(value, "shots")
 
     @model_validator(mode="after")
     def _check_reference(self) -> SweepConfig:
@@ -253,6 +311,24 @@ class SweepConfig(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_labels(self) -> SweepConfig:
+        """Refuse a label that no cell has: its settings would be for nothing."""
+        known: dict[str, list[Any]] = {
+            "datasets": [_data_label(data) for data in self.datasets],
+            "models": [model.label for model in self.models],
+            "methods": [method.label for method in self.methods],
+            "shots": list(self.shots),
+        }
+        asked = [("methods", "models", method.models) for method in self.methods]
+        asked += [("where", key, getattr(rule, key)) for rule in self.where for key in known]
+        for where, key, labels in asked:
+            for label in labels or ():
+                if label not in known[key]:
+                    choices = ", ".join(map(str, known[key]))
+                    raise UserError(f"{where}: {key}: {label}: not in {key}; choose {choices}")
+        return self
+
+    @model_validator(mode="after")
     def _check_every_cell(self) -> SweepConfig:
         seen: set[str] = set()
         for cell in self.cells():
@@ -272,9 +348,17 @@ class SweepConfig(_Settings):
         for model, data in product(self.models, self.datasets):
             label = _data_label(data)
             others = {name: other for name, other in further.items() if other != data}
-            for method in self.methods:
+            for entry in self.methods:
+                if entry.models is not None and model.label not in entry.models:
+                    continue
+                method = entry.model_copy(update={"models": None})  # a cell has one model
                 is_zero_shot = method.settings.method == ZERO_SHOT
                 for shots, seed in [(None, None)] if is_zero_shot else grid:
+                    training, splits = self.training | method.training, Splits()
+                    for rule in self.where:
+                        if rule.holds(label, model.label, method.label, shots):
+                            training = training | rule.training
+                            splits = rule.splits or splits
                     yield Cell(
                         model=model,
                         data=data,
@@ -282,7 +366,8 @@ class SweepConfig(_Settings):
                         method=method,
                         shots=shots,
                         seed=seed,
-                        training=self.training | method.training,
+                        training=training,
+                        splits=splits,
                         classes=self.classes,
                         also_test=others,
                     )
@@ -338,6 +423,15 @@ def _locate(name: str, base: Path, where: str) -> str:
             f"`clip-randlora datasets` lists"
         )
     return name
+
+
+def _parse_all_shots(value: Any, where: str) -> list[int | str | None]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where}: give a list, as [{value}]")
+    try:
+        return ["all" if entry == "all" else parse_shots(entry) for entry in value]
+    except ValueError as error:
+        raise UserError(f"{where}: {value}; {error}") from None
 
 
 def _file_name_of(shots: int | str) -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from clip_randlora.errors import UserError
 from clip_randlora.report import write_report
-from clip_randlora.sweep import Cell, SweepFolder, read_sweep, run_sweep
+from clip_randlora.sweep import Cell, SweepConfig, SweepFolder, read_sweep, run_sweep
 
 RAY = ("--engine", "ray")
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
@@ -107,6 +107,20 @@ def test_a_cell_for_each_combination_and_zero_shot_once(tiny_sweep):
         ({"shots": [0]}, r"shots: \[0\]; give a number of images per class"),
         ({"shots": 4}, "shots: "),
         (
+            {"where": [{"models": ["big"], "training": {}}]},
+            "where: models: big: not in models; choo",
+        ),
+        ({"where": [{"shots": [3]}]}, "where: shots: 3: not in shots; choose 1, 2"),
+        (
+            {"where": [{"shots": [1], "splits": {"validation": 2}}]},
+            "splits: of data sets; give data",
+        ),
+        ({"where": [{"training": {"seed": 2}}]}, "where: training: seed: not here"),
+        (
+            {"methods": [{"method": "lora", "models": ["big"]}]},
+            "methods: models: big: not in models",
+        ),
+        (
             {"reference": "vera"},
             "reference: vera: no such method; choose zero_shot, randlora, lora",
         ),
@@ -127,7 +141,7 @@ def test_what_is_wrong_in_the_file_is_named_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "name", ["offline", "offline-equal", "offline-randlora", "paper", "coop11"]
+    "name", ["offline", "offline-equal", "offline-randlora", "paper", "paper-code", "coop11"]
 )
 def test_the_packaged_sweeps_are_in_order(name):
     config = read_sweep(name)
@@ -303,6 +317,41 @@ def test_a_broken_model_fails_its_cells_and_no_others(tiny_folder, colors, tmp_p
     text = lines.export_text()
     assert text.count("failed  none--colors--lora") == 4
     assert text.count("done    tiny--colors--lora") == 4 and "cells left, about" in text
+
+
+def test_rules_hold_for_the_cells_they_name():
+    config = SweepConfig(
+        datasets=["clipart", "digits"],
+        models=["lite0", {"name": "ViT-B-32", "label": "vit"}],
+        methods=[
+            {"method": "lora", "training": {"epochs": 3}},
+            {"label": "rand", "method": "randlora", "rank": 6, "models": ["lite0"]},
+            {"label": "rand", "method": "randlora", "rank": 8, "models": ["vit"]},
+        ],
+        shots=[1, "50%"],
+        training={"epochs": 2},
+        where=[
+            {"datasets": ["digits"], "shots": ["50%"], "training": {"epochs": 4}},
+            {"models": ["vit"], "methods": ["lora"], "training": {"epochs": 5, "accumulate": 2}},
+            {"datasets": ["digits"], "splits": {"validation": 30}},
+        ],
+    )
+    cells = {cell.id: cell for cell in config.cells()}
+    assert len(cells) == 2 * 2 * 2 * 2
+    epochs = {
+        "lite0--clipart--lora--1-shots--seed-1": 3,
+        "lite0--digits--lora--1-shots--seed-1": 3,
+        "lite0--digits--lora--50-percent--seed-1": 4,
+        "vit--digits--lora--50-percent--seed-1": 5,  # the later rule
+        "vit--digits--rand--50-percent--seed-1": 4,
+        "vit--clipart--rand--1-shots--seed-1": 2,
+    }
+    assert {name: cells[name].train_config().epochs for name in epochs} == epochs
+    assert {cell.train_config().accumulate for cell in cells.values()} == {1, 2}
+    ranks = {c.model.label: c.method.settings.rank for c in cells.values() if "rand" in c.id}
+    assert ranks == {"lite0": 6, "vit": 8}
+    held = {cell.data_label: cell.splits.validation for cell in cells.values()}
+    assert held == {"clipart": None, "digits": 30}
 
 
 def test_shares_of_the_images_stand_between_numbers_and_all(tmp_path):
