@@ -7,6 +7,7 @@ from pathlib import Path
 from clip_randlora.errors import UserError
 from clip_randlora.report.markdown import TITLE, as_markdown, save_table, write_csv
 from clip_randlora.report.paired import paired_differences, paired_sections
+from clip_randlora.report.published_figures import beside_published, published_sections
 from clip_randlora.report.results import read_cells, summarize_models
 from clip_randlora.report.transfer import summarize_transfer, transfer_sections
 from clip_randlora.sweep.sweep_folder import SweepFolder
@@ -19,7 +20,8 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a sweep, which may still be running.
 
     Beside ``report.md`` stand ``report.csv``, the figures, ``paired.csv`` if there are two methods
-    or more, and ``transfer.csv`` if there are tests on novel classes or other data sets.
+    or more, ``transfer.csv`` if there are tests on novel classes or other data sets, and
+    ``published.csv`` if there are published figures of the same experiments.
     Figures that cannot be drawn are named in the report.
 
     Args:
@@ -52,11 +54,16 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
             drawn.append(name)
     write_csv(models, out / "report.csv")
     paired = paired_differences(models, folder.reference())
-    if len(paired):
-        save_table(paired, out / "paired.csv")
     transfer = summarize_transfer(folder)
-    if len(transfer):
-        save_table(transfer, out / "transfer.csv")
-    more = [*transfer_sections(transfer), *paired_sections(paired)]
+    published = beside_published(folder.asked(), models)
+    tables = {"paired": paired, "transfer": transfer, "published": published}
+    for name, table in tables.items():
+        if len(table):
+            save_table(table, out / f"{name}.csv")
+    more = [
+        *transfer_sections(transfer),
+        *paired_sections(paired),
+        *published_sections(published),
+    ]
     write_text(path, as_markdown(cells, models, drawn, notes, more))
     return path

@@ -162,3 +162,8 @@ def markdown_table(texts: pd.DataFrame, index: str = "method") -> str:
     rows = texts.rename_axis(index).reset_index()
     lines: list[list[Any]] = [list(rows), ["---"] * rows.shape[1], *rows.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def in_points(difference: float) -> str:
+    """Return a difference with its sign and one decimal."""
+    return f"{round(difference, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clip_randlora.report.markdown import markdown_table
+from clip_randlora.report.markdown import in_points, markdown_table
 from clip_randlora.report.results import AVERAGE, ModelResults
 from clip_randlora.utils.wording import shots_in_words
 
@@ -139,11 +139,7 @@ def _show(entry: Any) -> str:
     if not entry.pairs:
         return "no pairs"
     if not entry.verdict:
-        return f"{_points(entry.difference)}, {pairs}: too few for an interval"
+        return f"{in_points(entry.difference)}, {pairs}: too few for an interval"
     verdict = entry.verdict if entry.verdict == "no difference" else f"**{entry.verdict}**"
-    interval = f"({_points(entry.low)} to {_points(entry.high)})"
-    return f"{_points(entry.difference)} {interval} {verdict}, {pairs}"
-
-
-def _points(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
+    interval = f"({in_points(entry.low)} to {in_points(entry.high)})"
+    return f"{in_points(entry.difference)} {interval} {verdict}, {pairs}"
