@@ -53,7 +53,9 @@ class Change:
 
 TRAIN: dict[int, Change] = {
     2: Change(added={"beta2": 0.999}),
-    3: Change(added={"max_steps": 2000, "accumulate": 1, "logit_scale": None}),
+    3: Change(
+        added={"max_steps": 2000, "accumulate": 1, "logit_scale": None, "strength": 1.0},
+    ),
 }
 """Changes of the training settings, by the version of ``config.yaml``.
 
