@@ -267,7 +267,10 @@ def _complete_config(config: TrainConfig, data: Data, resumed: str | Path | None
     if isinstance(recorded, Mapping) and isinstance(recorded.get("seed"), int):
         method = method.with_seed(recorded["seed"])
     beta2 = begun.get("beta2") if config.beta2 is None else config.beta2
-    return config.model_copy(update={"method": method.with_seed(config.seed), "beta2": beta2})
+    flip = config.flip if "flip" in config.model_fields_set else begun.get("flip", config.flip)
+    return config.model_copy(
+        update={"method": method.with_seed(config.seed), "beta2": beta2, "flip": flip}
+    )
 
 
 def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:

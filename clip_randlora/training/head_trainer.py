@@ -90,15 +90,17 @@ class HeadTrainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         parts: list[Callable[[], Tensor]] = [lambda: images]
         parts += [partial(self._augmented, images, generator)] * (views - 1)
-        if self.validation_images is not None:
-            parts.append(lambda: self.validation_images.images)
+        validation = self.validation_images
+        if validation is not None:
+            held_back = validation.images
+            parts.append(lambda: held_back)
         self.model.net.eval()
         ready = inference_model(self.model)
         with torch.no_grad():
             done = report_progress(
                 (batch for part in parts for batch in part().split(_BATCH)),
                 "encoding images",
-                len(images) * views + len(self.validation_images or ()),
+                len(images) * views + (len(validation) if validation is not None else 0),
                 self.on_progress,
                 len,
             )

@@ -79,9 +79,9 @@ def colors(tmp_path_factory) -> cr.Data:
 
 @pytest.fixture(scope="module")
 def trained(tiny_folder, colors, tmp_path_factory) -> Path:
-    """A run of today with the method's seed of earlier versions."""
+    """A run of today with the method's seed and the mirrored images of earlier versions."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    config = cr.TrainConfig.parse({**SETTINGS, "method": {**METHOD, "seed": 0}})
+    config = cr.TrainConfig.parse({**SETTINGS, "flip": True, "method": {**METHOD, "seed": 0}})
     cr.fit(cr.load_model(str(tiny_folder)), colors, config, out)
     return out
 
@@ -115,14 +115,14 @@ def test_a_run_of_version_1_is_read_as_it_was_trained(change, run, tiny_folder):
 
 @pytest.mark.parametrize("change", [str, lambda text: without(text, "beta2: null")])
 def test_a_run_of_version_1_goes_on_as_it_began(change, trained, tiny_folder, colors, tmp_path):
-    """With the method's seed 0 of that time, though today's default is the training's seed."""
+    """With seed 0 of the method and mirrored images, which were the defaults of that time."""
 
     def stop(step: cr.Step) -> None:
         if step.step == 3:
             raise KeyboardInterrupt
 
     out, config = tmp_path / "run", cr.TrainConfig.parse({**SETTINGS, "method": METHOD})
-    begun = cr.TrainConfig.parse({**SETTINGS, "method": {**METHOD, "seed": 0}})
+    begun = cr.TrainConfig.parse({**SETTINGS, "flip": True, "method": {**METHOD, "seed": 0}})
     with pytest.raises(cr.Interrupted):
         cr.fit(cr.load_model(str(tiny_folder)), colors, begun, out, on_step=stop)
     text = change(VERSION_1.format(model=json.dumps(f"local-dir:{tiny_folder}")))
@@ -261,7 +261,7 @@ COMMON = "method towers targets blocks seed"
 SETTINGS_OF_TODAY = {
     "training": "method shots seed steps epochs min_steps batch_size learning_rate weight_decay "
     "beta2 warmup label_smoothing clip_norm precision templates prompts crop_scale crop_size flip "
-    "views prompts_per_step max_steps accumulate logit_scale",
+    "views prompts_per_step max_steps accumulate logit_scale strength",
     "randlora": f"{COMMON} rank alpha bases as_released",
     "lora": f"{COMMON} rank alpha",
     "clip_lora": f"{COMMON} rank alpha",
@@ -272,6 +272,9 @@ SETTINGS_OF_TODAY = {
     "norm_tuning": "method towers blocks",
     "full": "method towers",
     "linear_probe": "method C",
+    "anchored_head": "method strength views",
+    "tip_adapter_f": "method alpha beta views epochs learning_rate",
+    "gda": "method alpha views",
     "zero_shot": "method",
 }
 
