@@ -111,7 +111,7 @@ class Trainer:
         self._set_up_optimizer(config.learning_rate)
         if self.checkpoint and resume:
             self.checkpoint.restore(model.device)
-            state.learning_rate = self.schedule.base_lrs[0]
+            state.learning_rate = float(self.schedule.base_lrs[0])
         self.stopwatch = Stopwatch(model.device)
         self._update: Callable[..., tuple[Tensor, ...]] = self.update
         self._is_updating = False
@@ -227,10 +227,10 @@ class Trainer:
 
     def _restart(self) -> None:
         """Go back to the start, with a lower learning rate."""
-        rate = self.state.learning_rate * _LOWER
+        before = float(self.schedule.base_lrs[0])
+        rate = before * _LOWER
         self.state.notes.append(
-            f"Training diverged at a learning rate of {self.state.learning_rate:.3g}; it started "
-            f"again at {rate:.3g}."
+            f"Training diverged at a learning rate of {before:.3g}; it started again at {rate:.3g}."
         )
         self.adapter.reset()
         self.state.step, self.state.history = 0, []
