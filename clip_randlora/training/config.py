@@ -224,7 +224,8 @@ def default_learning_rate(
     It is the rate for 16 images per class and classes that the model does not know, times two
     factors. Below 16 images it falls with the square root of their number, as the gradients of the
     steps are more alike then. And it falls with the share of the training images that zero-shot
-    answers wrongly: what the model knows needs little change, and can be lost (docs/results.md).
+    answers wrongly: what the model knows needs little change, and can be lost. With one image of a
+    class, it falls with that share's square (docs/results.md).
 
     Args:
         model_name: as `load_model` takes it.
@@ -234,7 +235,8 @@ def default_learning_rate(
     """
     rates = _LITE0_LEARNING_RATES if model_name == "lite0" else _LEARNING_RATES
     few = math.sqrt(min(1.0, images_per_class / 16))
-    return rates.get(method, _USUAL_LEARNING_RATE) * few * max(error, 0.1)
+    unknown = max(error, 0.1) ** (2 if images_per_class < 2 else 1)
+    return rates.get(method, _USUAL_LEARNING_RATE) * few * unknown
 
 
 def default_beta2(model_name: str, method: str) -> float:
