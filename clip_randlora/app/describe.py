@@ -22,9 +22,11 @@ _Image = tuple[str, str]  # class and digest
 _SHOWN = 8  # images of a class on its card
 _SHOWN_UNSORTED = 60
 _METHODS = (
-    "randlora", "lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "linear_probe", "full",
+    "randlora", "lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "anchored_head",
+    "linear_probe", "full",
 )  # fmt: skip
 _TITLES = {
+    "anchored_head": "Anchored head",
     "linear_probe": "Linear probe",
     "norm_tuning": "Norm tuning",
     "full": "Full fine-tuning",

@@ -131,8 +131,8 @@ class Endpoints:
 
         Args:
             model: lite0, ViT-B-32 or another that is offered.
-            method: randlora, lora, vera, nola, dora, kradapter, norm_tuning, full or
-                linear_probe.
+            method: randlora, lora, vera, nola, dora, kradapter, norm_tuning, full,
+                anchored_head or linear_probe.
             shots: training images per class; 0 for all.
             seed: same seed, same result, on one machine.
             preset: fast, balanced or thorough.
@@ -363,8 +363,8 @@ class Endpoints:
 
         Args:
             model: lite0, ViT-B-32 or another of `choices`.
-            method: randlora, lora, vera, nola, dora, kradapter, norm_tuning, full or
-                linear_probe.
+            method: randlora, lora, vera, nola, dora, kradapter, norm_tuning, full,
+                anchored_head or linear_probe.
             preset: fast, balanced or thorough.
             more: further settings of a training or of its method, by name.
         """

@@ -54,7 +54,8 @@ def test_the_rate_counts_the_images_that_zero_shot_gets_wrong():
         answers = (model.encode_image(drawn.images) @ text.features().T).argmax(dim=-1)
     error = float((answers != labels).float().mean())
     full = default_learning_rate("lite0", "randlora", 1)
-    assert (rate / full) ** 0.5 == pytest.approx(error, abs=1.01 / len(labels))  # one may be resized over
+    most = 1.01 / len(labels)  # resizing may change the answer for one
+    assert (rate / full) ** 0.5 == pytest.approx(error, abs=most)
 
 
 def test_crops_are_smaller_only_where_the_tower_takes_any_size(tiny):

@@ -111,5 +111,6 @@ export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 export function methodName(method) {
   return { randlora: "RandLoRA", lora: "LoRA", vera: "VeRA", nola: "NoLA", dora: "DoRA", kradapter: "KRAdapter",
-    norm_tuning: "Norm tuning", full: "Full fine-tuning", linear_probe: "Linear probe" }[method] ?? method;
+    norm_tuning: "Norm tuning", full: "Full fine-tuning", anchored_head: "Anchored head",
+    linear_probe: "Linear probe" }[method] ?? method;
 }
