@@ -136,7 +136,8 @@ def test_frozen_blocks_run_once_for_each_view(tiny, colors, views, kept):
     def count(_) -> None:
         at_step.append((sum(first.rows), sum(last.rows), len(of_text.rows)))
 
-    config = cr.TrainConfig(**FAST, method=cr.RandLoRA(rank=4, blocks=1), views=views)
+    settings = FAST | {"learning_rate": 1e-3}  # a default rate looks at the images, too
+    config = cr.TrainConfig(**settings, method=cr.RandLoRA(rank=4, blocks=1), views=views)
     cr.fit(tiny, cr.load_data(colors), config, on_step=count)
     checked = 1 + 2 + 2 + 1  # one image and two, these two again for a replay, one for its size
     assert at_step[0][0] == at_step[-1][0] == kept * 6 + checked
@@ -150,7 +151,11 @@ def test_a_tower_that_is_not_adapted_runs_once_for_each_view(tiny, colors):
     cr.fit(
         tiny,
         cr.load_data(colors),
-        cr.TrainConfig(**FAST, method=cr.RandLoRA(rank=4, towers=("text",)), views=2),
+        cr.TrainConfig(
+            **FAST | {"learning_rate": 1e-3},
+            method=cr.RandLoRA(rank=4, towers=("text",)),
+            views=2,
+        ),
         on_step=lambda _: seen.append(sum(runs.rows)),
     )
     assert seen == [2 * 6 + 1] * 6  # and a blank image
