@@ -276,7 +276,7 @@ def test_lite0_learns_in_three_steps(method, lite0, colors, tmp_path):
     before, untuned = outputs(lite0), lite0.net.state_dict()
     buffers = {key: tensor.clone() for key, tensor in untuned.items() if "running" in key}
     settings = {"method": method, "steps": 3, "batch_size": 4, "crop_size": 64}
-    settings["learning_rate"] = 2e-3
+    settings["learning_rate"] = default_learning_rate("lite0", method, 16) / 3
     run = cr.fit(lite0, colors, cr.TrainConfig(**settings, precision="fp32"))
     losses = [row["loss"] for row in run.history]
     assert losses[2] < losses[1] < losses[0]
