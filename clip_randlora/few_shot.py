@@ -158,7 +158,8 @@ def fit(
         eval_images = _decode_eval_images(model, data, watch) if watch else None
         training: Training | None = None
         if isinstance(config.method, HeadConfig):
-            validation = _decode_validation_images(model, data, config)
+            chooses = config.method.uses_validation
+            validation = _decode_validation_images(model, data, config) if chooses else None
             training = HeadTrainer(
                 model, adapter, text, train_images, config, state, validation, on_progress
             )

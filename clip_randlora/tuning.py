@@ -52,7 +52,11 @@ class Candidate:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        parts = [self.method.method]
+        own = self.method.model_dump(mode="json", exclude_defaults=True)
+        named = [
+            f"{name} {value}" for name, value in own.items() if name not in ("method", "blocks")
+        ]
+        parts = [self.method.method, *named]
         if self.rate is not None:
             parts.append(f"{self.rate:.3g} x the default rate")
         if isinstance(self.method, AdapterConfig) and self.method.blocks:
@@ -216,7 +220,8 @@ class _Search:
         self.seconds, self.deadline = seconds, time.monotonic() + seconds
         self.folds, self.images_per_class = _folds(data, config)
         self.caches = [Cache(model, fold) for fold in self.folds]
-        self.trials: dict[str, Trial] = {}
+        self.trials: dict[Candidate, Trial] = {}
+        self.defaults: list[Candidate] = []  # what the search of each method begins with
         self.rates: dict[str, float] = {}  # the default rate of each method on a fold
         self.slowest = 0.0  # seconds of a training with its answers
         self.steps = config.steps
@@ -225,8 +230,10 @@ class _Search:
 
     def try_method(self, method: MethodConfig) -> None:
         """Try a method on the first fold: its learning rates, then half of its blocks."""
-        if isinstance(method, HeadConfig | ZeroShot):
-            self.measure(Candidate(method), 0)
+        has_rate = not isinstance(method, HeadConfig | ZeroShot)
+        self.defaults.append(Candidate(method, 1.0 if has_rate else None))
+        if not has_rate:
+            self.measure(self.defaults[-1], 0)
             return
         best = self._climb(method)
         if best is not None and isinstance(method, AdapterConfig) and method.blocks is None:
@@ -260,7 +267,7 @@ class _Search:
             for trial in self.ranked():
                 if trial.folds == number and not isinstance(trial.candidate.method, ZeroShot):
                     trained.setdefault(replace(trial.candidate, strength=1.0), trial)
-            defaults = [candidate for candidate in trained if candidate.rate in (None, 1.0)]
+            defaults = [candidate for candidate in self.defaults if candidate in trained]
             for candidate in dict.fromkeys([*list(trained)[:_FINALISTS], *defaults]):
                 self.measure(candidate, number)
 
@@ -285,7 +292,13 @@ class _Search:
             return []
         config = candidate.config(self.base, self.default_rate(candidate.method))
         config = config.model_copy(update={"shots": None, "steps": self.steps, "strength": 1.0})
-        last = start + self.seconds / _TRAININGS
+        last, is_cut = start + self.seconds / _TRAININGS, False
+
+        def should_stop() -> bool:  # asked where there are more steps to take
+            nonlocal is_cut
+            is_cut = time.monotonic() > last
+            return is_cut
+
         try:
             run = fit(
                 self.model,
@@ -293,14 +306,17 @@ class _Search:
                 config,
                 cache=self.caches[number],
                 on_progress=self.on_progress,
-                should_stop=lambda: time.monotonic() > last,
+                should_stop=should_stop,
                 restarts=0,
             )
         except Diverged as error:
-            failed = Trial(candidate, seconds=time.monotonic() - start, failed=str(error))
-            return [self._record(failed)]
+            took = time.monotonic() - start
+            self.slowest = max(self.slowest, took)
+            return [self._record(Trial(candidate, seconds=took, failed=str(error)))]
         try:
-            self._shorten(run)
+            if is_cut:
+                self.steps = max(1, run.metrics["steps"])
+                self.notes.append(f"Trainings were shortened to {self.steps} steps for the time.")
             if candidate.rate == 1.0:
                 self.rates.setdefault(candidate.method.method, run.metrics["learning_rate"])
             answers = self._answers(run, fold, number, candidate)
@@ -309,33 +325,26 @@ class _Search:
         took = time.monotonic() - start
         self.slowest = max(self.slowest, took)
         zero_shot = Candidate(ZeroShot())
-        if self.trials.get(str(zero_shot), Trial(zero_shot)).folds == number:
-            self._record(_trial(zero_shot, run.predictions.zero_shot, run.predictions.labels, 0.0))
+        if self.trials.get(zero_shot, Trial(zero_shot)).folds == number:
+            self._record(_trial(zero_shot, run.predictions.zero_shot, run.predictions.labels))
         return [self._record(replace(trial, seconds=took)) for trial in answers]
-
-    def _shorten(self, run: Run) -> None:
-        """Let later trainings take as many steps as this one had time for."""
-        stopped = [note for note in run.notes if note.startswith("Stopped at step")]
-        if stopped:
-            self.steps = max(1, run.metrics["steps"])
-            self.notes.append(f"The trainings were shortened to {self.steps} steps for the time.")
 
     def _answers(self, run: Run, fold: Data, number: int, candidate: Candidate) -> list[Trial]:
         """Return the results of a run at each strength that its method has."""
         labels = run.predictions.labels
-        found = [_trial(candidate, run.predictions.tuned, labels, 0.0)]
+        found = [_trial(candidate, run.predictions.tuned, labels)]
         if candidate.rate is None or not run.adapter.is_scalable:
             return found
         both = PairedPredictor(self.model, run.adapter, run.text)
         for strength in _STRENGTHS[1:]:
             both.strength = strength
             tuned = predict_split(both, fold.test, cache=self.caches[number]).tuned
-            found.append(_trial(replace(candidate, strength=strength), tuned, labels, 0.0))
+            found.append(_trial(replace(candidate, strength=strength), tuned, labels))
         return found
 
     def _record(self, new: Trial) -> Trial:
         """Add a result to those of the same candidate on other folds."""
-        old = self.trials.get(str(new.candidate))
+        old = self.trials.get(new.candidate)
         if old is not None:
             new = Trial(
                 new.candidate,
@@ -345,7 +354,7 @@ class _Search:
                 old.seconds + new.seconds,
                 new.failed,
             )
-        self.trials[str(new.candidate)] = new
+        self.trials[new.candidate] = new
         if self.on_trial:
             self.on_trial(new)
         return new
@@ -369,8 +378,8 @@ class _Search:
                 f"Nothing is better than chance, which is {1 / classes:.1%}: the model does not "
                 f"know these classes, or there are too few images or minutes to tell."
             )
-        start = next((t for t in ranked if t.candidate.rate == 1.0 and t.folds == most), None)
-        if start is not None and start.candidate != best.candidate:
+        start = self.trials.get(self.defaults[0])
+        if start is not None and start.folds == most and start.candidate != best.candidate:
             notes.append(_comparison(best, start))
         if self.is_short:
             notes.append("There was no time for more; with more minutes, more folds are asked.")
@@ -386,10 +395,10 @@ def _folds(data: Data, config: TrainConfig) -> tuple[list[Data], float]:
         For each fold, the others as training images and the fold as test images; and the number of
         drawn images of a class, in the mean.
     """
-    drawn = draw_shots(data.train, config.shots, config.seed)
-    drawn = {
-        label: items[: count_shots(config.shots, len(items))] for label, items in drawn.items()
-    }
+    orders = draw_shots(data.train, config.shots, config.seed)
+    drawn = {label: own[: count_shots(config.shots, len(own))] for label, own in orders.items()}
+    if not drawn:
+        raise UserError(f"tune: {data.name} has no training images; give a data set that has some")
     for label, items in drawn.items():
         if len(items) < 2:
             raise UserError(
@@ -417,10 +426,10 @@ def _folds(data: Data, config: TrainConfig) -> tuple[list[Data], float]:
     return folds, sum(map(len, drawn.values())) / len(drawn)
 
 
-def _trial(candidate: Candidate, answers: Tensor, labels: Tensor, seconds: float) -> Trial:
+def _trial(candidate: Candidate, answers: Tensor, labels: Tensor) -> Trial:
     correct = answers.argmax(dim=-1) == labels
     losses = -answers.gather(1, labels[:, None]).squeeze(1).clamp(min=1e-12).log()
-    return Trial(candidate, correct, losses, 1, seconds)
+    return Trial(candidate, correct, losses, 1)
 
 
 def _comparison(best: Trial, start: Trial) -> str:

@@ -16,12 +16,17 @@ from typing import Annotated, Any
 import typer
 
 import clip_randlora as cr
+from clip_randlora.adapters import HeadConfig
 from clip_randlora.data import Split
 from clip_randlora.data.sampling import draw_shots
 from clip_randlora.training.config import default_learning_rate
 from clip_randlora.utils.outputs import write_json
 
-_METHODS = [name for name in cr.METHODS if name not in ("linear_probe", "zero_shot")]
+_METHODS = [
+    name
+    for name, config in cr.METHODS.items()
+    if name != "zero_shot" and not issubclass(config, HeadConfig)
+]
 _MOST_VALIDATED = 20  # images of each class
 
 

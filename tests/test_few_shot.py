@@ -303,6 +303,7 @@ def test_a_loss_that_rises_to_guessing_is_divergence(tiny, losses, diverges):
     logger = TrainLogger(state, adapter, 0.1)
     with pytest.raises(Diverged, match="no better than guessing") if diverges else nullcontext():
         logger.check_end(10)
+    assert state.step == (0 if diverges else 30)  # `fit` keeps no adapter of step 0
 
 
 def test_a_strength_is_baked_into_the_update(tiny, colors):

@@ -81,6 +81,25 @@ def test_rates_are_multiples_of_the_default(found):
     )
 
 
+def test_two_settings_of_one_method_are_kept_apart(tiny_folder, colors):
+    methods = [{"method": "anchored_head", "strength": strength} for strength in (0.1, 1e6)]
+    tuning = cr.tune(
+        cr.load_model(str(tiny_folder)), cr.load_data(colors), 2, cr.TrainConfig(shots=2),
+        methods=methods,
+    )  # fmt: skip
+    heads = [t for t in tuning.trials if t.candidate.method.method == "anchored_head"]
+    assert {t.candidate.method.strength for t in heads} == {0.1, 1e6}
+    assert all(t.folds == 2 and len(t.correct) == 6 for t in heads)
+    assert not torch.equal(heads[0].losses, heads[1].losses)
+
+
+def test_a_data_set_to_test_on_alone_is_refused(tiny, colors):
+    data = cr.load_data(colors)
+    empty = cr.Data("empty", data.classes, type(data.train)((), data.classes), data.test)
+    with pytest.raises(cr.UserError, match="empty has no training images"):
+        cr.tune(tiny, empty, 1)
+
+
 def test_it_ends_in_its_time_and_says_that_nothing_is_known(tiny_folder, colors):
     """Random labels: no settings can be better than chance."""
     model, data = cr.load_model(str(tiny_folder)), cr.load_data(colors)

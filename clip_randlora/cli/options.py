@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clip_randlora.cli.console import loading, progress
 from clip_randlora.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_randlora.clip.models import Model
+    from clip_randlora.data import Data
 
 DataArgument = Annotated[
     str,
@@ -80,6 +85,30 @@ def parse_shots(shots: str) -> int | str | None:
         return sampling.parse_shots(shots)
     except ValueError as error:
         raise UserError(f"--shots {shots}: {error}") from None
+
+
+def load_data_and_model(
+    data: str,
+    test: str | None,
+    class_folders: str | None,
+    model: str,
+    pretrained: str | None,
+    device: str | None,
+) -> tuple[Data, Model]:
+    """Load what the options of these names say, and show how far the reading is."""
+    with loading():
+        from clip_randlora.clip.models import DEFAULT_TAG, load_model
+        from clip_randlora.data import load_data
+    with progress() as on_progress:
+        labelled = load_data(
+            data,
+            test,
+            class_folders=class_folders,  # type: ignore[arg-type]  # checked there
+            on_progress=on_progress,
+        )
+    with loading():
+        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+        return labelled, load_model(model, weights, device)
 
 
 def absolute(source: str) -> str:

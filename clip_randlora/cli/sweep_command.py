@@ -61,9 +61,7 @@ def sweep(
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the report. Default: DIR/report.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: DIR.")] = None,
 ) -> None:
     """Write a sweep's tables (report.md, report.csv) and figures."""
     with loading():

@@ -26,6 +26,7 @@ from clip_randlora.cli.options import (
     ModelOption,
     PretrainedOption,
     absolute,
+    load_data_and_model,
     merge_method,
     parse_shots,
     preset_settings,
@@ -143,24 +144,13 @@ def _train(
     all_prompts: bool = False,
 ) -> None:
     with loading():
-        from clip_randlora.clip.models import DEFAULT_TAG, load_model
-        from clip_randlora.data import load_data
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
         from clip_randlora.runs.run_config import read_class_folders
 
         config = TrainConfig.parse(settings)
         if resume:
             class_folders = class_folders or read_class_folders(out)
-    with progress() as on_progress:
-        labelled = load_data(
-            data,
-            test,
-            class_folders=class_folders,  # type: ignore[arg-type]  # checked there
-            on_progress=on_progress,
-        )
-    with loading():
-        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
-        loaded = load_model(model, weights, device)
+    labelled, loaded = load_data_and_model(data, test, class_folders, model, pretrained, device)
     messages.print(
         Text(str(loaded.net.model_name), style="bold"),
         f", on {loaded.device}; {labelled.name}: {len(labelled.classes)} classes",

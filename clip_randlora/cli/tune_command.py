@@ -15,6 +15,7 @@ from clip_randlora.cli.options import (
     DeviceOption,
     ModelOption,
     PretrainedOption,
+    load_data_and_model,
     parse_shots,
     settings_of_file,
 )
@@ -48,8 +49,6 @@ def tune(
 ) -> None:
     """Find the best settings by cross-validation on the training images alone."""
     with loading():
-        from clip_randlora.clip.models import DEFAULT_TAG, load_model
-        from clip_randlora.data import load_data
         from clip_randlora.few_shot import TrainConfig
         from clip_randlora.tuning import METHODS, SETTINGS, require_free
         from clip_randlora.tuning import tune as search
@@ -61,15 +60,7 @@ def tune(
         if seed is not None:
             settings["seed"] = seed
         base = TrainConfig.parse(settings)
-    with progress() as on_progress:
-        labelled = load_data(
-            data,
-            class_folders=class_folders,  # type: ignore[arg-type]  # checked there
-            on_progress=on_progress,
-        )
-    with loading():
-        weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
-        loaded = load_model(model, weights, device)
+    labelled, loaded = load_data_and_model(data, None, class_folders, model, pretrained, device)
     with progress() as on_progress:
         found = search(
             loaded,

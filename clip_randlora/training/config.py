@@ -19,7 +19,7 @@ from clip_randlora.errors import UserError
 
 # RandLoRA, VeRA and NoLA: the scripts of RandLoRA's authors for CLIP, and KRAdapter, of the same
 # authors, like RandLoRA; full fine-tuning: their paper (arXiv 2502.00987); LoRA: CLIP-LoRA (arXiv
-# 2405.18541), and DoRA like LoRA; norm tuning: the middle of the range in arXiv 2312.11420
+# 2405.18541), and DoRA like LoRA; norm tuning: RandLoRA's, as its sources name none for CLIP
 _LEARNING_RATES = {
     "randlora": 1e-3,
     "lora": 2e-4,

@@ -46,7 +46,7 @@ class HeadTrainer:
             train_images: uint8 images in the model's size.
             config: has the method, and the settings of the augmentation.
             state: kept up to date.
-            validation_images: of the data set, if the method chooses settings by them.
+            validation_images: of the data set, where the method chooses settings by them.
             on_progress: told how many images are encoded.
         """
         assert isinstance(config.method, HeadConfig)

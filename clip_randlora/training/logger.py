@@ -25,7 +25,7 @@ _FEWEST_REPORTS = 20  # fewer say nothing about a rise
 class Diverged(UserError):
     """The rate was too high: the loss is NaN, infinite, or rose to that of guessing.
 
-    If it is NaN or infinite, the adapter is back in its last good state.
+    If it is NaN or infinite, the adapter is back in its last good state. If it rose, there is none.
     """
 
 
@@ -122,6 +122,7 @@ class TrainLogger:
             return
         means = [sum(losses[i : i + window]) / window for i in range(len(losses) - window + 1)]
         if means[-1] > 1.2 * min(means) and means[-1] > 0.9 * math.log(classes):
+            self._state.step = 0  # no state of it is worth keeping
             raise Diverged(
                 f"training diverged: its loss rose from {min(means):.2f} to {means[-1]:.2f}, "
                 f"which is no better than guessing; set a lower learning_rate than {self._peak:g}"

@@ -42,9 +42,10 @@ def test_parts_that_are_accumulated_are_one_large_batch(tiny_folder, colors, met
     for one, other in zip(history, again, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["accuracy"] == pytest.approx(other["accuracy"])
-    difference = max(float((whole[name] - parts[name]).abs().max()) for name in whole)
+    differences = torch.cat([(whole[name] - parts[name]).abs().flatten() for name in whole])
     # where a gradient is nearly zero, rounding decides the direction of AdamW's step
-    assert difference < (1e-4 if method == "randlora" else 1e-3)
+    few = 0 if method == "randlora" else 10
+    assert (differences >= 1e-4).sum() <= few and differences.max() < 1e-3
 
 
 def test_more_parts_than_images_are_one_image_each(tiny, colors):

@@ -7,13 +7,13 @@ the class means m_c, unit features f, zero-shot logits z and C classes::
     P = E ((n - 1) S + trace(S) I)^-1
 
 P is the ridge estimate of the inverse of S from n vectors of length E (Wang et al., ICLR 2024,
-arXiv 2402.04087, equations 3 to 7; P as in their code). Nothing is trained by gradients.
+arXiv 2402.04087; P as in their code). Nothing is trained by gradients.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,8 @@ class GDA(LinearHeadConfig):
             image of a class it is 1.
         views: of each training image: itself, and augmented ones.
     """
+
+    uses_validation: ClassVar[bool] = True
 
     method: Literal["gda"] = "gda"
     alpha: float | None = Field(default=None, ge=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,12 @@ class HeadConfig(MethodConfig):
     """Settings of a method that trains a head on unit image features (N, E).
 
     A head is a module from features to logits (N, C). It starts as the zero-shot classifier.
+
+    Attributes:
+        uses_validation: whether settings are chosen by the data set's validation images.
     """
+
+    uses_validation: ClassVar[bool] = False
 
     @property
     def number_of_views(self) -> int:

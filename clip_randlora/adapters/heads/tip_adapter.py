@@ -5,7 +5,7 @@ With unit features f, keys K (N, E), their one-hot labels L (N, C), and zero-sho
     logits = z + alpha * exp(-beta (1 - f K^T)) L
 
 K starts at the means of the training images' features over augmented views, and is trained; L is
-fixed (Zhang et al., ECCV 2022, arXiv 2207.09519, equations 5 and 6). AdamW, 20 epochs over the
+fixed (Zhang et al., ECCV 2022, arXiv 2207.09519). AdamW, 20 epochs over the
 views, learning rate 1e-3 with a cosine and alpha = 1, beta = 5.5 while training are its released
 code's. Afterwards alpha and beta are searched on the validation images, where there are any.
 """
@@ -13,7 +13,7 @@ code's. Afterwards alpha and beta are searched on the validation images, where t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class TipAdapterF(HeadConfig):
         epochs: passes over all views.
         learning_rate: of AdamW, with a cosine to zero.
     """
+
+    uses_validation: ClassVar[bool] = True
 
     method: Literal["tip_adapter_f"] = "tip_adapter_f"
     alpha: float = Field(default=1.0, ge=0)

@@ -15,7 +15,7 @@ from clip_randlora.adapters.bases import Bases
 from clip_randlora.adapters.config import MethodConfig
 from clip_randlora.adapters.heads import HeadConfig
 from clip_randlora.adapters.io import adapter_files, peft_files
-from clip_randlora.adapters.methods import METHODS, Sum, parse_stored
+from clip_randlora.adapters.methods import Sum, parse_stored
 from clip_randlora.adapters.randlora import RandLoRA
 from clip_randlora.adapters.targets import select_weights
 from clip_randlora.errors import UserError
@@ -125,10 +125,10 @@ def add_adapters(
         adapter_files.refuse_other_base(path, one.base, present)
         if one.bases or one.config.get("method") == "sum":
             raise UserError(f"{path}: imported or a sum itself; only trained runs can be added")
-        if issubclass(METHODS.get(one.config.get("method", ""), Sum), HeadConfig):
-            raise UserError(f"{path}: a head, which updates no weight that could be added")
     terms = [_parse_config(path, one.config) for path, one in zip(paths, stored, strict=True)]
     for path, term in zip(paths, terms, strict=True):
+        if isinstance(term, HeadConfig):
+            raise UserError(f"{path}: a head, which updates no weight that could be added")
         for setting in ("towers", "targets", "blocks"):
             first, this = (getattr(each, setting, None) for each in (terms[0], term))
             if this != first:
