@@ -225,7 +225,6 @@ class _Search:
         self.rates: dict[str, float] = {}  # the default rate of each method on a fold
         self.slowest = 0.0  # seconds of a training with its answers
         self.steps = config.steps
-        self.notes: list[str] = []
         self.is_short = False
 
     def try_method(self, method: MethodConfig) -> None:
@@ -316,7 +315,6 @@ class _Search:
         try:
             if is_cut:
                 self.steps = max(1, run.metrics["steps"])
-                self.notes.append(f"Trainings were shortened to {self.steps} steps for the time.")
             if candidate.rate == 1.0:
                 self.rates.setdefault(candidate.method.method, run.metrics["learning_rate"])
             answers = self._answers(run, fold, number, candidate)
@@ -371,8 +369,9 @@ class _Search:
             f"{len(ranked)} settings were tried on the training images alone, the best of them on "
             f"{most} of {len(self.folds)} folds: {best.candidate} answers {best.accuracy:.1%} of "
             f"{images} images correctly.",
-            *dict.fromkeys(self.notes),
         ]
+        if self.steps != self.base.steps:
+            notes.append(f"Trainings were shortened to {self.steps} steps for the time.")
         if _p_value(int(best.correct.sum()), images, 1 / classes, "greater") > _SURE:
             notes.append(
                 f"Nothing is better than chance, which is {1 / classes:.1%}: the model does not "
