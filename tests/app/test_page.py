@@ -119,7 +119,11 @@ def test_classes_are_edited_on_their_cards(app, browser):
 
     card(page, "hammer").get_by_role("button", name="More for hammer").click()
     card(page, "hammer").get_by_role("textbox").fill("claw hammer")
+    other.locator(".tile").nth(0).click()  # the page is drawn anew
+    other.get_by_text("Click images to mark them.").wait_for()
+    assert card(page, "hammer").get_by_role("textbox").input_value() == "claw hammer", "kept"
     card(page, "hammer").get_by_role("button", name="Use these words").click()
+    card(page, "hammer").get_by_role("textbox").wait_for(state="hidden")
     card(page, "hammer").get_by_role("button", name="More for hammer").click()
     assert card(page, "hammer").get_by_role("textbox").input_value() == "claw hammer"
     card(page, "hammer").get_by_role("button", name="Switch off").click()

@@ -420,8 +420,11 @@ export const clicks = {
 async function setClass(name, change) {
   const entry = app.state.classes.find((other) => other.name === name);
   const { isOn = entry.is_on, prompts = entry.prompts } = change(entry);
-  await attempt(`class ${name}`, () => call("set_class", name, prompts, isOn));
-  ui.menu = null;
+  const isDone = await attempt(`class ${name}`, async () => {
+    await call("set_class", name, prompts, isOn);
+    return true;
+  });
+  if (isDone) ui.menu = null; // else what was typed stays, to be mended
 }
 
 async function classifyMany(entries) {
@@ -460,8 +463,11 @@ export const submits = {
   },
   "class-prompts": ({ class: name }, { words }) => setClass(name, () => ({ prompts: words.split("\n") })),
   "rename-run": async ({ run }, { name }) => {
-    await attempt("runs", () => call("rename_run", run, name));
-    ui.renamingRun = null;
+    const isDone = await attempt("runs", async () => {
+      await call("rename_run", run, name);
+      return true;
+    });
+    if (isDone) ui.renamingRun = null;
     redraw();
   },
 };

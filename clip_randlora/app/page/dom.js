@@ -53,9 +53,10 @@ function patchNode(old, made) {
     if (old.nodeValue !== made.nodeValue) old.nodeValue = made.nodeValue;
     return;
   }
+  const drawn = drawnText(old);
   patchAttributes(old, made);
   if (!old.hasAttribute("data-keep")) patchChildren(old, made);
-  if (old !== document.activeElement) patchValue(old, made);
+  if (old !== document.activeElement) patchValue(old, made, drawn);
 }
 
 function patchAttributes(old, made) {
@@ -67,12 +68,18 @@ function patchAttributes(old, made) {
   }
 }
 
-/** Set what a person could have changed, which attributes alone do not. */
-function patchValue(old, made) {
+/** The text that was last drawn into a field, whatever a person typed there since. */
+function drawnText(field) {
+  return field.nodeName === "TEXTAREA" ? field.defaultValue : field.getAttribute("value") ?? "";
+}
+
+/** Set what a person could have changed, which attributes alone do not. What was typed stays until
+    another text than the last is to be drawn there. */
+function patchValue(old, made, drawn) {
   if (old.type === "checkbox" || old.type === "radio") old.checked = made.hasAttribute("checked");
   else if (old.nodeName === "INPUT" || old.nodeName === "TEXTAREA") {
-    const value = old.nodeName === "INPUT" ? made.getAttribute("value") ?? "" : made.value;
-    if (old.value !== value) old.value = value;
+    const text = drawnText(made);
+    if (text !== drawn && old.value !== text) old.value = text;
   } else if (old.nodeName === "SELECT") {
     const chosen = old.querySelector("option[selected]");
     if (chosen && old.value !== chosen.value) old.value = chosen.value;
