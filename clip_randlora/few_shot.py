@@ -24,8 +24,17 @@ from clip_randlora.clip.models import Model
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Data, ImageBatch, decode_shots
-from clip_randlora.data.sampling import draw_validation
+from clip_randlora.data import (
+    Data,
+    DiskCache,
+    ImageBatch,
+    StreamedImages,
+    TrainingImages,
+    decode_shots,
+)
+from clip_randlora.data.decoding import DecodedImages
+from clip_randlora.data.sampling import count_shots, draw_validation
+from clip_randlora.data.streaming import reason_to_stream
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_config, run_folder
@@ -34,7 +43,7 @@ from clip_randlora.runs.image_record import read_images, record_images
 from clip_randlora.runs.run import Run
 from clip_randlora.training.allocator import keep_freed_memory
 from clip_randlora.training.cache import Cache
-from clip_randlora.training.config import TrainConfig, choose_crop_size
+from clip_randlora.training.config import TrainConfig, choose_crop_size, default_steps
 from clip_randlora.training.distributed import (
     from_main_process,
     is_main_process,
@@ -46,6 +55,7 @@ from clip_randlora.training.logger import Diverged
 from clip_randlora.training.state import OnStep, StepMetrics, Training, TrainState
 from clip_randlora.training.trainer import Trainer
 from clip_randlora.utils.devices import peak_memory
+from clip_randlora.utils.memory import free_memory
 from clip_randlora.utils.progress import OnProgress
 
 __all__ = ["Interrupted", "Run", "Step", "StepMetrics", "TrainConfig", "class_prompts", "fit"]
@@ -78,6 +88,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     watch: int = 0,
     cache: Cache | None = None,
+    image_cache: str | Path | None = None,
     also_test: Mapping[str, Data] | None = None,
     restarts: int = 3,
 ) -> Run:
@@ -104,6 +115,8 @@ def fit(
         watch: classify this many test images now and then during training, for a curve.
         cache: a cache of this model and data, to share between trainings what is the same in all
             of them; it does not change the numbers.
+        image_cache: folder for decoded training images, which later trainings read instead of
+            decoding large photographs again; see `clip_randlora.data.DiskCache`.
         also_test: further data sets by the names of their results. Their test images are classified
             among their own classes, with the prompts that a training on them would have; nothing of
             them is trained on. ``metrics["also_test"]`` has the results, see
@@ -125,6 +138,7 @@ def fit(
     if also_test:
         refuse_head(asked.method)
     config = _complete_config(_without_names_of(also_test, asked, data), data, resumed)
+    config, streamed = _choose_stream(model, data, config)
     prompts = class_prompts(data, config, resumed)
     settings = _settings(model, data, config, source, prompts)
     state = TrainState()
@@ -150,10 +164,10 @@ def fit(
         on_error.callback(adapter.detach)
         if config.strength != 1:
             adapter.scale_by(1)  # refused before the training, not after it
-        train_images = _decode_train_images(
-            model, data, config, cache, record is not None, on_progress
+        train_images = _draw_train_images(
+            model, data, config, cache, image_cache, record is not None, on_progress
         )
-        notes += [*data.notes, *train_images.notes]
+        notes += [*data.notes, *streamed, *train_images.notes]
         notes += [*_missing_targets(adapter), *launch_notes()]
         eval_images = _decode_eval_images(model, data, watch) if watch else None
         training: Training | None = None
@@ -269,9 +283,38 @@ def _complete_config(config: TrainConfig, data: Data, resumed: str | Path | None
         method = method.with_seed(recorded["seed"])
     beta2 = begun.get("beta2") if config.beta2 is None else config.beta2
     flip = config.flip if "flip" in config.model_fields_set else begun.get("flip", config.flip)
+    stream = begun.get("stream") if config.stream is None else config.stream
     return config.model_copy(
-        update={"method": method.with_seed(config.seed), "beta2": beta2, "flip": flip}
+        update={
+            "method": method.with_seed(config.seed),
+            "beta2": beta2,
+            "flip": flip,
+            "stream": stream,
+        }
     )
+
+
+def _choose_stream(model: Model, data: Data, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Decide whether the training images are streamed, if that is left open; return a note."""
+    if config.stream is not None or isinstance(config.method, ZeroShot):
+        return config.model_copy(update={"stream": bool(config.stream)}), []
+    images = sum(count_shots(config.shots, count) for count in data.train.counts().values())
+    steps = config.steps or default_steps(
+        images, config.batch_size, config.epochs, config.min_steps, config.max_steps
+    )
+    is_head = isinstance(config.method, HeadConfig)
+    uses = images if is_head else steps * config.batch_size
+    size, free = _stored_size(model, config), free_memory(model.device)
+    reason = reason_to_stream(images, size, uses, free)
+    notes = [f"Training images are decoded as the steps need them: {reason}."] if reason else []
+    return config.model_copy(update={"stream": reason is not None}), notes
+
+
+def _stored_size(model: Model, config: TrainConfig) -> int:
+    """Return the side of the decoded training images, in pixels."""
+    if isinstance(config.method, HeadConfig):
+        return model.image_size
+    return round(choose_crop_size(model, config.crop_size) * _STORED_SCALE)
 
 
 def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
@@ -351,31 +394,43 @@ def _explain_errors(state: TrainState, config: TrainConfig, folder: Path | None)
         ) from error
 
 
-def _decode_train_images(
+def _draw_train_images(
     model: Model,
     data: Data,
     config: TrainConfig,
     cache: Cache | None,
+    folder: str | Path | None,
     is_drawn: bool,
     on_progress: OnProgress | None,
-) -> ImageBatch:
-    """Draw and decode the training images, in the size that the method needs.
+) -> TrainingImages:
+    """Draw the training images, in the size that the method needs; decode them or let them stream.
 
-    ``is_drawn`` says that the data's training images are the draw of a resumed run.
+    Args:
+        model: says how images become squares.
+        data: what is drawn from.
+        config: has the number of images, the seed, and whether they are streamed.
+        cache: keeps decoded images in memory, between trainings.
+        folder: keeps decoded images on the disk.
+        is_drawn: whether the data's training images are the draw of a resumed run.
+        on_progress: told how many are decoded.
     """
     if isinstance(config.method, ZeroShot):
         nothing = torch.empty(0, dtype=torch.uint8)
         return ImageBatch(nothing, nothing.long(), [])
-    if isinstance(config.method, HeadConfig):
-        size = model.image_size
-    else:
-        size = round(choose_crop_size(model, config.crop_size) * _STORED_SCALE)
+    size = _stored_size(model, config)
+    square = model.square(size)
+    kept: DecodedImages | None = cache.train_images(size) if cache else None
+    if folder is not None:
+        kept = DiskCache(folder, repr(model.net.visual.preprocess_cfg), size)
+    if config.stream:
+        drawn = data.train, config.shots, config.seed
+        return StreamedImages(*drawn, square, size, kept, is_drawn=is_drawn)
     return decode_shots(
         data.train,
         config.shots,
         config.seed,
-        model.square(size),
-        cache.train_images(size) if cache else None,
+        square,
+        kept,
         on_progress,
         is_drawn=is_drawn,
     )

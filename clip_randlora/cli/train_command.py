@@ -97,6 +97,20 @@ def train(
         list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Decode training images when the steps need them, or keep all in memory. "
+            "Default: by the free memory.",
+        ),
+    ] = None,
+    image_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep decoded training images there, for later trainings."
+        ),
+    ] = None,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     prompts: Annotated[
@@ -111,6 +125,7 @@ def train(
         learning_rate=learning_rate,
         templates=template,
         precision=precision,
+        stream=stream,
     )
     if shots is not None:
         settings["shots"] = parse_shots(shots)
@@ -124,7 +139,19 @@ def train(
     )
     if adapter:
         settings["method"] = merge_method(settings.get("method"), adapter)
-    _train(data, test, model, pretrained, settings, out, device, resume, class_folders, prompts)
+    _train(
+        data,
+        test,
+        model,
+        pretrained,
+        settings,
+        out,
+        device,
+        resume,
+        class_folders,
+        prompts,
+        image_cache,
+    )
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -142,6 +169,7 @@ def _train(
     resume: bool,
     class_folders: str | None = None,
     all_prompts: bool = False,
+    image_cache: Path | None = None,
 ) -> None:
     with loading():
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
@@ -182,6 +210,7 @@ def _train(
                 on_step=show_step,
                 on_progress=on_progress,
                 on_start=start,
+                image_cache=image_cache,
             )
     except Interrupted as stop:
         if stop.folder is None:

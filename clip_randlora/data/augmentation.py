@@ -7,10 +7,53 @@ numbers come from one generator in one draw, so a resumed run sees the same crop
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from clip_randlora.utils.devices import send
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops of N images, as `draw_crops` draws them.
+
+    Attributes:
+        boxes: int64 ``(N, 4)``, CPU: top, left, height, width.
+        flips: bool ``(N,)``, CPU: mirror left and right.
+    """
+
+    boxes: torch.Tensor
+    flips: torch.Tensor
+
+    def cut(
+        self, pixels: torch.Tensor, size: int, rows: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Return the crops of images ``rows``.
+
+        Args:
+            pixels: of these images alone, uint8 ``(B, 3, S, S)``, on any device.
+            size: side of the result, in pixels.
+            rows: which of the N images they are.
+
+        Returns:
+            float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``pixels``.
+        """
+        return crop_and_resize(pixels, self.boxes[rows], self.flips[rows], size)
+
+
+def draw_crops(
+    count: int,
+    side: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crops:
+    """Draw a crop of each of ``count`` images of ``side`` pixels; see `augment`."""
+    boxes = random_boxes(count, side, generator, scale, ratio)
+    return Crops(boxes, _random_flips(count, generator, flip))
 
 
 def augment(
@@ -20,7 +63,6 @@ def augment(
     scale: tuple[float, float] = (0.5, 1.0),
     flip: bool = True,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    part: slice = slice(None),
 ) -> torch.Tensor:
     """Crop every image at random, resize the crops to a square and flip half of them.
 
@@ -33,15 +75,27 @@ def augment(
         scale: bounds of the crop's share of the area.
         flip: whether to mirror half of the images.
         ratio: bounds of the crop's width / height.
-        part: which images to crop; the crops do not depend on it.
 
     Returns:
-        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``, of the images in
-        ``part``.
+        float32 ``(B, 3, size, size)`` in [0, 1], on the device of ``images``.
     """
-    boxes = random_boxes(len(images), images.shape[-1], generator, scale, ratio)
-    flips = _random_flips(len(images), generator, flip)
-    return crop_and_resize(images[part], boxes[part], flips[part], size)
+    crops = draw_crops(len(images), images.shape[-1], generator, scale, flip, ratio)
+    return crops.cut(images, size)
+
+
+class Selectable(Protocol):
+    """Images of which some can be asked for: an `ImageBatch`, or a `StreamedImages`."""
+
+    @property
+    def side(self) -> int:
+        """S, in pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return images ``rows``, CPU int64 ``(B,)``, as uint8 ``(B, 3, S, S)``."""
+        ...
 
 
 class AugmentedViews:
@@ -54,7 +108,7 @@ class AugmentedViews:
 
     def __init__(
         self,
-        images: torch.Tensor,
+        images: torch.Tensor | Selectable,
         size: int,
         count: int,
         seed: int,
@@ -64,35 +118,45 @@ class AugmentedViews:
         """Draw the crops of all views. A view does not depend on how many there are.
 
         Args:
-            images: uint8 ``(N, 3, S, S)``, on any device.
+            images: uint8 ``(N, 3, S, S)``, on any device, or an object with such images.
             size: side of the crops, in pixels.
             count: views of each image.
             seed: which draw.
             scale: bounds of a crop's share of the area.
             flip: whether to mirror half of the views.
         """
-        self.images, self.count = len(images), count
-        self._pixels, self._size = images, size
+        self.images, self.count, self._size = len(images), count, size
+        self._images = images
+        side = images.shape[-1] if isinstance(images, torch.Tensor) else images.side
         generator = torch.Generator().manual_seed(seed)
-        drawn = [
-            (
-                random_boxes(len(images), images.shape[-1], generator, scale),
-                _random_flips(len(images), generator, flip),
-            )
-            for _ in range(count)
-        ]
-        self._boxes, self._flips = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        drawn = [draw_crops(len(images), side, generator, scale, flip) for _ in range(count)]
+        self._boxes = torch.stack([crops.boxes for crops in drawn])
+        self._flips = torch.stack([crops.flips for crops in drawn])
 
-    def crops(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    def crops(
+        self, rows: torch.Tensor, views: torch.Tensor, pixels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return images ``rows`` in ``views``, both CPU int64 ``(B,)``.
+
+        Args:
+            rows: which images.
+            views: which view of each.
+            pixels: of these images, uint8 ``(B, 3, S, S)``, if they are at hand.
 
         Returns:
             float32 ``(B, 3, size, size)`` in [0, 1], on the device of the images.
         """
-        pixels = self._pixels[send(rows, self._pixels.device)]
+        if pixels is None:
+            pixels = self._select(rows)
         return crop_and_resize(
             pixels, self._boxes[views, rows], self._flips[views, rows], self._size
         )
+
+    def _select(self, rows: torch.Tensor) -> torch.Tensor:
+        images = self._images
+        if isinstance(images, torch.Tensor):
+            return images[send(rows, images.device)]
+        return images.select(rows)
 
 
 def _random_flips(count: int, generator: torch.Generator, flip: bool) -> torch.Tensor:

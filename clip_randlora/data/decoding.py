@@ -1,11 +1,15 @@
-"""Decode items to uint8 tensors with threads (PIL releases the GIL), and name those that fail."""
+"""Decode items to uint8 tensors with threads (PIL releases the GIL), and name those that fail.
+
+`decode_shots` keeps all images in memory. `streaming` decodes them when they are needed.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -14,6 +18,7 @@ from clip_randlora.data.dataset import Item, Skipped, Split
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.data.sampling import Shots, count_shots, draw_shots
 from clip_randlora.errors import UserError
+from clip_randlora.utils.devices import send
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.wording import join_names
@@ -45,6 +50,36 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def side(self) -> int:
+        """S, in pixels."""
+        return self.images.shape[-1]
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """Return the same batch with its images on a device."""
+        return replace(self, images=self.images.to(device))
+
+    def select(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return images ``rows``, CPU int64 ``(B,)``, as uint8 ``(B, 3, S, S)``."""
+        return self.images[send(rows, self.images.device)]
+
+    def stream(self, batches: Iterable[torch.Tensor]) -> Generator[torch.Tensor]:
+        """Yield what `select` returns for each of the batches of rows."""
+        for rows in batches:
+            yield self.select(rows)
+
+
+class DecodedImages(Protocol):
+    """Keeps decoded images: `ImageCache` in memory, `DiskCache` in a folder."""
+
+    def get(self, item: Item) -> torch.Tensor | Skipped | None:
+        """Return the decoded item, or None if it is not kept."""
+        ...
+
+    def put(self, item: Item, result: torch.Tensor | Skipped) -> None:
+        """Keep a decoded item, if there is room."""
+        ...
+
 
 class ImageCache:
     """The decoded images of one split and transform, up to a number of bytes.
@@ -70,12 +105,42 @@ class ImageCache:
                 self._results[id(item)] = result
 
 
+@dataclass(frozen=True)
+class ClassDraw:
+    """One class's images in the order of a draw: those that are drawn, and those after them."""
+
+    drawn: list[Item]
+    spare: list[Item]
+
+
+def draw_order(
+    split: Split, shots: Shots, seed: int, *, is_drawn: bool = False
+) -> dict[int, ClassDraw]:
+    """Draw some images of every class; see `decode_shots` for the arguments.
+
+    Returns:
+        ``{label: draw}``, labels ascending.
+
+    Raises:
+        UserError: ``shots`` is no number of images, or the split is empty.
+    """
+    if not split.items:
+        raise UserError("no training images to draw from; give a data set that has some")
+    draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
+    wanted = None if is_drawn and isinstance(shots, str) else shots  # a draw is no share of itself
+    counts = {label: count_shots(wanted, len(order)) for label, order in draw.items()}
+    return {
+        label: ClassDraw(order[: counts[label]], order[counts[label] :])
+        for label, order in draw.items()
+    }
+
+
 def decode_shots(
     split: Split,
     shots: Shots,
     seed: int,
     transform: Transform,
-    cache: ImageCache | None = None,
+    cache: DecodedImages | None = None,
     on_progress: OnProgress | None = None,
     *,
     is_drawn: bool = False,
@@ -99,13 +164,9 @@ def decode_shots(
         UserError: ``shots`` is none of these, the split is empty, or no image of some class can be
             decoded.
     """
-    if not split.items:
-        raise UserError("no training images to draw from; give a data set that has some")
-    draw = split.by_class() if is_drawn else draw_shots(split, shots, seed)
-    wanted = None if is_drawn and isinstance(shots, str) else shots  # a draw is no share of itself
-    counts = {label: count_shots(wanted, len(order)) for label, order in draw.items()}
-    spare = {label: iter(order[counts[label] :]) for label, order in draw.items()}
-    slots = [item for label, order in draw.items() for item in order[: counts[label]]]
+    draw = draw_order(split, shots, seed, is_drawn=is_drawn)
+    spare = {label: iter(order.spare) for label, order in draw.items()}
+    slots = [item for order in draw.values() for item in order.drawn]
 
     images: torch.Tensor | None = None
     filled: dict[int, Item] = {}
@@ -113,7 +174,7 @@ def decode_shots(
     todo = list(enumerate(slots))
     while todo:  # further rounds only decode the replacements of broken images
         results = report_progress(
-            parallel_map(partial(_decode, transform, cache), [item for _, item in todo]),
+            parallel_map(partial(decode_item, transform, cache), [item for _, item in todo]),
             "decoding images",
             len(todo),
             on_progress,
@@ -130,7 +191,11 @@ def decode_shots(
             filled[slot] = item
         todo = [(s, new) for s, old in broken if (new := next(spare[old.label], None)) is not None]
 
-    rank = {id(item): place for order in draw.values() for place, item in enumerate(order)}
+    rank = {
+        id(item): place
+        for order in draw.values()
+        for place, item in enumerate([*order.drawn, *order.spare])
+    }
     order = sorted(filled, key=lambda slot: (filled[slot].label, rank[id(filled[slot])]))
     items = [filled[slot] for slot in order]
     decoded = Split(tuple(items), split.classes)
@@ -139,12 +204,12 @@ def decode_shots(
     if order != list(range(len(slots))):
         images = images[order]
     names = [item.name for item in items]
-    notes = _note_short_classes(decoded, shots)
+    notes = note_short_classes(decoded, shots)
     return ImageBatch(images, decoded.labels, names, skipped, notes, items)
 
 
 def decode_batches(
-    split: Split, transform: Transform, batch_size: int, cache: ImageCache | None = None
+    split: Split, transform: Transform, batch_size: int, cache: DecodedImages | None = None
 ) -> Iterator[ImageBatch]:
     """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
 
@@ -171,7 +236,7 @@ def decode_batches(
         labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         return ImageBatch(torch.stack(images), labels, [item.name for item in items], skipped)
 
-    results = parallel_map(partial(_decode, transform, cache), split.items)
+    results = parallel_map(partial(decode_item, transform, cache), split.items)
     for item, result in zip(split.items, results, strict=True):
         if isinstance(result, Skipped):
             skipped.append(result)
@@ -190,7 +255,10 @@ def decode_batches(
         )
 
 
-def _decode(transform: Transform, cache: ImageCache | None, item: Item) -> torch.Tensor | Skipped:
+def decode_item(
+    transform: Transform, cache: DecodedImages | None, item: Item
+) -> torch.Tensor | Skipped:
+    """Return a decoded item, uint8 ``(3, S, S)``, or why it cannot be decoded."""
     result = cache.get(item) if cache else None
     if result is None:
         try:
@@ -212,7 +280,8 @@ def _require_every_class(split: Split, decoded: Split, skipped: list[Skipped]) -
         )
 
 
-def _note_short_classes(decoded: Split, shots: Shots) -> list[str]:
+def note_short_classes(decoded: Split, shots: Shots) -> list[str]:
+    """Note the classes with fewer training images than were asked for."""
     wanted = shots if isinstance(shots, int) else 0
     short = {label: n for label, n in decoded.counts().items() if n < wanted}
     if not short:

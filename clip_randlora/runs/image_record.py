@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from clip_randlora.data import Data, ImageBatch, Item, Split, UnreadableImage
+from clip_randlora.data import Data, Item, Split, TrainingImages, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.errors import UserError
 from clip_randlora.utils.outputs import write_csv
@@ -95,7 +95,7 @@ class ImageRecord:
 
 def record_images(
     data: Data,
-    train_images: ImageBatch,
+    train_images: TrainingImages,
     known: dict[int, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> ImageRecord:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from clip_randlora.adapters import Adapter
+from clip_randlora.data import Skipped, StreamedImages, TrainingImages
 from clip_randlora.errors import UserError
 from clip_randlora.training.logger import is_finite
 from clip_randlora.training.state import TrainState
@@ -25,17 +25,19 @@ class Checkpoint:
     def __init__(
         self,
         folder: Path,
-        image_names: Sequence[str],
+        images: TrainingImages,
         state: TrainState,
         adapter: Adapter,
     ):
         """Take what `save` reads and `restore` changes; `follow` has to give it the optimiser.
 
-        ``folder`` is the run folder. A training goes on only with images of the same names.
+        ``folder`` is the run folder. A training goes on only with images of the same names; those
+        of streamed ones that turned out broken are saved with it.
         """
         self.folder, self.state = folder, state
         self._adapter = adapter
-        self._images = hashlib.sha256("\n".join(image_names).encode()).hexdigest()
+        self._images = images
+        self._drawn = hashlib.sha256("\n".join(images.names).encode()).hexdigest()
 
     def follow(self, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
         """Save and restore this optimiser and this schedule from now on."""
@@ -51,7 +53,8 @@ class Checkpoint:
             "seconds": self.state.seconds,
             "step_seconds": self.state.step_seconds,
             "history": self.state.history,
-            "drawn": self._images,
+            "drawn": self._drawn,
+            "skipped": [[entry.name, entry.reason] for entry in self._images.skipped],
             "adapter": {key: value.detach() for key, value in self._adapter.named_parameters()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -80,7 +83,7 @@ class Checkpoint:
                 f"{self.folder}: cannot resume, its checkpoint was written by another version of "
                 f"clip-randlora; resume with that version or start again with another --out"
             )
-        if state.get("drawn") != self._images:
+        if state.get("drawn") != self._drawn:
             raise UserError(
                 f"{self.folder}: cannot resume, the training images are not those that the run "
                 f"began with; restore them or start again with another --out"
@@ -99,5 +102,7 @@ class Checkpoint:
             self._schedule.load_state_dict(state["schedule"])
             self.state.step, self.state.seconds = state["step"], state["seconds"]
             self.state.step_seconds, self.state.history = state["step_seconds"], state["history"]
+            if isinstance(self._images, StreamedImages):
+                self._images.leave_out(Skipped(*entry) for entry in state.get("skipped", ()))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise damaged from error

@@ -96,6 +96,10 @@ class TrainConfig(BaseModel):
         views: augmented views of each image that training cycles through, epoch by epoch; frozen
             blocks encode each view once. Fewer if their activations take more than 2 GiB. None: 3
             if blocks of the vision tower are frozen, otherwise new crops at every step.
+        stream: decode the training images when the steps need them, while the device computes,
+            instead of keeping all in memory. The result is the same, unless an image cannot be
+            decoded: then another of its class takes its place. None: `few_shot` decides by the
+            free memory.
         prompts_per_step: if there are more prompts, a step takes one prompt of each class in the
             batch and of random other classes, up to this many. ``batch``: a step takes one prompt
             for each of its images, of the image's class, and no other. The loss is then over the
@@ -129,6 +133,7 @@ class TrainConfig(BaseModel):
     crop_size: int | None = Field(default=None, ge=32, le=1024)
     flip: bool = False
     views: int | None = Field(default=None, ge=1)
+    stream: bool | None = None
     prompts_per_step: int | Literal["batch"] = 256
 
     @field_validator("shots", mode="before")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from clip_randlora.adapters import Adapter
 from clip_randlora.adapters.heads import HeadConfig, HeadData
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import ImageBatch, augment
+from clip_randlora.data import ImageBatch, TrainingImages, draw_crops
 from clip_randlora.forward.inference import inference_model
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.training.state import OnStep, TrainState
@@ -31,7 +30,7 @@ class HeadTrainer:
         model: Model,
         adapter: Adapter,
         text: TextClassifier,
-        train_images: ImageBatch,
+        train_images: TrainingImages,
         config: TrainConfig,
         state: TrainState,
         validation_images: ImageBatch | None = None,
@@ -43,7 +42,7 @@ class HeadTrainer:
             model: the model, to which the adapter is attached.
             adapter: gets the head.
             text: the classes and their prompts.
-            train_images: uint8 images in the model's size.
+            train_images: images in the model's size.
             config: has the method, and the settings of the augmentation.
             state: kept up to date.
             validation_images: of the data set, where the method chooses settings by them.
@@ -86,26 +85,30 @@ class HeadTrainer:
 
         They are those of the N training images, of their other views, and of M validation images.
         """
-        images = self.train_images.images
-        generator = torch.Generator().manual_seed(self.config.seed)
-        parts: list[Callable[[], Tensor]] = [lambda: images]
-        parts += [partial(self._augmented, images, generator)] * (views - 1)
         validation = self.validation_images
-        if validation is not None:
-            held_back = validation.images
-            parts.append(lambda: held_back)
         self.model.net.eval()
         ready = inference_model(self.model)
         with torch.no_grad():
             done = report_progress(
-                (batch for part in parts for batch in part().split(_BATCH)),
+                self._batches(views),
                 "encoding images",
-                len(images) * views + (len(validation) if validation is not None else 0),
+                len(self.train_images) * views + (len(validation) if validation is not None else 0),
                 self.on_progress,
                 len,
             )
             return torch.cat([ready.encode_image(batch).float().cpu() for batch in done])
 
-    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        scale, flip = self.config.crop_scale, self.config.flip
-        return augment(images, self.model.image_size, generator, scale=scale, flip=flip)
+    def _batches(self, views: int) -> Iterator[Tensor]:
+        """Yield what `_encode` encodes: whole images as uint8, augmented ones as floats."""
+        images, size = self.train_images, self.model.image_size
+        generator = torch.Generator().manual_seed(self.config.seed)
+        rows = torch.arange(len(images)).split(_BATCH)
+        yield from images.stream(rows)
+        for _ in range(views - 1):
+            crops = draw_crops(
+                len(images), size, generator, self.config.crop_scale, self.config.flip
+            )
+            for chosen, pixels in zip(rows, images.stream(rows), strict=True):
+                yield crops.cut(pixels, size, chosen)
+        if self.validation_images is not None:
+            yield from self.validation_images.images.split(_BATCH)

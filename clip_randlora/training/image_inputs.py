@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from clip_randlora.adapters import Adapter
-from clip_randlora.data import AugmentedViews, augment
+from clip_randlora.data import AugmentedViews, TrainingImages, draw_crops
 from clip_randlora.forward.frozen_prefix import (
     DEFAULT_VIEWS,
     CachedImages,
@@ -16,7 +18,6 @@ from clip_randlora.forward.frozen_prefix import (
     has_frozen_blocks,
 )
 from clip_randlora.training.config import TrainConfig
-from clip_randlora.utils.devices import send
 from clip_randlora.utils.progress import OnProgress
 
 
@@ -26,12 +27,15 @@ def draw_batch(step: int, batch_size: int, images: int, seed: int) -> tuple[Tens
     Epochs are permutations of the images, laid end to end; a batch may span several.
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    order: dict[int, Tensor] = {}
-    for epoch in {position // images for position in positions}:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 - 1 - epoch)
-        order[epoch] = torch.randperm(images, generator=generator)
-    rows = torch.stack([order[position // images][position % images] for position in positions])
-    return rows, torch.tensor([position // images for position in positions])
+    rows = [_epoch_order(p // images, images, seed)[p % images] for p in positions]
+    return torch.stack(rows), torch.tensor([position // images for position in positions])
+
+
+@lru_cache(maxsize=4)  # the steps and what is decoded ahead of them may be in different epochs
+def _epoch_order(epoch: int, images: int, seed: int) -> Tensor:
+    """Return the permutation of the images in an epoch, which must not be changed."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 - 1 - epoch)
+    return torch.randperm(images, generator=generator)
 
 
 class ImageInputs:
@@ -39,7 +43,7 @@ class ImageInputs:
 
     def __init__(
         self,
-        images: Tensor,
+        images: TrainingImages,
         crop_size: int,
         config: TrainConfig,
         encode: Callable[[Tensor], Tensor],
@@ -48,7 +52,7 @@ class ImageInputs:
         """Begin with new crops at every step; `fill_cache` may change that.
 
         Args:
-            images: uint8 (N, 3, S, S), on the training's device.
+            images: which give their pixels on the training's device.
             crop_size: side of the crops, in pixels.
             config: has the settings of the augmentation.
             encode: float crops (B, 3, crop_size, crop_size) -> features (B, E).
@@ -58,6 +62,23 @@ class ImageInputs:
         self._encode, self._part = encode, part
         self._views: AugmentedViews | None = None
         self._cache: CachedImages | None = None
+        self._pixels: Iterator[Tensor] = iter(())
+
+    @contextmanager
+    def reading(self, step: int, steps: int, batch_size: int) -> Iterator[None]:
+        """Read the images of the steps from ``step`` to ``steps``, which are drawn in this order.
+
+        Args:
+            step: the first step.
+            steps: the number of steps of the training.
+            batch_size: images of a step, over all processes.
+        """
+        batches = (
+            draw_batch(later, batch_size, len(self._images), self._config.seed)[0][self._part]
+            for later in range(step, steps)
+        )
+        with closing(self._images.stream(batches)) as self._pixels:
+            yield
 
     def fill_cache(
         self, adapter: Adapter, epochs: int, on_progress: OnProgress | None
@@ -100,7 +121,7 @@ class ImageInputs:
         ]
 
     def draw(self, rows: Tensor, epochs: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
-        """Return the inputs of a step, for this process's part of it.
+        """Return the inputs of the next step of `reading`, for this process's part of it.
 
         Args:
             rows: the images of the whole step, CPU int64 (B,).
@@ -110,17 +131,14 @@ class ImageInputs:
         part = self._part
         if self._cache:
             return self._cache.select(rows[part], epochs[part] % self._cache.views)
+        pixels = next(self._pixels)
         if self._views:
-            return [self._views.crops(rows[part], epochs[part] % self._views.count)]
-        crops = augment(
-            self._images[send(rows, self._images.device)],
-            self.crop_size,
-            generator,
-            scale=self._config.crop_scale,
-            flip=self._config.flip,
-            part=part,
+            return [self._views.crops(rows[part], epochs[part] % self._views.count, pixels)]
+        # drawn for the whole batch, so that they do not depend on the number of processes
+        crops = draw_crops(
+            len(rows), self._images.side, generator, self._config.crop_scale, self._config.flip
         )
-        return [crops]
+        return [crops.cut(pixels, self.crop_size, part)]
 
     def features(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the features (B, E) of the inputs that `draw` returned."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import ImageBatch
+from clip_randlora.data import ImageBatch, TrainingImages
 from clip_randlora.errors import UserError, is_out_of_memory
 from clip_randlora.forward.batch_norm import find_conv_bn_pairs, folded_conv_bn
 from clip_randlora.forward.training import training_forward
@@ -53,7 +53,7 @@ class Trainer:
         model: Model,
         adapter: Adapter,
         text: TextClassifier,
-        train_images: ImageBatch,
+        train_images: TrainingImages,
         config: TrainConfig,
         state: TrainState,
         folder: Path | None = None,
@@ -94,7 +94,7 @@ class Trainer:
         self.distributed = DistributedStep(self.batch_size, model.device)
         self.parts = _split(self.distributed.part, config.accumulate)
         self.image_inputs = ImageInputs(
-            train_images.images.to(model.device),
+            train_images.to(model.device),
             choose_crop_size(model, config.crop_size),
             config,
             model.encode_checked,
@@ -103,7 +103,7 @@ class Trainer:
         self.text_inputs = TextInputs(text, adapter, config.prompts_per_step)
         self.images_per_class, self.error = len(train_images) / len(text.classes), 1.0
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=state.precision == "fp16")
-        self.checkpoint = Checkpoint(folder, train_images.names, state, adapter) if folder else None
+        self.checkpoint = Checkpoint(folder, train_images, state, adapter) if folder else None
         if config.learning_rate is None:
             start, size = time.perf_counter(), self.image_inputs.crop_size
             self.error = zero_shot_error(model, adapter, text, train_images, size)
@@ -277,7 +277,8 @@ class Trainer:
             partial(self.accuracy, self.eval_images) if self.eval_images else None,
         )
         saved = time.perf_counter()
-        with DeferredCtrlC() as ctrl_c:
+        reading = self.image_inputs.reading(state.step, state.steps, self.batch_size)
+        with reading, DeferredCtrlC() as ctrl_c:
             while state.step < state.steps:
                 if state.step and self.distributed.any(should_stop()):
                     break

@@ -7,7 +7,7 @@ import torch
 from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import ImageBatch, augment
+from clip_randlora.data import TrainingImages, augment
 
 _MOST_IMAGES = 1024
 _BATCH = 64
@@ -15,7 +15,7 @@ _BATCH = 64
 
 @torch.no_grad()
 def zero_shot_error(
-    model: Model, adapter: Adapter, text: TextClassifier, images: ImageBatch, size: int
+    model: Model, adapter: Adapter, text: TextClassifier, images: TrainingImages, size: int
 ) -> float:
     """Return the share of training images that zero-shot answers wrongly, 0 to 1.
 
@@ -23,20 +23,20 @@ def zero_shot_error(
         model: encodes the images.
         adapter: attached to it, and fresh: it changes nothing yet.
         text: the classes and their prompts.
-        images: uint8 (N, 3, S, S); about a thousand of them are asked, evenly spaced.
+        images: N images; about a thousand of them are asked, evenly spaced.
         size: side to which they are resized, in pixels.
     """
     step = -(-len(images) // _MOST_IMAGES)
-    pixels, labels = images.images[::step], images.labels[::step]
+    batches = torch.arange(0, len(images), step).split(_BATCH)
     generator = torch.Generator()
     model.net.eval()
     with adapter.cached_weights():
         classes = text.features().T
         wrong = 0
-        for batch, own in zip(pixels.split(_BATCH), labels.split(_BATCH), strict=True):
+        for rows, pixels in zip(batches, images.stream(batches), strict=True):
             whole = augment(
-                batch.to(model.device), size, generator, (1.0, 1.0), flip=False, ratio=(1.0, 1.0)
+                pixels.to(model.device), size, generator, (1.0, 1.0), flip=False, ratio=(1.0, 1.0)
             )
             answers = (model.encode_checked(whole) @ classes).argmax(dim=-1)
-            wrong += int((answers.cpu() != own.cpu()).sum())
-    return wrong / len(labels)
+            wrong += int((answers.cpu() != images.labels[rows].cpu()).sum())
+    return wrong / sum(map(len, batches))

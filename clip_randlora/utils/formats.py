@@ -54,7 +54,13 @@ class Change:
 TRAIN: dict[int, Change] = {
     2: Change(added={"beta2": 0.999}),
     3: Change(
-        added={"max_steps": 2000, "accumulate": 1, "logit_scale": None, "strength": 1.0},
+        added={
+            "max_steps": 2000,
+            "accumulate": 1,
+            "logit_scale": None,
+            "strength": 1.0,
+            "stream": False,
+        },
     ),
 }
 """Changes of the training settings, by the version of ``config.yaml``.

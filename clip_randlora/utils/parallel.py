@@ -18,19 +18,22 @@ def thread_count() -> int:
     return min(16, len(usable))
 
 
-def parallel_map(function: Callable[[T], R], inputs: Iterable[T]) -> Iterator[R]:
+def parallel_map(
+    function: Callable[[T], R], inputs: Iterable[T], ahead: int | None = None
+) -> Iterator[R]:
     """Yield ``function(x)`` for each ``x`` of ``inputs``, in order, computed by threads.
 
-    At most four results per thread are computed ahead, so memory is bounded even if the consumer
-    is slow. An exception of ``function`` is raised in place of its result.
+    At most ``ahead`` results are computed ahead, by default four per thread, so memory is bounded
+    even if the consumer is slow. An exception of ``function`` is raised in place of its result.
     """
     threads = thread_count()
+    ahead = ahead or 4 * threads
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for value in inputs:
             waiting.append(pool.submit(function, value))
-            if len(waiting) >= 4 * threads:
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -9,7 +9,7 @@ import torch
 from helpers.images import write_colors
 from safetensors.torch import load_file
 
-from clip_randlora.data import augment
+from clip_randlora.data import augment, draw_crops
 from clip_randlora.runs.run_folder import read_metrics
 
 
@@ -21,7 +21,8 @@ def colors(tmp_path_factory):
 def test_a_part_of_a_batch_gets_the_crops_that_it_has_in_the_whole():
     images = torch.randint(0, 256, (7, 3, 40, 40), dtype=torch.uint8)
     whole = augment(images, 32, torch.Generator().manual_seed(3))
-    part = augment(images, 32, torch.Generator().manual_seed(3), part=slice(2, 5))
+    crops = draw_crops(7, 40, torch.Generator().manual_seed(3))
+    part = crops.cut(images[2:5], 32, slice(2, 5))
     assert torch.equal(whole[2:5], part)
 
 
@@ -54,8 +55,9 @@ ACCELERATE_CPU = ("accelerate.commands.launch", "--num_processes", "2", "--cpu",
         (TORCHRUN, "method: {method: randlora, rank: 4}\n"),
         (ACCELERATE, "method: {method: randlora, rank: 4, blocks: 1}\nprompts_per_step: 2\n"),
         (TORCHRUN, "method: linear_probe\n"),
+        (ACCELERATE, "method: {method: randlora, rank: 4}\nstream: true\n"),
     ],
-    ids=["every block", "last block and sampled prompts", "nothing trained by steps"],
+    ids=["every block", "last block and sampled prompts", "nothing trained by steps", "streamed"],
 )
 def test_two_processes_train_what_one_does(tiny_folder, colors, tmp_path, launcher, settings):
     config = tmp_path / "settings.yaml"
