@@ -17,6 +17,7 @@ from benchmarks.scale import scale
 from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
+from benchmarks.stream import stream
 from clip_randlora.errors import UserError
 
 app = typer.Typer(
@@ -26,7 +27,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (step, ablation, scale, fewshot, blocks, infer, ask, start, serve, page, export):
+for command in (
+    step,
+    ablation,
+    scale,
+    stream,
+    fewshot,
+    blocks,
+    infer,
+    ask,
+    start,
+    serve,
+    page,
+    export,
+):
     app.command()(command)
 
 
