@@ -433,6 +433,7 @@ def _draw_train_images(
         kept,
         on_progress,
         is_drawn=is_drawn,
+        side=size,
     )
 
 

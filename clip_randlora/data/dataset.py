@@ -60,9 +60,12 @@ class Item:
     label: int
     content: Content = field(repr=False, compare=False)
 
-    def open(self) -> Image.Image:
-        """Decode to an upright RGB image; raises ``UnreadableImage`` (a ``UserError``)."""
-        return decode_image(self.content.read(), self.name)
+    def open(self, side: int | None = None) -> Image.Image:
+        """Decode to an upright RGB image; raises ``UnreadableImage`` (a ``UserError``).
+
+        ``side`` is as for `decode_image`.
+        """
+        return decode_image(self.content.read(), self.name, side)
 
     def check(self) -> None:
         """Read the header only; raises ``UnreadableImage`` (a ``UserError``)."""

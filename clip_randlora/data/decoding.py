@@ -144,6 +144,7 @@ def decode_shots(
     on_progress: OnProgress | None = None,
     *,
     is_drawn: bool = False,
+    side: int | None = None,
 ) -> ImageBatch:
     """Decode some images of every class, as drawn by `draw_shots`.
 
@@ -159,6 +160,7 @@ def decode_shots(
         cache: of this split and transform; read, and added to.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
         is_drawn: whether the split's images are already in the order of a draw.
+        side: S; large JPEGs are then decoded at a fraction of their size, see `decode_image`.
 
     Raises:
         UserError: ``shots`` is none of these, the split is empty, or no image of some class can be
@@ -174,7 +176,9 @@ def decode_shots(
     todo = list(enumerate(slots))
     while todo:  # further rounds only decode the replacements of broken images
         results = report_progress(
-            parallel_map(partial(decode_item, transform, cache), [item for _, item in todo]),
+            parallel_map(
+                partial(decode_item, transform, cache, side=side), [item for _, item in todo]
+            ),
             "decoding images",
             len(todo),
             on_progress,
@@ -256,13 +260,16 @@ def decode_batches(
 
 
 def decode_item(
-    transform: Transform, cache: DecodedImages | None, item: Item
+    transform: Transform, cache: DecodedImages | None, item: Item, side: int | None = None
 ) -> torch.Tensor | Skipped:
-    """Return a decoded item, uint8 ``(3, S, S)``, or why it cannot be decoded."""
+    """Return a decoded item, uint8 ``(3, S, S)``, or why it cannot be decoded.
+
+    ``side`` is as for `decode_image`.
+    """
     result = cache.get(item) if cache else None
     if result is None:
         try:
-            result = transform(item.open())
+            result = transform(item.open(side))
         except UnreadableImage as error:
             result = Skipped(error.name, error.reason)
         if cache:

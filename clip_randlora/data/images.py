@@ -59,12 +59,18 @@ class UnreadableImage(UserError):
         return f"{self.name}: {self.reason}"
 
 
-def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
+def decode_image(
+    source: ImageSource, name: str | None = None, side: int | None = None
+) -> Image.Image:
     """Decode an image to 8-bit RGB, turned upright, transparency composited on white.
 
     Args:
         source: a path, the bytes of a file, an open binary file, or a PIL image (left unchanged).
         name: what errors call the image; by default its path.
+        side: of the square, in pixels, that the image will be resized to. A JPEG of four times
+            that or more is decoded at half, a quarter or an eighth of its size, whichever is the
+            smallest that leaves twice the side: a photograph of 12 million pixels takes a fifth of
+            the time (``python -m benchmarks stream``). None decodes every pixel.
 
     Returns:
         A PIL image of mode ``RGB`` that shares no memory with ``source`` and has no metadata.
@@ -81,6 +87,8 @@ def decode_image(source: ImageSource, name: str | None = None) -> Image.Image:
             _check_size(source, name)
             return _upright_rgb(source, name)
         with _open(source, name) as image:
+            if side is not None:
+                image.draft("RGB", (2 * side, 2 * side))  # does nothing to other formats
             return _upright_rgb(image, name)
 
 

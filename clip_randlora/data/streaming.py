@@ -133,7 +133,7 @@ class StreamedImages:
         for item in self._candidates(row):
             if item.name in self._broken:
                 continue
-            result = decode_item(self._transform, self._cache, item)
+            result = decode_item(self._transform, self._cache, item, self.side)
             if isinstance(result, torch.Tensor):
                 return result
             self.leave_out([result])

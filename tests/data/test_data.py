@@ -710,3 +710,17 @@ def test_digits_are_dark_on_white():
     assert image.shape == (64, 64, 3)
     assert image[:, :4].min() > 200  # the margin is paper
     assert image.min() < 30
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size():
+    """600 rows are six times twice the side of 50: a quarter is the least that leaves 100."""
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
+    jpeg = encode(coarse.resize((800, 600), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    whole, reduced = decode_image(jpeg), decode_image(jpeg, side=50)
+    assert (whole.size, reduced.size) == ((800, 600), (200, 150))
+    assert decode_image(jpeg, side=200).size == (800, 600)
+    small = [
+        np.asarray(image.resize((66, 50), Image.Resampling.BICUBIC), int)
+        for image in (whole, reduced)
+    ]
+    assert np.abs(small[0] - small[1]).mean() < 1
