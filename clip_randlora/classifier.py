@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,43 @@ from clip_randlora.adapters import Adapter, load_adapter
 from clip_randlora.clip.models import Model, load_model
 from clip_randlora.clip.prompts import Prompts, check_prompts, class_words, make_prompts
 from clip_randlora.clip.text import TextClassifier
-from clip_randlora.data import Skipped, UnreadableImage, summarize_skipped
+from clip_randlora.data import Skipped, Split, UnreadableImage, summarize_skipped
 from clip_randlora.data.inputs import Input, each_input
 from clip_randlora.errors import UserError
-from clip_randlora.evaluation import PairedPredictor, as_mapping
+from clip_randlora.evaluation import BATCH, PairedPredictor, Predictions, as_mapping, predict_split
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.parallel import parallel_map
+from clip_randlora.utils.progress import OnProgress
 from clip_randlora.utils.wording import join_names
 
-_IMAGES_AT_ONCE = 256
+
+@dataclass(frozen=True)
+class Answers:
+    """What `Classifier.classify` answers for N images.
+
+    Attributes:
+        names: of all of them.
+        errors: why an image cannot be used, else None, for each of them.
+        zero_shot, tuned: probabilities of the others, float32 (M, C).
+    """
+
+    names: list[str]
+    errors: list[UnreadableImage | None]
+    zero_shot: Tensor
+    tuned: Tensor
+
+    def each(self, classes: Sequence[str], on_error: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and the answer of each image as `Classifier.predict_each` does."""
+        first = next(filter(None, self.errors), None)
+        if first is not None and on_error == "raise":
+            raise first
+        rows = zip(self.zero_shot, self.tuned, strict=True)
+        for name, error in zip(self.names, self.errors, strict=True):
+            if error is not None:
+                yield name, {"error": str(error)}
+                continue
+            answers = zip(("zero_shot", "tuned"), next(rows), strict=True)
+            yield name, {which: as_mapping(classes, p) for which, p in answers}
 
 
 class Classifier:
@@ -167,27 +196,46 @@ class Classifier:
         name is the path or URL, or for example ``image 3`` for the third image if it has none.
         Files of a folder without an image's suffix are left out with a warning.
         """
-        if on_error not in ("raise", "return"):
-            raise UserError(f"on_error {on_error}: give raise or return")
-        return self._answers(each_input(images, _warn_left_out), on_error)
+        batches = self.classify(check_inputs(images, on_error))
+        return chain.from_iterable(batch.each(self.classes, on_error) for batch in batches)
 
-    def _answers(
-        self, entries: Iterable[Input], on_error: str
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def predict_split(self, split: Split, on_progress: OnProgress | None = None) -> Predictions:
+        """Classify every image of a split.
+
+        Args:
+            split: such as that of `find_test_images`; it has at least one image.
+            on_progress: see `clip_randlora.utils.progress.OnProgress`.
+
+        Raises:
+            UserError: no image can be decoded, or the adapter was detached.
+        """
+        return predict_split(self.side_by_side(), split, on_progress)
+
+    def classify(self, entries: Iterable[Input]) -> Iterator[Answers]:
+        """Classify images, and yield the answers for 256 of them at a time, in order.
+
+        While a batch is computed, threads decode the next one.
+        """
         both = self._predictor()
-        decoded = parallel_map(partial(_decode, self.model.square()), entries)
-        while some := list(islice(decoded, _IMAGES_AT_ONCE)):
-            errors = [pixels for _, pixels in some if isinstance(pixels, UnreadableImage)]
-            if errors and on_error == "raise":
-                raise errors[0]
-            good = [pixels for _, pixels in some if isinstance(pixels, torch.Tensor)]
-            rows = zip(*both.probabilities(torch.stack(good)), strict=True) if good else iter(())
-            for name, pixels in some:
-                if isinstance(pixels, UnreadableImage):
-                    yield name, {"error": str(pixels)}
-                    continue
-                answers = zip(("zero_shot", "tuned"), next(rows), strict=True)
-                yield name, {which: as_mapping(self.classes, p) for which, p in answers}
+        decoded = parallel_map(partial(_decode, self.model.square()), entries, BATCH)
+        while some := list(islice(decoded, BATCH)):
+            names, pixels = zip(*some, strict=True)
+            good = [p for p in pixels if isinstance(p, Tensor)]
+            empty = torch.empty(0, len(self.classes))
+            rows = both.probabilities(torch.stack(good)) if good else (empty, empty)
+            errors = [p if isinstance(p, UnreadableImage) else None for p in pixels]
+            yield Answers(list(names), errors, *rows)
+
+
+def check_inputs(images: Any, on_error: str) -> Iterator[Input]:
+    """Return the images of `Classifier.predict_each`; warn of files that are left out.
+
+    Raises:
+        UserError: ``on_error`` is neither ``raise`` nor ``return``.
+    """
+    if on_error not in ("raise", "return"):
+        raise UserError(f"on_error {on_error}: give raise or return")
+    return each_input(images, _warn_left_out)
 
 
 @torch.inference_mode()

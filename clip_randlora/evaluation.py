@@ -20,7 +20,7 @@ from clip_randlora.forward.inference import inference_model, text_inference_net
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress, report_progress
 
-_CHUNK = 256  # images decoded at a time
+BATCH = 256  # images that are decoded and classified at a time
 _FORWARD_BATCH = 64
 _CALIBRATION_BINS = 15
 
@@ -201,7 +201,7 @@ def predict_split(
     skipped: list[Skipped] = []
     decoded = cache.test_images(both.model.image_size) if cache else None
     batches = report_progress(
-        decode_batches(split, both.model.square(), _CHUNK, decoded),
+        decode_batches(split, both.model.square(), BATCH, decoded),
         "classifying images",
         len(split),
         on_progress,

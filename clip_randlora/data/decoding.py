@@ -218,7 +218,8 @@ def decode_batches(
     """Decode a split in order, ``batch_size`` images at a time, with bounded memory.
 
     Images that cannot be decoded are left out, and the batch in which they would be names them.
-    Every batch but the last has exactly ``batch_size`` images, and none is empty.
+    Every batch but the last has exactly ``batch_size`` images, and none is empty. While the
+    consumer works on one, threads decode the next.
 
     Args:
         split: what to decode.
@@ -240,7 +241,7 @@ def decode_batches(
         labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         return ImageBatch(torch.stack(images), labels, [item.name for item in items], skipped)
 
-    results = parallel_map(partial(decode_item, transform, cache), split.items)
+    results = parallel_map(partial(decode_item, transform, cache), split.items, batch_size)
     for item, result in zip(split.items, results, strict=True):
         if isinstance(result, Skipped):
             skipped.append(result)

@@ -10,13 +10,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from clip_randlora.errors import UserError
 from clip_randlora.sweep.cell_runner import CellRunner, Outcome
 from clip_randlora.sweep.config import Cell, SweepConfig
 from clip_randlora.sweep.display import SweepProgress
 from clip_randlora.sweep.sweep_folder import SweepFolder
-
-ENGINES = ("local", "ray")
+from clip_randlora.utils.ray_cluster import is_cluster
 
 
 class Stopped(KeyboardInterrupt):
@@ -58,18 +56,15 @@ def run_sweep(
             or not installed.
         Stopped: Ctrl-C; finished cells are kept.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine}: choose {' or '.join(ENGINES)}")
-    if address and engine != "ray":
-        raise UserError("--address: only with --engine ray")
-    if engine == "ray":
+    on_cluster = is_cluster(engine, address)
+    if on_cluster:
         from clip_randlora.sweep.ray_engine import run_on_ray  # needs the extra
     folder = SweepFolder(out)
     cells = list(config.cells())
     with folder.lock():
         todo = folder.begin(cells, config.reference)
         progress = SweepProgress(cells, todo, folder, console or Console(quiet=True))
-        if engine == "ray":
+        if on_cluster:
             outcomes = run_on_ray(folder, todo, config.resources, progress, device, address)
         else:
             outcomes = _run_here(folder, todo, progress, device)

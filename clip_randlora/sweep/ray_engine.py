@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-import os
-import socket
 import tempfile
 import zipfile
 from collections.abc import Generator, Sequence
@@ -20,13 +17,12 @@ from clip_randlora.sweep.cell_runner import CellRunner, Outcome
 from clip_randlora.sweep.config import Cell, Resources
 from clip_randlora.sweep.display import SweepProgress
 from clip_randlora.sweep.sweep_folder import SweepFolder
+from clip_randlora.utils.ray_cluster import connected
 
 with needs_extra("--engine ray", "cluster"):
     import ray
-    import ray.util
 
 _RETRIES = 3  # of a cell whose worker was lost; a cell that fails is not tried again
-_CONNECT_SECONDS = 10
 
 
 def run_on_ray(
@@ -47,8 +43,7 @@ def run_on_ray(
         resources: what each cell takes.
         progress: is told how many cells run at once.
         device: to train on; by default a worker's best.
-        address: of a running cluster. By default `RAY_ADDRESS` of the environment, as Ray's own
-            commands set it, or a cluster that is started on this machine.
+        address: of a running cluster, see `connected`.
 
     Yields:
         Each cell, and how it ended.
@@ -56,8 +51,7 @@ def run_on_ray(
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
-    _connect(address)
-    try:
+    with connected(address):
         available = ray.cluster_resources()
         _check_fits(available, resources)
         progress.at_once = max(1, int(available.get("CPU", 1) // resources.cpus))
@@ -79,47 +73,6 @@ def run_on_ray(
                 with zipfile.ZipFile(io.BytesIO(archive)) as packed:
                     packed.extractall(folder.running(cell))
             yield cell, outcome
-    finally:
-        ray.shutdown()
-
-
-def _connect(address: str | None) -> None:
-    """Join the cluster at an address, or start one on this machine.
-
-    Without an address Ray would join the cluster that was last started here, even if it ended.
-    """
-    inherited = os.environ.get("RAY_ADDRESS")
-    where = address or inherited or "local"
-    named = f"--address {address}" if address else f"RAY_ADDRESS={inherited}"
-    if where != "local":
-        _check_answers(named, where)
-    try:
-        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if where == "local":
-            raise UserError(f"--engine ray: no cluster started here ({reason})") from error
-        # Ray does not say that the cluster asks for a token, as recent versions do
-        token = (
-            "" if "RAY_AUTH_MODE" in os.environ else "; if it has a token, set RAY_AUTH_MODE=token"
-        )
-        raise UserError(f"{named}: no Ray cluster there ({reason}){token}") from error
-
-
-def _check_answers(named: str, where: str) -> None:
-    """Refuse an address where nothing listens, which Ray would try for a quarter of an hour."""
-    host, colon, port = where.rpartition("://")[2].rpartition(":")
-    if not (colon and port.isdigit() and 0 < int(port) < 2**16):
-        return  # a name that Ray knows, such as "auto"
-    if host in ("localhost", "127.0.0.1"):
-        host = ray.util.get_node_ip_address()  # where a head of this machine listens
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"{named}: nothing answers there ({error.strerror or error}); give the address that "
-            f"`ray start --head` printed, or none for a cluster of this machine's own"
-        ) from None
 
 
 def _check_fits(available: dict[str, float], resources: Resources) -> None:

@@ -18,16 +18,15 @@ def thread_count() -> int:
     return min(16, len(usable))
 
 
-def parallel_map(
-    function: Callable[[T], R], inputs: Iterable[T], ahead: int | None = None
-) -> Iterator[R]:
+def parallel_map(function: Callable[[T], R], inputs: Iterable[T], ahead: int = 0) -> Iterator[R]:
     """Yield ``function(x)`` for each ``x`` of ``inputs``, in order, computed by threads.
 
-    At most ``ahead`` results are computed ahead, by default four per thread, so memory is bounded
-    even if the consumer is slow. An exception of ``function`` is raised in place of its result.
+    At most ``ahead`` results are computed ahead, or four per thread if that is more, so memory is
+    bounded even if the consumer is slow. An exception of ``function`` is raised in place of its
+    result.
     """
     threads = thread_count()
-    ahead = ahead or 4 * threads
+    ahead = max(ahead, 4 * threads)
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import struct
+import time
 import warnings
 import zipfile
 import zlib
@@ -18,7 +19,9 @@ from PIL import Image
 
 from clip_randlora.data import (
     DATASETS,
+    Item,
     Skipped,
+    Split,
     UnreadableImage,
     check_image,
     decode_batches,
@@ -30,6 +33,7 @@ from clip_randlora.data import (
     sources,
     summarize_skipped,
 )
+from clip_randlora.data.sources import MemoryImage
 from clip_randlora.errors import UserError
 
 
@@ -670,6 +674,25 @@ def test_batches_in_order_with_the_broken_named(twenty, tmp_path):
     assert batches[-1].labels.tolist() == [1] * 12
     with pytest.raises(UserError, match="batch_size"):
         next(decode_batches(twenty.train, to_tensor, 0))
+
+
+def test_the_next_batch_is_decoded_while_one_is_in_use():
+    image = Image.new("RGB", (8, 8))
+    split = Split(tuple(Item(str(n), 0, MemoryImage(image)) for n in range(400)), ("one",))
+    decoded = []
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        decoded.append(image)
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    batches = decode_batches(split, transform, 100)
+    next(batches)
+    end = time.monotonic() + 10
+    while len(decoded) < 200 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(decoded) == 200  # and no more
+    assert [len(batch) for batch in batches] == [100] * 3
 
 
 def test_batches_of_nothing_but_broken_images(twenty, tmp_path):

@@ -107,7 +107,7 @@ def test_grey_and_transparent_arrays(classifier):
 
 
 def test_names_and_batches(classifier, folder, images, expected, monkeypatch):
-    monkeypatch.setattr("clip_randlora.classifier._IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("clip_randlora.classifier.BATCH", 2)
     with pytest.warns(UserWarning):
         named = list(classifier.predict_each([folder, np.stack([np.asarray(i) for i in images])]))
     paths = [str(folder / name) for name in ("1.png", "2.png", "more/10.png")]
