@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -33,8 +33,12 @@ _FOLDS = 4
 _STRENGTHS = (1.0, 0.75, 0.5)
 _STEP = 10**0.5  # between two learning rates
 _FINALISTS = 3
-_TRAININGS = 8  # a training may take this part of the time, so that there are several
+TRAININGS = 8
+"""A training may take this part of the time, so that there are several."""
 _SURE = 0.05  # highest p-value of a difference that is called one
+
+Outcome = Literal["chance", "zero_shot", "default", "unsure", "better"]
+"""How the best settings compare: with chance, with no training, and with the default."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,17 @@ class Trial:
         return float(self.correct.float().mean()) if len(self.correct) else 0.0
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy (Wilson, JASA 1927), 0 to 1; (0, 1) without results."""
+        if not len(self.correct):
+            return 0.0, 1.0
+        from scipy.stats import binomtest  # half a second to import
+
+        counted = binomtest(int(self.correct.sum()), len(self.correct))
+        low, high = counted.proportion_ci(method="wilson")
+        return float(low), float(high)
+
+    @property
     def rank(self) -> tuple[int, float, float]:
         """What trials are sorted by: folds, then accuracy, then the log loss."""
         return self.folds, self.accuracy, -float(self.losses.mean()) if self.folds else 0.0
@@ -115,11 +130,18 @@ class Tuning:
         config: the best settings, for `fit`.
         trials: the best first.
         notes: what was tried, how sure the result is, and what there was no time for.
+        outcome: "chance", nothing is better than that; "zero_shot", no training is better;
+            "default", what the search began with is the best; "unsure", the best may be better
+            than that by chance; "better", that is unlikely (sign test, p <= 0.05).
+        default: the results of what the search began with, the first method at its default rate;
+            None if there are none.
     """
 
     config: TrainConfig
     trials: list[Trial]
     notes: list[str]
+    outcome: Outcome = "unsure"
+    default: Trial | None = None
 
     def write(self, folder: str | Path) -> Path:
         """Write ``tuned.yaml``, for ``train --config``, and ``trials.csv``; return the folder.
@@ -172,9 +194,10 @@ def tune(
     minutes: float = 10,
     config: TrainConfig | None = None,
     *,
-    methods: Sequence[str | Mapping[str, Any]] = METHODS,
+    methods: Sequence[str | Mapping[str, Any] | MethodConfig] = METHODS,
     on_trial: Callable[[Trial], None] | None = None,
     on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Tuning:
     """Search method, learning rate, strength and blocks within a time.
 
@@ -187,16 +210,21 @@ def tune(
         data: the training images; its test images are left alone.
         minutes: the time of the whole search.
         config: settings that stay as they are, such as ``shots``, ``seed`` and the prompts.
-        methods: names of methods, or mappings with ``method`` and settings.
+        methods: names of methods, mappings with ``method`` and settings, or their configurations.
         on_trial: called with each result; it may be of some of the folds.
         on_progress: told the stages of each training, see `clip_randlora.utils.progress`.
+        should_stop: asked after every step; if it returns True, the search ends with the best of
+            the results so far. The training that it stops does not count.
 
     Raises:
-        UserError: a class has a single training image, or ``minutes`` is not above zero.
+        UserError: a class has a single training image, ``minutes`` is not above zero, or the search
+            was stopped before the first result.
     """
     if not minutes > 0:
         raise UserError(f"minutes: {minutes}; give a number above 0")
-    search = _Search(model, data, config or TrainConfig(), minutes * 60, on_trial, on_progress)
+    search = _Search(
+        model, data, config or TrainConfig(), minutes * 60, on_trial, on_progress, should_stop
+    )
     for method in methods:
         search.try_method(parse_method(method))
     search.ask_other_folds()
@@ -214,9 +242,11 @@ class _Search:
         seconds: float,
         on_trial: Callable[[Trial], None] | None,
         on_progress: OnProgress | None,
+        should_stop: Callable[[], bool] | None,
     ):
         self.model, self.base = model, config
         self.on_trial, self.on_progress = on_trial, on_progress
+        self.should_stop, self.is_stopped = should_stop or (lambda: False), False
         self.seconds, self.deadline = seconds, time.monotonic() + seconds
         self.folds, self.images_per_class = _folds(data, config)
         self.caches = [Cache(model, fold) for fold in self.folds]
@@ -284,19 +314,24 @@ class _Search:
         return sorted(self.trials.values(), key=lambda trial: trial.rank, reverse=True)
 
     def measure(self, candidate: Candidate, number: int) -> list[Trial]:
-        """Train on a fold and record the answers at each strength; nothing if time is short."""
+        """Train on a fold and record the answers at each strength.
+
+        Nothing is recorded if time is short, or the search is stopped.
+        """
         start, fold = time.monotonic(), self.folds[number]
+        if self._stops():
+            return []
         if self.trials and start + self.slowest > self.deadline:
             self.is_short = True
             return []
         config = candidate.config(self.base, self.default_rate(candidate.method))
         config = config.model_copy(update={"shots": None, "steps": self.steps, "strength": 1.0})
-        last, is_cut = start + self.seconds / _TRAININGS, False
+        last, is_cut = start + self.seconds / TRAININGS, False
 
         def should_stop() -> bool:  # asked where there are more steps to take
             nonlocal is_cut
             is_cut = time.monotonic() > last
-            return is_cut
+            return is_cut or self._stops()
 
         try:
             run = fit(
@@ -313,6 +348,8 @@ class _Search:
             self.slowest = max(self.slowest, took)
             return [self._record(Trial(candidate, seconds=took, failed=str(error)))]
         try:
+            if self.is_stopped:
+                return []
             if is_cut:
                 self.steps = max(1, run.metrics["steps"])
             if candidate.rate == 1.0:
@@ -326,6 +363,11 @@ class _Search:
         if self.trials.get(zero_shot, Trial(zero_shot)).folds == number:
             self._record(_trial(zero_shot, run.predictions.zero_shot, run.predictions.labels))
         return [self._record(replace(trial, seconds=took)) for trial in answers]
+
+    def _stops(self) -> bool:
+        """Ask whether to stop; once told, the search stays stopped."""
+        self.is_stopped = self.is_stopped or self.should_stop()
+        return self.is_stopped
 
     def _answers(self, run: Run, fold: Data, number: int, candidate: Candidate) -> list[Trial]:
         """Return the results of a run at each strength that its method has."""
@@ -360,31 +402,45 @@ class _Search:
     def result(self) -> Tuning:
         """Choose the best candidate of those with the most folds, and say how sure that is."""
         ranked = self.ranked()
-        most = ranked[0].folds
+        if not ranked:
+            raise UserError("tune: stopped before the first result")
+        best, most = ranked[0], ranked[0].folds
         if not most:
-            raise UserError(f"tune: no training succeeded: {ranked[0].failed}")
-        best = ranked[0]
+            raise UserError(f"tune: no training succeeded: {best.failed}")
         images, classes = len(best.correct), len(self.folds[0].classes)
         notes = [
             f"{len(ranked)} settings were tried on the training images alone, the best of them on "
             f"{most} of {len(self.folds)} folds: {best.candidate} answers {best.accuracy:.1%} of "
             f"{images} images correctly.",
         ]
+        if len(ranked) > 1:
+            notes.append("The best of several looks a little better than it is on other images.")
         if self.steps != self.base.steps:
             notes.append(f"Trainings were shortened to {self.steps} steps for the time.")
+        outcome: Outcome = "better"  # also than a default that diverged
+        default = self.trials.get(self.defaults[0])
+        if default is not None and default.folds:
+            is_sure, note = compare(best, default)
+            outcome = "better" if is_sure else "unsure"
+            if default is best:
+                outcome = "default"
+            else:
+                notes.append(note)
+        if isinstance(best.candidate.method, ZeroShot):
+            outcome = "zero_shot"
         if _p_value(int(best.correct.sum()), images, 1 / classes, "greater") > _SURE:
+            outcome = "chance"
             notes.append(
                 f"Nothing is better than chance, which is {1 / classes:.1%}: the model does not "
                 f"know these classes, or there are too few images or minutes to tell."
             )
-        start = self.trials.get(self.defaults[0])
-        if start is not None and start.folds == most and start.candidate != best.candidate:
-            notes.append(_comparison(best, start))
-        if self.is_short:
+        if self.is_stopped:
+            notes.append("The search was stopped before its end.")
+        elif self.is_short:
             notes.append("There was no time for more; with more minutes, more folds are asked.")
         rate = self.default_rate(best.candidate.method, of_all_folds=True)
         config = best.candidate.config(self.base, rate)
-        return Tuning(config, ranked, notes)
+        return Tuning(config, ranked, notes, outcome, default)
 
 
 def _folds(data: Data, config: TrainConfig) -> tuple[list[Data], float]:
@@ -431,17 +487,21 @@ def _trial(candidate: Candidate, answers: Tensor, labels: Tensor) -> Trial:
     return Trial(candidate, correct, losses, 1)
 
 
-def _comparison(best: Trial, start: Trial) -> str:
-    """Compare two trials on the same images by an exact sign test (McNemar's)."""
-    gained = int((best.correct & ~start.correct).sum())
-    lost = int((start.correct & ~best.correct).sum())
-    text = (
-        f"Beside the default, {start.candidate} with {start.accuracy:.1%}, it answers {gained} "
-        f"images right that were wrong, and {lost} wrong that were right"
+def compare(best: Trial, default: Trial) -> tuple[bool, str]:
+    """Compare two trials by an exact sign test (McNemar's), on the images that both were asked.
+
+    Returns:
+        Whether the best is better beyond chance, and a sentence that says so.
+    """
+    asked = len(default.correct)  # the best may have been asked on further folds
+    ours, theirs = best.correct[:asked], default.correct
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    is_sure = gained > 0 and _p_value(gained, gained + lost, 0.5, "greater") <= _SURE
+    chance = "a difference that is hardly chance" if is_sure else "the difference may be chance"
+    return is_sure, (
+        f"Beside the default, {default.candidate} with {default.accuracy:.1%}, it answers {gained} "
+        f"images right that were wrong, and {lost} wrong that were right: {chance}."
     )
-    if not gained + lost or _p_value(gained, gained + lost, 0.5, "greater") > _SURE:
-        return f"{text}: the difference may be chance."
-    return f"{text}: a difference that is hardly chance."
 
 
 def _p_value(successes: int, of: int, probability: float, alternative: str) -> float:

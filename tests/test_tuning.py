@@ -8,7 +8,7 @@ from helpers.commands import command
 from helpers.images import write_colors
 
 import clip_randlora as cr
-from clip_randlora.tuning import Trial
+from clip_randlora.tuning import Trial, compare
 
 FAST = {"shots": 4, "steps": 6, "batch_size": 8, "precision": "fp32"}
 
@@ -91,6 +91,43 @@ def test_two_settings_of_one_method_are_kept_apart(tiny_folder, colors):
     assert {t.candidate.method.strength for t in heads} == {0.1, 1e6}
     assert all(t.folds == 2 and len(t.correct) == 6 for t in heads)
     assert not torch.equal(heads[0].losses, heads[1].losses)
+
+
+def test_a_stopped_search_keeps_its_results(tiny_folder, colors):
+    """It stops in the second training, whose results do not count."""
+    model, data = cr.load_model(str(tiny_folder)), cr.load_data(colors)
+    seen: list[Trial] = []
+    tuning = cr.tune(
+        model, data, 2, cr.TrainConfig(**FAST), methods=["lora"], on_trial=seen.append,
+        should_stop=lambda: bool(seen),
+    )  # fmt: skip
+    assert {trial.candidate.method.method for trial in tuning.trials} == {"zero_shot", "lora"}
+    assert {trial.candidate.rate for trial in tuning.trials} == {None, 1.0}
+    assert "stopped before its end" in tuning.notes[-1]
+    assert tuning.default.candidate == cr.tuning.Candidate(cr.LoRA(), 1.0)
+    with pytest.raises(cr.UserError, match="stopped before the first result"):
+        cr.tune(model, data, 2, cr.TrainConfig(**FAST), should_stop=lambda: True)
+
+
+def test_a_trial_says_how_sure_it_is():
+    """Wilson's interval of 9 of 12: centre (9 + z^2/2) / (12 + z^2) = .6893, half width .2217."""
+    correct = torch.tensor([True] * 9 + [False] * 3)
+    trial = Trial(cr.tuning.Candidate(cr.ZeroShot()), correct, torch.zeros(12), 1)
+    assert trial.interval == pytest.approx((0.4677, 0.9111), abs=1e-4)
+
+
+@pytest.mark.parametrize(("gained", "outcome"), [(4, "unsure"), (5, "better")])
+def test_better_means_that_it_is_hardly_chance(gained, outcome):
+    """Sign test: of 4 images gained and none lost, p = 1/16; of 5, p = 1/32."""
+    ours = torch.ones(12, dtype=torch.bool)
+    theirs = torch.arange(8) >= gained  # asked on a part of the images only
+    trials = [
+        Trial(cr.tuning.Candidate(cr.LoRA(), rate), correct, torch.zeros(len(correct)), 1)
+        for rate, correct in ((3.2, ours), (1.0, theirs))
+    ]
+    is_sure, note = compare(*trials)
+    assert is_sure == (outcome == "better")
+    assert f"answers {gained} images right that were wrong, and 0 wrong" in note
 
 
 def test_a_data_set_to_test_on_alone_is_refused(tiny, colors):

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import clip_randlora as cr
-from clip_randlora.app.jobs import Job
+from clip_randlora.app.jobs import TrainingJob
 from clip_randlora.app.pictures import Picture
 from clip_randlora.app.project_file import RunEntry
 from clip_randlora.app.run_results import summarize
+from clip_randlora.app.searches import fingerprint
 from clip_randlora.app.service import Service
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.data.projects import ProjectClass
 from clip_randlora.runs.image_record import read_images
+from clip_randlora.tuning import TRAININGS
 
 _Image = tuple[str, str]  # class and digest
 _SHOWN = 8  # images of a class on its card
 _SHOWN_UNSORTED = 60
+_SEARCH_MINUTES = (2, 10, 30)
 _METHODS = (
     "randlora", "lora", "vera", "nola", "dora", "kradapter", "norm_tuning", "anchored_head",
     "linear_probe", "full",
@@ -44,7 +47,7 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
         if workspace.list_trained() and workspace.job is not None:
             service.answers.prepare_run(workspace.job.folder)
         unsorted, used = workspace.unsorted(), workspace.runs.in_use()
-        images = _gathered(workspace)
+        images = workspace.gathered()
         return {
             "classes": [describe_class(workspace, entry) for entry in workspace.project.classes],
             "unsorted": {
@@ -55,7 +58,9 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
             "held_out": workspace.project.held_out,
             "templates": list(workspace.project.templates),
             "why_not_train": workspace.why_not_train(),
+            "why_not_search": workspace.why_not_search(),
             "training": _describe_training(service, workspace),
+            "search": _describe_search(service, workspace, images),
             "runs": [describe_run(workspace, entry, images) for entry in workspace.project.runs],
             "in_use": used.id if used else "",
             "choices": workspace.project.choices,
@@ -117,7 +122,8 @@ def _facts(folder: Path, written: float) -> tuple[dict[str, Any], Set[_Image] | 
 
 
 def choices(service: Service) -> dict[str, Any]:
-    """Return what can be chosen for a training."""
+    """Return what can be chosen for a training, and for a search for its settings."""
+    most_minutes = service.settings.max_train_minutes
     return {
         "models": [
             {
@@ -132,6 +138,9 @@ def choices(service: Service) -> dict[str, Any]:
             for name in _METHODS
         ],
         "presets": [{"name": name, "words": _PRESET_WORDS[name]} for name in cr.PRESETS],
+        "search_minutes": [m for m in _SEARCH_MINUTES if m <= most_minutes] or [most_minutes],
+        "search_trainings": TRAININGS,
+        "trains_on": service.settings.trains_on,
         "samples": list(cr.DATASETS),
         "most_images": service.settings.max_images,
         "keep_hours": service.settings.keep_hours,
@@ -163,7 +172,24 @@ def _describe_training(service: Service, workspace: Workspace) -> dict[str, Any]
     }
 
 
-def _curves(job: Job) -> list[dict[str, Any]]:
+def _describe_search(
+    service: Service, workspace: Workspace, images: Set[_Image]
+) -> dict[str, Any] | None:
+    """Return the search that is under way, or the last one; None if there was none."""
+    job = workspace.search
+    record = workspace.project.search if job is None else job.record()
+    if record is None:
+        return None
+    return record.model_dump() | {
+        "is_running": job is not None,
+        "can_stop": job is not None and job.is_learning,
+        "place": service.queue.place(job) if job else 0,
+        "seconds_left": job.seconds_left if job else 0,
+        "is_changed": record.gathered != fingerprint(images),
+    }
+
+
+def _curves(job: TrainingJob) -> list[dict[str, Any]]:
     names = ("step", "loss", "accuracy", "test_accuracy")
     return [{name: row[name] for name in names} for row in map(asdict, job.history)]
 
@@ -175,16 +201,6 @@ def describe_picture(workspace: Workspace, picture: Picture) -> dict[str, Any]:
         "name": picture.name,
         "is_test": picture.is_test,
         "address": workspace.address(picture),
-    }
-
-
-def _gathered(workspace: Workspace) -> Set[_Image]:
-    """Return the images of all classes that are switched on."""
-    return {
-        (entry.name, workspace.digest(picture))
-        for entry in workspace.project.classes
-        if entry.is_on
-        for picture in workspace.pictures(entry.name)
     }
 
 

@@ -14,8 +14,10 @@ from urllib.parse import quote
 
 import gradio as gr
 from gradio.events import api
+from pydantic import ValidationError
 
 import clip_randlora as cr
+from clip_randlora.adapters.config import one_line
 from clip_randlora.app.answers import Answer
 from clip_randlora.app.calls import Caller, as_endpoint
 from clip_randlora.app.describe import choices, describe, describe_images
@@ -23,6 +25,7 @@ from clip_randlora.app.downloads import DOWNLOADS, export, snippet
 from clip_randlora.app.project_archive import is_project, open_project, project_name, save_project
 from clip_randlora.app.removals import Removal
 from clip_randlora.app.run_results import results
+from clip_randlora.app.searches import Choices
 from clip_randlora.app.service import Service
 from clip_randlora.app.workspace import Added
 from clip_randlora.runs.run_folder import read_metrics
@@ -65,6 +68,9 @@ class Endpoints:
             self.estimate,
             self.start_training,
             self.stop_training,
+            self.start_search,
+            self.stop_search,
+            self.use_settings,
             self.use_run,
             self.rename_run,
             self.remove_run,
@@ -348,7 +354,7 @@ class Endpoints:
             preset: as for `start_training`.
             more: as for `start_training`.
         """
-        settings = _train_settings(method, more)
+        settings = _choices(model, method, preset, more).settings()
         return self.service.estimate(caller.workspace, model, preset, settings)
 
     def start_training(
@@ -368,18 +374,64 @@ class Endpoints:
             preset: fast, balanced or thorough.
             more: further settings of a training or of its method, by name.
         """
-        settings = _train_settings(method, more)
-        job = self.service.start(caller.workspace, model, preset, settings)
-        with caller.workspace.lock:
-            chosen = {"model": model, "method": method, "preset": preset, "more": more}
-            caller.workspace.project.choices = chosen
-            caller.workspace.save()
+        chosen = _choices(model, method, preset, more)
+        job = self.service.start(caller.workspace, model, preset, chosen.settings())
+        caller.workspace.choose(chosen)
         return job.folder.name
 
     def stop_training(self, caller: Caller) -> None:
         """Stop the training; what it has learned is kept."""
         if caller.workspace.job is not None:
             self.service.queue.stop(caller.workspace.job)
+
+    def start_search(
+        self,
+        caller: Caller,
+        minutes: float,
+        model: str,
+        method: str,
+        preset: str,
+        more: dict[str, Any] = {},  # noqa: B006
+    ) -> None:
+        """Search for better settings by cross-validation; `state` has its `search`.
+
+        Only training images are used, and no run is made. The settings that are found can be given
+        to `start_training`, and to `use_settings` for the page.
+
+        Args:
+            minutes: its time, at most that of a training.
+            model: as for `start_training`.
+            method: tried first, with its settings; then the methods that are good on most images.
+            preset: as for `start_training`.
+            more: as for `start_training`.
+        """
+        chosen = _choices(model, method, preset, more)
+        self.service.start_search(caller.workspace, chosen, minutes)
+
+    def stop_search(self, caller: Caller) -> None:
+        """Stop the search for settings; the best so far is kept."""
+        if caller.workspace.search is not None:
+            self.service.queue.stop(caller.workspace.search)
+
+    def use_settings(
+        self,
+        caller: Caller,
+        model: str,
+        method: str,
+        preset: str,
+        more: dict[str, Any] = {},  # noqa: B006
+    ) -> None:
+        """Set what the page trains with next.
+
+        Args:
+            model: as for `start_training`.
+            method: as for `start_training`.
+            preset: as for `start_training`.
+            more: as for `start_training`.
+        """
+        chosen = _choices(model, method, preset, more)
+        self.service.config(model, preset, chosen.settings())  # refuses what is wrong
+        caller.workspace.choose(chosen)
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -588,14 +640,11 @@ class Endpoints:
         self.service.delete(caller.workspace)
 
 
-def _train_settings(method: str, more: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a training, those of its method below ``method``."""
-    if method not in cr.METHODS:
-        raise cr.UserError(f"method {method}: choose {', '.join(cr.METHODS)}")
-    of_method = cr.METHODS[method].model_fields.keys() - {"method", "seed"}
-    own = {name: value for name, value in more.items() if name in of_method}
-    others = {name: value for name, value in more.items() if name not in of_method}
-    return {"shots": None, **others, "method": {"method": method, **own}}
+def _choices(model: str, method: str, preset: str, more: dict[str, Any]) -> Choices:
+    try:
+        return Choices(model=model, method=method, preset=preset, more=more)
+    except ValidationError as error:
+        raise cr.UserError(one_line(error, Choices.model_fields)) from error
 
 
 def _undoable(removal: Removal) -> dict[str, str]:

@@ -1,33 +1,33 @@
-"""Training in the background: one at a time, first come, first served."""
+"""Work in the background: one job at a time, first come, first served."""
 
 from __future__ import annotations
 
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import clip_randlora as cr
 
 _WATCHED_IMAGES = 48  # test images that the live curve is measured on
 
-State = Literal["waiting", "preparing", "training", "measuring", "done", "stopped", "failed"]
+State = Literal[
+    "waiting", "preparing", "training", "searching", "measuring", "done", "stopped", "failed"
+]
 
 
-@dataclass(eq=False)
-class Job:
-    """One training, from the queue to the finished run.
+@dataclass(eq=False, kw_only=True)
+class Job(ABC):
+    """A training or a search for settings, from the queue to its end.
 
     Attributes:
         model, data, config: what is trained, on what, and how.
-        folder: where its run goes.
-        source: where the data came from, for the run's records.
-        preset: what it was started with.
+        folder: where its files are; if it is gone, everything was deleted.
         on_end: called when it has ended, however that was.
-        history: the steps that were reported.
         error: the sentence that says why it failed.
     """
 
@@ -35,25 +35,51 @@ class Job:
     data: cr.Data
     config: cr.TrainConfig
     folder: Path
-    source: str
-    preset: str = ""
-    on_end: Callable[[Job], None] = lambda job: None
+    on_end: Callable[[Any], None] = lambda job: None
     state: State = "waiting"
-    device: str = ""
-    history: list[cr.Step] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     error: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_running(self) -> bool:
-        """Whether it waits, trains or measures."""
-        return self.state in ("waiting", "preparing", "training", "measuring")
+        """Whether it waits, trains, searches or measures."""
+        return self.state not in ("done", "stopped", "failed")
 
     @property
     def is_learning(self) -> bool:
-        """Whether it can still be stopped: it waits or trains, and was not told to stop."""
-        return self.state in ("waiting", "preparing", "training") and not self.stop.is_set()
+        """Whether it can still be stopped: it was not told to, and is not measured yet."""
+        return self.is_running and self.state != "measuring" and not self.stop.is_set()
+
+    @abstractmethod
+    def run(self, model: cr.Model, max_minutes: float) -> State:
+        """Do the work, and return how it ended.
+
+        Args:
+            model: the base model, which has no adapter before and after.
+            max_minutes: the most that a training or a search may take.
+
+        Raises:
+            UserError: it failed, and the person can mend it.
+        """
+
+
+@dataclass(eq=False, kw_only=True)
+class TrainingJob(Job):
+    """One training.
+
+    Attributes:
+        folder: where its run goes.
+        source: where the data came from, for the run's records.
+        preset: what it was started with.
+        device: that it is trained on.
+        history: the steps that were reported.
+    """
+
+    source: str
+    preset: str = ""
+    device: str = ""
+    history: list[cr.Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def record_step(self, step: cr.Step) -> None:
         """Note what a step of the training reported."""
@@ -61,11 +87,30 @@ class Job:
         is_last = step.step == step.steps or self.stop.is_set()
         self.state = "measuring" if is_last else "training"
 
+    def run(self, model: cr.Model, max_minutes: float) -> State:
+        """Train, and measure the run."""
+        self.device = str(model.device)
+        ends = time.monotonic() + 60 * max_minutes
+        run = cr.fit(
+            model,
+            self.data,
+            self.config,
+            out=self.folder,
+            source={"data": self.source},
+            on_step=self.record_step,
+            on_start=lambda adapter, notes: self.notes.extend(notes),
+            should_stop=lambda: self.stop.is_set() or time.monotonic() > ends,
+            watch=_WATCHED_IMAGES,
+        )
+        self.notes = run.notes
+        run.adapter.detach()
+        return "done"
 
-class TrainingQueue:
-    """Trains jobs in the order in which they came, in a thread of its own.
 
-    ``on_model`` is called with the base model of each before it is trained on.
+class JobQueue:
+    """Does jobs in the order in which they came, in a thread of its own.
+
+    ``on_model`` is called with the base model of each before the job.
     """
 
     def __init__(
@@ -73,7 +118,7 @@ class TrainingQueue:
     ):
         self.max_minutes, self.device, self.on_model = max_minutes, device, on_model
         self._changed = threading.Condition()
-        self._jobs: list[Job] = []  # the first one is trained, the others wait
+        self._jobs: list[Job] = []  # the first one is done, the others wait
         self._model: cr.Model | None = None
         threading.Thread(target=self._work, name="training", daemon=True).start()
 
@@ -84,7 +129,7 @@ class TrainingQueue:
             self._changed.notify()
 
     def place(self, job: Job) -> int:
-        """Return how many trainings are before a waiting job."""
+        """Return how many jobs are before a waiting one."""
         with self._changed:
             return self._jobs.index(job) if job in self._jobs else 0
 
@@ -110,8 +155,8 @@ class TrainingQueue:
                 if job.stop.is_set():  # before it has learned anything
                     job.state = "stopped"
                 else:
-                    self._train(job, model)
-                    job.state = "done"
+                    self.on_model(model)
+                    job.state = job.run(model, self.max_minutes)
             except cr.UserError as error:
                 job.error, job.state = str(error), "failed"
             except Exception:  # the person gets a sentence, the log the traceback
@@ -119,7 +164,7 @@ class TrainingQueue:
                     job.state = "stopped"
                 else:
                     traceback.print_exc()
-                    job.error = "training failed; what happened is in the app's log"
+                    job.error = "this failed; what happened is in the app's log"
                     job.state = "failed"
             finally:
                 del job.data  # a finished job needs no images
@@ -133,21 +178,3 @@ class TrainingQueue:
             self._model = None  # its memory is free before the next needs it
             self._model = cr.load_model(name, device=self.device)
         return self._model
-
-    def _train(self, job: Job, model: cr.Model) -> None:
-        job.device = str(model.device)
-        self.on_model(model)
-        ends = time.monotonic() + 60 * self.max_minutes
-        run = cr.fit(
-            model,
-            job.data,
-            job.config,
-            out=job.folder,
-            source={"data": job.source},
-            on_step=job.record_step,
-            on_start=lambda adapter, notes: job.notes.extend(notes),
-            should_stop=lambda: job.stop.is_set() or time.monotonic() > ends,
-            watch=_WATCHED_IMAGES,
-        )
-        job.notes = run.notes
-        run.adapter.detach()  # the model is the next job's

@@ -154,6 +154,8 @@ def _parse(file: File) -> AppProject:
         raise cr.UserError(f"{file.name}: not a project of this version of clip-randlora") from None
     project.classes = [e for e in project.classes if _tidy_or_none(e.name) == e.name]
     project.training = ""
+    if project.search is not None and project.search.state == "interrupted":
+        project.search = None  # it was saved during the search
     return project
 
 

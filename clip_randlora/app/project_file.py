@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 import clip_randlora as cr
+from clip_randlora.app.searches import SearchRecord
 from clip_randlora.data.projects import PROJECT_FILE, Project
 from clip_randlora.utils.outputs import atomic_write
 
@@ -40,7 +41,8 @@ class AppProject(Project):
         runs: the oldest first.
         in_use: id of the run that answers; "" for the newest.
         training: id of the run that is being trained; "" for none.
-        choices: what was chosen for the last training, by name.
+        choices: what the page trains with next, by name.
+        search: the last search for settings.
         drawn: numbers of the images that the app set apart for testing.
         drawn_up_to: images up to this number have been trained on or set apart.
     """
@@ -49,6 +51,7 @@ class AppProject(Project):
     in_use: str = ""
     training: str = ""
     choices: dict[str, Any] = Field(default_factory=dict)
+    search: SearchRecord | None = None
     drawn: list[int] = Field(default_factory=list)
     drawn_up_to: int = 0
 

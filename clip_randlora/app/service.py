@@ -14,10 +14,12 @@ from PIL import Image
 from starlette.requests import Request
 
 import clip_randlora as cr
+from clip_randlora.adapters import ZeroShot
 from clip_randlora.app.answers import Answer, Answers
 from clip_randlora.app.app_settings import Settings
 from clip_randlora.app.estimates import Estimates, ExportCost
-from clip_randlora.app.jobs import Job, TrainingQueue
+from clip_randlora.app.jobs import JobQueue, TrainingJob
+from clip_randlora.app.searches import Choices, SearchJob, fingerprint
 from clip_randlora.app.uploads import Upload, for_page, hidden_paths
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.app.workspaces import Workspaces
@@ -39,7 +41,7 @@ class Service:
         self.workspaces = Workspaces(settings)
         self.answers = Answers(settings.device)
         self.estimates = Estimates(settings.folder.resolve() / "speed.json")
-        self.queue = TrainingQueue(settings.max_train_minutes, settings.device, self._prepare_model)
+        self.queue = JobQueue(settings.max_train_minutes, settings.device, self._prepare_model)
         self._obstacles: dict[object, dict[str, str]] = {}  # by model and method
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         self.answers.prepare_base("lite0", self.estimates.measure)
@@ -81,7 +83,7 @@ class Service:
         self.workspace(request).pages.add(request.session_hash)
 
     def leave(self, request: gr.Request) -> None:
-        """Note that a page was closed; a training that nobody comes back to is stopped."""
+        """Note that a page was closed; what runs and nobody comes back to is stopped."""
         workspace = self.workspace(request)
         workspace.pages.discard(request.session_hash)
         timer = threading.Timer(_SECONDS_TO_COME_BACK, self._stop_abandoned, [workspace])
@@ -91,12 +93,13 @@ class Service:
     def _stop_abandoned(self, workspace: Workspace) -> None:
         if self.settings.trains_on:
             return
-        if not workspace.pages and workspace.job is not None and workspace.job.is_learning:
-            self.queue.stop(workspace.job)
+        for job in workspace.running:
+            if not workspace.pages and job.is_learning:
+                self.queue.stop(job)
 
     def start(
         self, workspace: Workspace, model: str, preset: str, settings: Mapping[str, Any]
-    ) -> Job:
+    ) -> TrainingJob:
         """Queue a training.
 
         Args:
@@ -106,25 +109,60 @@ class Service:
             settings: what to set besides; as `clip_randlora.TrainConfig`.
 
         Raises:
-            UserError: the images are not enough, a setting is wrong, or a training is under way.
+            UserError: the images are not enough, a setting is wrong, or a training or search is
+                under way.
         """
-        if workspace.job is not None and workspace.job.is_learning:
-            raise cr.UserError("your training is under way; stop it before you start another")
+        _require_idle(workspace)
         config = self.config(model, preset, settings)
         run = workspace.runs.new_id()
         data = workspace.data(run)
         images = len(data.train) + len(data.test)
         source = f"{images} images of {len(data.classes)} classes, gathered in the app"
-        job = Job(
-            model,
-            data,
-            config,
-            workspace.folder / "runs" / run,
-            source,
-            preset,
+        job = TrainingJob(
+            model=model,
+            data=data,
+            config=config,
+            folder=workspace.folder / "runs" / run,
+            source=source,
+            preset=preset,
             on_end=lambda job: self._end(workspace, job),
         )
         workspace.begin_training(job)
+        self.queue.submit(job)
+        return job
+
+    def start_search(self, workspace: Workspace, start: Choices, minutes: float) -> SearchJob:
+        """Queue a search for better settings than those it starts with.
+
+        Raises:
+            UserError: the images or minutes do not suffice, a setting is wrong, or a training or
+                search is under way.
+        """
+        _require_idle(workspace)
+        most = self.settings.max_train_minutes
+        if not 0 < minutes <= most:
+            raise cr.UserError(f"minutes: {minutes:g}; give a number above 0, at most {most:g}")
+        reason = workspace.why_not_search()
+        if reason:
+            raise cr.UserError(reason)
+        config = self.config(start.model, start.preset, start.settings())
+        counts = workspace.training_counts().values()
+        if min(count_shots(config.shots, count) for count in counts) < 2:
+            raise cr.UserError("images of each class: a search needs two or more")
+        if isinstance(config.method, ZeroShot):
+            raise cr.UserError("method zero_shot: it has nothing to search for; choose another")
+        name = workspace.runs.new_id()
+        job = SearchJob(
+            model=start.model,
+            data=workspace.data(name),
+            config=config,
+            folder=workspace.work / name,
+            minutes=minutes,
+            start=start,
+            gathered=fingerprint(workspace.gathered()),
+            on_end=workspace.end_search,
+        )
+        workspace.begin_search(job)
         self.queue.submit(job)
         return job
 
@@ -187,7 +225,7 @@ class Service:
         self.estimates.measure(model)
         self.answers.prepare(model)
 
-    def _end(self, workspace: Workspace, job: Job) -> None:
+    def _end(self, workspace: Workspace, job: TrainingJob) -> None:
         """List a run whose training has ended, and get ready to answer with it."""
         workspace.end_training(job)
         if job.state != "done":
@@ -262,8 +300,8 @@ class Service:
 
     def delete(self, workspace: Workspace) -> None:
         """Delete a workspace and the uploads of its owner."""
-        if workspace.job is not None:
-            self.queue.stop(workspace.job)
+        for job in workspace.running:
+            self.queue.stop(job)
         self.answers.forget(workspace.folder)
         self.workspaces.delete(workspace)
 
@@ -271,6 +309,13 @@ class Service:
         while True:
             self.workspaces.sweep()
             time.sleep(_SECONDS_BETWEEN_SWEEPS)
+
+
+def _require_idle(workspace: Workspace) -> None:
+    if workspace.search is not None:
+        raise cr.UserError("your search for settings is under way; stop it first")
+    if workspace.job is not None and workspace.job.is_learning:
+        raise cr.UserError("your training is under way; stop it before you start another")
 
 
 def _list_uploads(uploads: Sequence[Upload]) -> tuple[list[Item], list[Skipped]]:

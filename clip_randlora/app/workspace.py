@@ -7,18 +7,19 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import clip_randlora as cr
 from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
 from clip_randlora.app.app_settings import Settings
-from clip_randlora.app.jobs import Job
+from clip_randlora.app.jobs import Job, TrainingJob
 from clip_randlora.app.pictures import Picture, Thumbnails
 from clip_randlora.app.project_file import read_project_file, write_project_file
 from clip_randlora.app.removals import Removal, Removals
 from clip_randlora.app.run_shelf import RunShelf
+from clip_randlora.app.searches import Choices, SearchJob
 from clip_randlora.app.uploads import (
     Upload,
     check_task,
@@ -79,7 +80,8 @@ class Workspace:
         self.folder, self.settings = folder, settings
         self.lock = threading.RLock()
         self.last_used = time.time()
-        self.job: Job | None = None
+        self.job: TrainingJob | None = None
+        self.search: SearchJob | None = None  # while it waits or runs
         self.is_listed = False  # whether the run of the job is in the list
         self.is_deleted = False  # its training may still end, and must write nothing any more
         self.pages: set[str | None] = set()  # the sessions of the open pages and clients
@@ -152,7 +154,7 @@ class Workspace:
         """Set test images apart, and return the images as the library reads them.
 
         They are read from a copy, which takes no space, so that what is removed or moved during
-        the training of the run does not disturb it. `end_training` deletes the copy.
+        the training of the run does not disturb it. `end_training` and `end_search` delete it.
         """
         with self.lock:
             reason = self.why_not_train()
@@ -181,6 +183,32 @@ class Workspace:
         if max(counts.values()) < 2:
             return "Needs two images of a class: one to learn from and one to test on."
         return ""
+
+    def why_not_search(self) -> str:
+        """Return why no search for settings can start, "" if one can."""
+        reason = self.why_not_train()
+        if reason:
+            return reason
+        few = [name for name, count in self.training_counts().items() if count < 2]
+        if not few:
+            return ""
+        return (
+            f"Needs two images of each class to learn from, beside its test images; add images of "
+            f"{join_names(few, 3)}."
+        )
+
+    def training_counts(self) -> dict[str, int]:
+        """Count the training images that the next training will have, by class."""
+        with self.lock:
+            drawn = {picture.number for picture in self._test_images_to_draw()}
+            return {
+                entry.name: sum(
+                    not picture.is_test and picture.number not in drawn
+                    for picture in self.pictures(entry.name)
+                )
+                for entry in self.project.classes
+                if entry.is_on and self.pictures(entry.name)
+            }
 
     def warnings(self) -> list[str]:
         """Return what a person should know about the images before training."""
@@ -220,6 +248,15 @@ class Workspace:
         names = {entry.name: entry.prompts for entry in self.project.classes if entry.prompts}
         made = make_prompts(self.classes, self.project.templates, names)
         return dict(zip(self.classes, made, strict=True))
+
+    def gathered(self) -> Set[tuple[str, str]]:
+        """Return class and digest of the images of all classes that are switched on."""
+        return {
+            (entry.name, self.digest(picture))
+            for entry in self.project.classes
+            if entry.is_on
+            for picture in self.pictures(entry.name)
+        }
 
     def by_digest(self) -> dict[str, Picture]:
         """Return the gathered images by the recorded part of their SHA-256."""
@@ -464,8 +501,8 @@ class Workspace:
         The token is "" if there was nothing to lose.
         """
         with self.lock:
-            if self.job is not None and self.job.is_running:
-                raise cr.UserError("a training is under way; stop it first")
+            if self.running:
+                raise cr.UserError("a training or a search is under way; stop it first")
             what = self.describe_contents()
             removal = Removal(f"the project of before ({what})", is_project=True)
             self.removals.take_project(removal, self.folder)
@@ -546,6 +583,15 @@ class Workspace:
         So an image that was trained on never becomes a test image, and all runs are measured on
         the same images. Classes that were given test images are left as they are.
         """
+        for picture in self._test_images_to_draw():
+            if picture.class_name is not None:
+                self._place(picture, picture.class_name, True)
+                self.project.drawn.append(picture.number)
+        self.project.drawn_up_to = max(self._pictures, default=0)
+        self.save()
+
+    def _test_images_to_draw(self) -> list[Picture]:
+        """Return the images that the next training will set apart."""
         drawn, last = set(self.project.drawn), self.project.drawn_up_to
         groups: dict[str, list[Picture]] = {}
         for name in self.classes:
@@ -555,17 +601,22 @@ class Workspace:
                 groups[name] = [p for p in pictures if not p.is_test and p.number > last]
         groups = {name: pictures for name, pictures in groups.items() if pictures}
         digests = {name: [self.digest(p) for p in pictures] for name, pictures in groups.items()}
-        for name, chosen in hold_out(digests, self.project.held_out).items():
-            for picture, is_test in zip(groups[name], chosen, strict=True):
-                if is_test:
-                    self._place(picture, name, True)
-                    self.project.drawn.append(picture.number)
-        self.project.drawn_up_to = max(self._pictures, default=0)
-        self.save()
+        return [
+            picture
+            for name, chosen in hold_out(digests, self.project.held_out).items()
+            for picture, is_test in zip(groups[name], chosen, strict=True)
+            if is_test
+        ]
 
-    # --- trainings ------------------------------------------------------------------------------
+    # --- trainings and searches -----------------------------------------------------------------
 
-    def begin_training(self, job: Job) -> None:
+    @property
+    def running(self) -> list[Job]:
+        """The training and the search that wait or run."""
+        jobs: list[Job | None] = [self.job, self.search]
+        return [job for job in jobs if job is not None and job.is_running]
+
+    def begin_training(self, job: TrainingJob) -> None:
         """Note that a training is under way."""
         with self.lock:
             self.job, self.was_interrupted = job, False
@@ -573,7 +624,7 @@ class Workspace:
             self.project.training = job.folder.name
             self.save()
 
-    def end_training(self, job: Job) -> None:
+    def end_training(self, job: TrainingJob) -> None:
         """Note that a training has ended, and list what it left."""
         with self.lock:
             if self.is_deleted:
@@ -595,6 +646,29 @@ class Workspace:
                 self.runs.add(job.folder.name, job.preset)
                 return True
             return False
+
+    def begin_search(self, job: SearchJob) -> None:
+        """Note that a search for settings is under way."""
+        with self.lock:
+            self.search, job.before = job, self.project.search
+            self.project.search = job.record().model_copy(update={"state": "interrupted"})
+            self.save()
+
+    def end_search(self, job: SearchJob) -> None:
+        """Keep what a search has found; one that was stopped before that leaves all as it was."""
+        with self.lock:
+            self.search = None
+            if self.is_deleted:
+                return
+            shutil.rmtree(job.folder, ignore_errors=True)
+            self.project.search = job.before if job.state == "stopped" else job.record()
+            self.save()
+
+    def choose(self, choices: Choices) -> None:
+        """Set what the page trains with next."""
+        with self.lock:
+            self.project.choices = choices.model_dump()
+            self.save()
 
     # --- on disk --------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class Workspaces:
             with self._lock:
                 workspace = self._workspaces.get(path.name)
                 used = workspace.last_used if workspace else path.stat().st_mtime
-                if used >= oldest or (workspace and workspace.job and workspace.job.is_running):
+                if used >= oldest or (workspace and workspace.running):
                     continue
                 self._owners.pop(path.name, None)
             swept += 1
