@@ -290,14 +290,18 @@ class _Search:
         return max(own, key=lambda trial: trial.rank).candidate if own else None
 
     def ask_other_folds(self) -> None:
-        """Ask the best candidates, and each method's default, on one fold after the other."""
+        """Ask the best candidates, and each method's default, on one fold after the other.
+
+        What the search began with comes second, so that the best can be compared with it.
+        """
         for number in range(1, len(self.folds)):
             trained: dict[Candidate, Trial] = {}  # all strengths come from one training
             for trial in self.ranked():
                 if trial.folds == number and not isinstance(trial.candidate.method, ZeroShot):
                     trained.setdefault(replace(trial.candidate, strength=1.0), trial)
             defaults = [candidate for candidate in self.defaults if candidate in trained]
-            for candidate in dict.fromkeys([*list(trained)[:_FINALISTS], *defaults]):
+            best = list(trained)[:_FINALISTS]
+            for candidate in dict.fromkeys([*best[:1], *defaults[:1], *best, *defaults]):
                 self.measure(candidate, number)
 
     def default_rate(self, method: MethodConfig, *, of_all_folds: bool = False) -> float:
@@ -499,8 +503,8 @@ def compare(best: Trial, default: Trial) -> tuple[bool, str]:
     is_sure = gained > 0 and _p_value(gained, gained + lost, 0.5, "greater") <= _SURE
     chance = "a difference that is hardly chance" if is_sure else "the difference may be chance"
     return is_sure, (
-        f"Beside the default, {default.candidate} with {default.accuracy:.1%}, it answers {gained} "
-        f"images right that were wrong, and {lost} wrong that were right: {chance}."
+        f"Beside the default, {default.candidate} with {default.accuracy:.1%}, {gained} more of "
+        f"{asked} images are right, and {lost} that were right are wrong: {chance}."
     )
 
 

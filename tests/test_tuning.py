@@ -127,7 +127,7 @@ def test_better_means_that_it_is_hardly_chance(gained, outcome):
     ]
     is_sure, note = compare(*trials)
     assert is_sure == (outcome == "better")
-    assert f"answers {gained} images right that were wrong, and 0 wrong" in note
+    assert f"{gained} more of 8 images are right, and 0 that were right are wrong" in note
 
 
 def test_a_data_set_to_test_on_alone_is_refused(tiny, colors):

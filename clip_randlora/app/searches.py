@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 import clip_randlora as cr
-from clip_randlora.adapters import AdapterConfig, MethodConfig
+from clip_randlora.adapters import AdapterConfig, HeadConfig, MethodConfig
 from clip_randlora.adapters.methods import parse_method
 from clip_randlora.app.jobs import Job, State
 from clip_randlora.tuning import METHODS, Candidate, Outcome, Trial, Tuning
@@ -146,9 +146,13 @@ class SearchJob(Job):
         return max(0.0, self.ends - time.monotonic())
 
     def run(self, model: cr.Model, max_minutes: float) -> State:
-        """Search among the chosen method, which is first, and those of `clip_randlora.tune`."""
+        """Search among the chosen method, which is first, and those of `clip_randlora.tune`.
+
+        Heads come before adapters, as they take seconds.
+        """
         first = self.config.method
-        others = [parse_method(name) for name in METHODS if name != first.method]
+        others = [parse_method(name) for name in METHODS]
+        others.sort(key=lambda method: not isinstance(method, HeadConfig))
         minutes = min(self.minutes, max_minutes)
         self.state, self.ends = "searching", time.monotonic() + 60 * minutes
         try:
@@ -157,7 +161,7 @@ class SearchJob(Job):
                 self.data,
                 minutes,
                 self.config,
-                methods=[first, *others],
+                methods=[first, *(method for method in others if method != first)],
                 on_trial=self._record_trial,
                 should_stop=self.stop.is_set,
             )
@@ -234,12 +238,18 @@ def _details(candidate: Candidate) -> str:
 
 
 def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(trial: Trial) -> str:
+    return f"{100 * trial.accuracy:.0f} %"
 
 
 def _verdict(tuning: Tuning) -> str:
     best, default = tuning.trials[0], tuning.default
-    share = f"{best.accuracy:.0%} of {len(best.correct)} images"
+    share = f"{_percent(best)} of {len(best.correct)} images"
     if tuning.outcome == "chance":
         return f"Nothing is better than chance: the best settings answer {share} correctly."
     if tuning.outcome == "zero_shot":
@@ -248,7 +258,7 @@ def _verdict(tuning: Tuning) -> str:
         return f"Nothing is better than your settings, which answer {share} correctly."
     if default is None or not default.folds:
         return f"Better than your settings, which do not work: {share} are answered correctly."
-    than = f"{share} are answered correctly, with yours {default.accuracy:.0%}"
+    than = f"{share} are answered correctly, with yours {_percent(default)}"
     if len(default.correct) < len(best.correct):
         than += f" of {len(default.correct)}"
     if tuning.outcome == "better":

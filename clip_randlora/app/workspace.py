@@ -657,12 +657,11 @@ class Workspace:
     def end_search(self, job: SearchJob) -> None:
         """Keep what a search has found; one that was stopped before that leaves all as it was."""
         with self.lock:
+            if not self.is_deleted:
+                shutil.rmtree(job.folder, ignore_errors=True)
+                self.project.search = job.before if job.state == "stopped" else job.record()
+                self.save()
             self.search = None
-            if self.is_deleted:
-                return
-            shutil.rmtree(job.folder, ignore_errors=True)
-            self.project.search = job.before if job.state == "stopped" else job.record()
-            self.save()
 
     def choose(self, choices: Choices) -> None:
         """Set what the page trains with next."""

@@ -4,10 +4,12 @@ import * as camera from "./camera.js";
 import { count, seconds } from "./charts.js";
 import { choose } from "./files.js";
 import { call, upload } from "./server.js";
+import { chosenMinutes, isOpen, shareOf } from "./search.js";
 import { app, attempt, leftRun, redraw, refresh, rightRun, say } from "./store.js";
 
 const { ui } = app;
 const UNDO_SECONDS = 10;
+export const DEFAULTS = { model: "lite0", method: "randlora", preset: "balanced", more: {} };
 let undoTimer = 0, answerNumber = 0;
 
 // --- gathering -----------------------------------------------------------------------------------
@@ -104,8 +106,27 @@ async function start(place, action) {
   ui.right = "";
   ui.left = "before";
   await attempt(place, action, { working: "Starting …" });
+  if (app.state.training?.is_running) ui.searchOpen = false;
   ui.settings = { ...ui.settings, ...app.state.choices };
   updateEstimate();
+}
+
+/** Train with other settings from now on; the server keeps them for a reloaded page. */
+async function useSettings({ model, method, preset, more }) {
+  const isDone = await attempt("search", async () => {
+    await call("use_settings", model, method, preset, more);
+    return true;
+  });
+  if (isDone) ui.settings = { model, method, preset, more };
+  updateEstimate();
+  return isDone;
+}
+
+/** Put the focus on what has taken the place of the button that had it. */
+async function focusOn(id) {
+  redraw();
+  await drawn();
+  document.getElementById(id)?.focus();
 }
 
 // --- trying --------------------------------------------------------------------------------------
@@ -329,6 +350,25 @@ export const clicks = {
     return start("train", () => call("start_training", model, method, preset, more));
   },
   "stop": () => attempt("train", () => call("stop_training")),
+  "search": () => { ui.searchOpen = !isOpen(app); },
+  "start-search": async () => {
+    const { model, method, preset, more } = ui.settings;
+    ui.searchOpen = true;
+    await attempt("search", () => call("start_search", chosenMinutes(app.choices, ui), model, method, preset, more));
+    await focusOn("stop-search");
+  },
+  "stop-search": () => attempt("search", () => call("stop_search")),
+  "use-settings": async () => {
+    const before = ui.settings;
+    if (!(await useSettings(app.state.search.found))) return;
+    ui.settingsBefore = before;
+    await focusOn("undo-settings");
+  },
+  "undo-settings": async () => {
+    if (!(await useSettings(ui.settingsBefore ?? app.state.search.start))) return;
+    ui.settingsBefore = null;
+    await focusOn("use-settings");
+  },
   "go-try": async () => { goTo("try"); const [first] = ui.examples; if (!ui.tried && first) tryExample(first.number); },
   "go-results": () => goTo("results"),
   "choose-try": async () => tryFile((await choose({ several: false }))[0]),
@@ -476,6 +516,7 @@ export const changes = {
   "preset": (box) => setting({ preset: box.value }),
   "model": (box) => setting({ model: box.value }),
   "method": (box) => setting({ method: box.value }),
+  "search-minutes": (box) => { ui.searchMinutes = Number(box.value); },
   "more": (box) => {
     const more = { ...ui.settings.more };
     const text = box.value.trim().replace(",", ".");
@@ -544,9 +585,14 @@ export async function poll() {
   if (polling) return;
   polling = true;
   while (true) {
-    const before = runsShown(app.state);
-    if (!document.hidden || app.state?.training?.is_running) await refresh();
+    const before = runsShown(app.state), choices = JSON.stringify(app.state?.choices);
+    if (!document.hidden || runningJob(app.state)) await refresh();
     const { state } = app, job = state?.training;
+    if (state && choices !== JSON.stringify(state.choices)) { // chosen in another tab
+      ui.settings = { ...DEFAULTS, ...state.choices };
+      updateEstimate();
+      redraw();
+    }
     if (state && before !== runsShown(state)) {
       await showRuns();
       updateEstimate();
@@ -559,14 +605,19 @@ export async function poll() {
     }
     lastTraining = now;
     if (ui.estimate === null && !state?.why_not_train) updateEstimate(); // the machine is timed at first
-    document.title = title(job);
-    await new Promise((resolve) => setTimeout(resolve, !job?.is_running ? 3000 : job.can_stop ? 600 : 250));
+    document.title = title(state);
+    const running = runningJob(state);
+    await new Promise((resolve) => setTimeout(resolve, !running ? 3000 : running.can_stop ? 600 : 250));
   }
 }
 
 const runsShown = (state) => JSON.stringify([state?.in_use, state?.runs.map((run) => run.is_finished)]);
 
-function title(job) {
-  if (!job?.is_running) return "clip-randlora";
+const runningJob = (state) => [state?.training, state?.search].find((job) => job?.is_running);
+
+function title(state) {
+  const job = runningJob(state);
+  if (!job) return "clip-randlora";
+  if (job === state.search) return `${shareOf(job)} % - ${job.state}`;
   return job.steps ? `${Math.round((100 * job.step) / job.steps)} % - ${job.state}` : `${job.state} - clip-randlora`;
 }

@@ -1,19 +1,18 @@
 // The page: gets the project from the server, draws its parts, and hands events to the actions.
 
-import { addAnything, addToClass, changes, clicks, holdButton, inputs, loadFormats, poll, showRuns, submits, tryFile, updateEstimate } from "./actions.js";
+import { DEFAULTS, addAnything, addToClass, changes, clicks, holdButton, inputs, loadFormats, poll, showRuns, submits, tryFile, updateEstimate } from "./actions.js";
 import { html, patch } from "./dom.js";
 import { dropped, pasted } from "./files.js";
 import { gather } from "./gather.js";
 import { hero } from "./hero.js";
 import { results } from "./results.js";
 import { runs } from "./runs.js";
+import { shareOf } from "./search.js";
 import { call } from "./server.js";
 import { app, onDraw, redraw, refresh, rightRun } from "./store.js";
 import { take } from "./take.js";
 import { train } from "./train.js";
 import { tryIt } from "./try.js";
-
-const DEFAULTS = { model: "lite0", method: "randlora", preset: "balanced", more: {} };
 
 export async function start(root) {
   const { ui } = app;
@@ -55,7 +54,8 @@ function draw(root) {
 
 function bar({ state }) {
   const job = state.training;
-  const share = job?.is_running && job.steps ? ` ${Math.round((100 * job.step) / job.steps)} %` : "";
+  const share = state.search?.is_running ? ` ${shareOf(state.search)} %`
+    : job?.is_running && job.steps ? ` ${Math.round((100 * job.step) / job.steps)} %` : "";
   const parts = [["gather", "Gather"], ["train", `Train${share}`], ["try", "Try"]];
   if (state.runs.length) parts.push(["results", "Results"], ["take", "Take"]);
   return html`${parts.map(([id, words]) => html`<button data-do="jump" data-to="${id}">${words}</button>`)}`;

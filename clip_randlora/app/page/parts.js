@@ -22,6 +22,14 @@ export function thumb(image, alt = "") {
     src="${image.address}" alt="${alt || image.name}">`;
 }
 
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+export function methodName(method) {
+  return { randlora: "RandLoRA", lora: "LoRA", vera: "VeRA", nola: "NoLA", dora: "DoRA", kradapter: "KRAdapter",
+    norm_tuning: "Norm tuning", full: "Full fine-tuning", anchored_head: "Anchored head",
+    linear_probe: "Linear probe", zero_shot: "Before, without training" }[method] ?? method;
+}
+
 /** Options of a <select>. */
 export function options(pairs, chosen) {
   return pairs.map(([value, words]) =>

@@ -2,8 +2,7 @@
 
 import { html } from "./dom.js";
 import { count, percent, seconds } from "./charts.js";
-import { methodName } from "./train.js";
-import { said } from "./parts.js";
+import { methodName, said } from "./parts.js";
 
 export function runs({ state, ui }) {
   if (!state) return html``;

@@ -21,6 +21,9 @@ export const app = {
     renamingRun: null,
     settings: null, // of the next training
     estimate: null,
+    settingsBefore: null, // those that were replaced by what a search found
+    searchOpen: null, // whether the person opened or closed the search; null for neither
+    searchMinutes: 0, // 0 for the first that is offered
     left: "before", // what answers on the left: "before", or the id of a run
     right: "", // the id of a run, "" for the run in use
     strength: 1,

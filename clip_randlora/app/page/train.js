@@ -2,14 +2,16 @@
 
 import { html } from "./dom.js";
 import { seconds, trainingCurves } from "./charts.js";
-import { options, said } from "./parts.js";
+import { capital, methodName, options, said } from "./parts.js";
+import { isOpen, search, shareOf } from "./search.js";
 
 const STATES = {
   waiting: "Waiting", preparing: "Preparing", training: "Training", measuring: "Measuring on the test images",
   done: "Done", stopped: "Stopped", failed: "It did not work",
 };
 
-export function train({ state, choices, ui }) {
+export function train(app) {
+  const { state, choices, ui } = app;
   const job = state.training, running = job?.is_running, chosen = ui.settings;
   return html`<h2>Train</h2>
     <div class="card">
@@ -18,10 +20,12 @@ export function train({ state, choices, ui }) {
           value="${preset.name}" data-change="preset" ${chosen.preset === preset.name && html`checked`}
           ${running && html`disabled`}> <b>${capital(preset.name)}</b> <span>${preset.words}</span></label>`)}</div>
       <div class="row start">${running ? html`<button class="stop" data-do="stop" ${!job.can_stop && html`disabled`}>Stop</button>`
-        : html`<button class="primary" data-do="train" ${state.why_not_train && html`disabled`}
+        : html`<button class="primary" data-do="train" ${(state.why_not_train || state.search?.is_running) && html`disabled`}
           aria-describedby="train-why">Train</button>`}
+        <button data-do="search" aria-expanded="${isOpen(app)}" aria-controls="search">Find the best settings</button>
         <span id="train-why" class="hint">${why(state, ui, running)}</span></div>
       ${said("train")}
+      ${search(app)}
       ${progress(state, job)}
       ${more(choices, chosen, state, running)}
     </div>`;
@@ -29,6 +33,7 @@ export function train({ state, choices, ui }) {
 
 function why(state, ui, running) {
   if (running) return "";
+  if (state.search?.is_running) return `A search for settings is under way: ${shareOf(state.search)} %.`;
   if (state.why_not_train) return state.why_not_train;
   if (ui.estimate) return `Takes about ${seconds(ui.estimate)}.`;
   return "";
@@ -70,6 +75,7 @@ const NUMBERS = [
   ["rank", "Rank", "Of each update. RandLoRA trains fewer parameters with a higher rank."],
   ["alpha", "Alpha", "The update is scaled by alpha / rank; VeRA's and KRAdapter's by alpha."],
   ["blocks", "Blocks", "Change only the last so many of each encoder."],
+  ["strength", "Strength", "The share of the update that is kept, 0 to 1. For the anchored head: how firmly it is anchored."],
 ];
 const TOWERS = [["vision", "images"], ["text", "text"]];
 const TARGETS = [["q", "query"], ["k", "key"], ["v", "value"], ["out", "attention's output"], ["mlp", "MLP"], ["conv", "1x1 convolutions"]];
@@ -105,12 +111,4 @@ function checks(name, words, pairs, chosen) {
   const on = chosen.more[name] ?? pairs.map(([value]) => value);
   return html`<fieldset class="checks"><legend>${words}</legend>${pairs.map(([value, label]) => html`<label class="check">
     <input type="checkbox" data-change="more-list" name="${name}" value="${value}" ${on.includes(value) && html`checked`}> ${label}</label>`)}</fieldset>`;
-}
-
-export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
-export function methodName(method) {
-  return { randlora: "RandLoRA", lora: "LoRA", vera: "VeRA", nola: "NoLA", dora: "DoRA", kradapter: "KRAdapter",
-    norm_tuning: "Norm tuning", full: "Full fine-tuning", anchored_head: "Anchored head",
-    linear_probe: "Linear probe" }[method] ?? method;
 }
