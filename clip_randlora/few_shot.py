@@ -304,8 +304,14 @@ def _choose_stream(model: Model, data: Data, config: TrainConfig) -> tuple[Train
     )
     is_head = isinstance(config.method, HeadConfig)
     uses = images if is_head else steps * config.batch_size
-    size, free = _stored_size(model, config), free_memory(model.device)
-    reason = reason_to_stream(images, size, uses, free)
+    size, device = _stored_size(model, config), model.device
+    # they lie in both memories; and where processes share a machine, each sees another free amount
+    reason = from_main_process(
+        lambda: reason_to_stream(
+            images, size, uses, min(free_memory(device), free_memory(torch.device("cpu")))
+        ),
+        device,
+    )
     notes = [f"Training images are decoded as the steps need them: {reason}."] if reason else []
     return config.model_copy(update={"stream": reason is not None}), notes
 
