@@ -13,6 +13,7 @@ from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
 from benchmarks.page import page
+from benchmarks.read import read
 from benchmarks.scale import scale
 from benchmarks.serve import serve
 from benchmarks.start import start
@@ -40,6 +41,7 @@ for command in (
     serve,
     page,
     export,
+    read,
 ):
     app.command()(command)
 

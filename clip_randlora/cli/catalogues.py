@@ -80,7 +80,7 @@ def _list_datasets() -> None:
     results.print(
         f"Data sets of torchvision are in {data_root()} (CLIP_RANDLORA_DATA changes that), data "
         f"sets of the Hugging Face hub in its cache. Your own: a folder of class folders, a .zip "
-        f"of one, or a YAML file that describes it."
+        f"of one, WebDataset shards, parquet files, or a YAML file that describes it."
     )
 
 

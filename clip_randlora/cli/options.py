@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DataArgument = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help="Folder of class folders, .zip, a data set's name or its YAML file."
+        metavar="DATA",
+        help="Folder of class folders, .zip, WebDataset shards, parquet files, a data set's name "
+        "or its YAML file.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
@@ -112,5 +114,7 @@ def load_data_and_model(
 
 
 def absolute(source: str) -> str:
-    """Make a path absolute; the name of a data set stays as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    """Make a path or a pattern of them absolute; the name of a data set stays as it is."""
+    from clip_randlora.data.parts import is_pattern
+
+    return str(Path(source).resolve()) if Path(source).exists() or is_pattern(source) else source

@@ -34,8 +34,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Files, folders, .zip files, globs or URLs; - reads an image, or one path a "
-            "line, from standard input.",
+            help="Files, folders, .zip and .tar files, globs or URLs; - reads an image, or one "
+            "path a line, from standard input.",
         ),
     ],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,

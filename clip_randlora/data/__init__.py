@@ -7,8 +7,9 @@ An image's way, each module importing only earlier ones:
 2. `sources` lists a folder or an archive; `registry` has the bundled sets.
 3. `folder_names`, `tables` and `lists` read what folders and text files say of images; `folders`
    sorts images into classes and splits by them.
-4. `dataset_spec` describes a data set in YAML; `published` finds its images through
-   `hub_datasets` or `torchvision_sets`, and `coop_splits` by one of CoOp's files.
+4. `dataset_spec` describes a data set in YAML; `parts` finds the large files of one, and `shards`
+   reads tar archives; `published` finds a set's images through `hub_datasets` (parquet, too) or
+   `torchvision_sets`, and `coop_splits` by one of CoOp's files.
 5. `projects` reads what the app saves; `layouts` reads any of these; `loading` makes a data set of
    it, with a test split (`sampling`); `class_halves` takes its base or its novel classes.
 6. `decoding` makes batches of tensors, `streaming` decodes training images when they are needed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from clip_randlora.data.coop_draws import CoopDraw
-from clip_randlora.data.images import check_image, decode_image
+from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.utils.wording import join_names
 
 
@@ -26,7 +27,10 @@ class Content(Protocol):
         ...
 
     def read(self) -> Path | bytes | Image.Image:
-        """Return what `decode_image` takes."""
+        """Return what `decode_image` takes.
+
+        A content whose reading costs much also has ``read_head``, which returns its first bytes.
+        """
         ...
 
 
@@ -69,6 +73,9 @@ class Item:
 
     def check(self) -> None:
         """Read the header only; raises ``UnreadableImage`` (a ``UserError``)."""
+        if read_head := getattr(self.content, "read_head", None):
+            with suppress(UnreadableImage):  # some formats end with what others begin with
+                return check_image(read_head(), self.name)
         check_image(self.content.read(), self.name)
 
     def digest(self) -> str:

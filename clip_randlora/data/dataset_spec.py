@@ -25,7 +25,7 @@ Arguments = dict[str, str | bool | int]
 
 
 class Columns(BaseModel):
-    """Names of the columns of a Hugging Face data set."""
+    """Names of the columns of a Hugging Face data set, or of the files of a sample in shards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,14 +58,17 @@ class DatasetSpec(BaseModel):
         revision: commit of the hub's data set.
         torchvision: name of a class of ``torchvision.datasets``.
         folder: folder of class folders.
+        shards: folder of WebDataset shards, one shard, or a pattern such as
+            ``birds-{000..009}.tar``.
         train: split of the hub's data set; arguments of the torchvision class (a text is its
-            ``split``); or a folder in ``folder``.
+            ``split``); a folder in ``folder``; or a folder, file or pattern in ``shards``.
         test: likewise; without it, a fixed share of the training images is held out.
         validation: number of training images that are held back for validation.
         test_files: with ``folder``: pattern of the names of the test files.
         test_only: with ``folder``: all its images are for testing, and there are none to train on.
         class_folders: with ``folder``: ``top`` or ``leaves``, as for ``load_data``.
-        columns: columns of the hub's data set.
+        columns: columns of the hub's data set; with ``shards``, how the image's file ends
+            (``jpg``), and how the label's file ends or which field of the ``.json`` it is.
         coop_split: one of CoOp's splits, which is used in place of all other images if its file is
             there; paths start as that of ``folder``.
         classes: names in the order of the source's labels; or ``{name in the source: name}`` of
@@ -94,6 +97,7 @@ class DatasetSpec(BaseModel):
     revision: str | None = None
     torchvision: str | None = None
     folder: str | None = None
+    shards: str | None = None
     train: str | Arguments | None = None
     test: str | Arguments | None = None
     validation: int | None = Field(None, ge=1)
@@ -139,10 +143,11 @@ class DatasetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check_whole(self) -> DatasetSpec:
-        sources = [key for key in ("hub", "torchvision", "folder") if getattr(self, key)]
+        known = ("hub", "torchvision", "folder", "shards")
+        sources = [key for key in known if getattr(self, key)]
         if len(sources) != 1:
             given = " and ".join(sources) or "none of them"
-            raise ValueError(f"give one of hub, torchvision and folder, not {given}")
+            raise ValueError(f"give one of hub, torchvision, folder and shards, not {given}")
         only = {
             "config": "hub", "revision": "hub", "on_disk": "torchvision", "test_files": "folder",
             "test_only": "folder", "class_folders": "folder",
@@ -153,6 +158,8 @@ class DatasetSpec(BaseModel):
         for key in ("train", "test"):
             if isinstance(getattr(self, key), Mapping) and sources != ["torchvision"]:
                 raise ValueError(f"{key}: give one name; arguments are only for torchvision")
+        if self.shards and self.test and not self.train:
+            raise ValueError("train: needed with test, which shards are for training")
         if self.torchvision and not self.on_disk:
             raise ValueError("on_disk: needed with torchvision, what is there after the download")
         if self.test and self.test_files:

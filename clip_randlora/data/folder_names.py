@@ -180,6 +180,12 @@ def bare_splits(names: Iterable[str]) -> dict[str, str]:
     return bare if len(bare) == len(found) else {}
 
 
+def pick_test_split(splits: Iterable[str]) -> str | None:
+    """Return the split that is tested on, of those that there are, or None."""
+    existing = set(splits)
+    return next((split for split in (TEST, EVALUATION, VALIDATION) if split in existing), None)
+
+
 def find_splits(folders: Mapping[str, Set[str]]) -> dict[str, str]:
     """Find which of the folders beside each other are splits.
 

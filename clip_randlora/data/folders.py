@@ -100,6 +100,16 @@ class Layout:
         self.notes += other.notes
         self.skipped += other.skipped
 
+    def leave_out_empty(self) -> None:
+        """Leave out the classes without any image, and note which they are."""
+        test = self.test or {}
+        empty = [name for name in self.train if not self.train[name] and not test.get(name)]
+        for name in empty:
+            del self.train[name]
+            test.pop(name, None)
+        if empty:
+            self.notes.append(f"No images of {join_names(empty)}: left out.")
+
 
 def check_class_folders(value: str | None) -> None:
     """Check a value of ``--class-folders``.

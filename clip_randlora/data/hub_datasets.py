@@ -1,4 +1,8 @@
-"""Images of Hugging Face data sets: rows of Arrow tables on disk, decoded one at a time.
+"""Images of Hugging Face data sets and of tables in parquet or Arrow, decoded one at a time.
+
+The rows are those of Arrow files that are mapped into memory, so any thread can read them, and a
+row is sent to another process as a path and a number. `datasets` makes such files of parquet, in
+its cache.
 
 The ``datasets`` library is optional and takes a second to import, so this module is imported only
 where a data set needs it.
@@ -6,6 +10,7 @@ where a data set needs it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +19,22 @@ import huggingface_hub
 
 from clip_randlora.data.dataset_spec import DatasetSpec
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.sources import File, LabelledFiles
+from clip_randlora.data.parts import Parts
+from clip_randlora.data.sources import (
+    MAX_EXPANSION,
+    MAX_UNJUDGED_BYTES,
+    File,
+    LabelledFiles,
+    Listing,
+)
+from clip_randlora.data.tables import is_label
 from clip_randlora.errors import UserError, needs_extra
+from clip_randlora.utils.progress import OnProgress, one_stage
 from clip_randlora.utils.shared_settings import SharedSetting
 
 with needs_extra("a data set of the Hugging Face hub", "data"):
     import datasets
+    from pyarrow import parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +47,9 @@ class HubImage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return len(self.read())
+        """Bytes, of which none is read."""
+        content = self.rows.data.column(0)[self.index]["bytes"]
+        return content.as_buffer().size if content.is_valid else 0
 
     def read(self) -> bytes:
         """Return the bytes of the image's file; raises ``UnreadableImage``."""
@@ -88,24 +104,88 @@ def read_split(spec: DatasetSpec, split: str | None) -> LabelledFiles:
     split = split or "train"
     rows = _load(spec, split)
     image, label = spec.columns.image, spec.columns.label
+    where = f"{spec.file}: columns"
     for column in (image, label):
         if column not in rows.features:
             raise UserError(
-                f"{spec.file}: columns: the data set has no {column!r}, only "
-                f"{', '.join(rows.features)}"
+                f"{where}: the data set has no {column!r}, only {', '.join(rows.features)}"
             )
     if not isinstance(rows.features[image], datasets.Image):
-        raise UserError(f"{spec.file}: columns: {image!r} does not hold images")
-    images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    labels, names = _labels(spec, rows)
+        raise UserError(f"{where}: {image!r} does not hold images")
+    return LabelledFiles(_images(rows, image, split), *_labels(where, rows, label))
+
+
+def read_tables(parts: Parts, split: str, on_progress: OnProgress | None = None) -> LabelledFiles:
+    """List the images and labels of tables in parquet or Arrow; nothing is decoded.
+
+    The labels are in the column ``label``, else in the one that holds classes or is called like a
+    label.
+
+    Args:
+        parts: the tables.
+        split: what their images' names begin with.
+        on_progress: told that the tables are opened.
+
+    Raises:
+        UserError: they cannot be read, or it is not clear which column is the label.
+    """
+    rows = _open(parts, on_progress)
+    if not len(rows):
+        raise UserError(f"{parts.base}: the tables have no rows")
+    image = _find_image(parts, rows)
+    classes = [
+        name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)
+    ]
+    named = [name for name in rows.features if is_label(name, [*rows.features])]
+    candidates = classes or named
+    if "label" in rows.features:
+        candidates = ["label"]
+    if len(candidates) != 1:
+        which = " and ".join(candidates) if candidates else "none"
+        raise UserError(
+            f"{parts.base}: of its columns {', '.join(rows.features)}, {which} may be the label; "
+            f"name one with `hub` and `columns: {{label: ...}}` in a YAML file"
+        )
+    return LabelledFiles(_images(rows, image, split), *_labels(parts.base, rows, candidates[0]))
+
+
+def list_tables(parts: Parts, on_progress: OnProgress | None = None) -> Listing:
+    """List all images of tables, in the order of their rows, without their labels.
+
+    Raises:
+        UserError: they cannot be read, or hold no images.
+    """
+    listing = Listing()
+    for part in parts.files:  # one at a time, so that an image's name tells the file and the row
+        rows = _open(Parts(part.path, (part,)), on_progress)
+        listing.files += _images(rows, _find_image(parts, rows), part.name)
+    return listing
+
+
+def _find_image(parts: Parts, rows: datasets.Dataset) -> str:
+    """Return the first column that holds images, or else the files' bytes."""
+    kinds = rows.features.items()
+    images = [name for name, kind in kinds if isinstance(kind, datasets.Image)]
+    images += [name for name, kind in kinds if isinstance(kind, dict) and "bytes" in kind]
+    images += [name for name, kind in kinds if kind == datasets.Value("binary")]
+    if not images:
+        columns = ", ".join(rows.features)
+        raise UserError(f"{parts.base}: none of its columns ({columns}) holds images")
+    return images[0]
+
+
+def _images(rows: datasets.Dataset, column: str, prefix: str) -> list[File]:
+    """Return the images of a column; their names are the prefix and the row's number."""
+    images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     digits = len(str(len(rows)))
-    paths = [(split, f"{index:0{digits}d}") for index in range(len(rows))]
-    files = [File(path, HubImage(images, n, "/".join(path))) for n, path in enumerate(paths)]
-    return LabelledFiles(files, labels, names)
+    start = f"{prefix}/" if prefix else ""
+    names = (f"{start}{number:0{digits}d}" for number in range(len(rows)))
+    return [File(tuple(name.split("/")), HubImage(images, n, name)) for n, name in enumerate(names)]
 
 
-def _labels(spec: DatasetSpec, rows: datasets.Dataset) -> tuple[list[int], tuple[str, ...] | None]:
-    column = spec.columns.label
+def _labels(
+    where: str, rows: datasets.Dataset, column: str
+) -> tuple[list[int], tuple[str, ...] | None]:
     kind, values = rows.features[column], rows[column][:]
     if isinstance(kind, datasets.ClassLabel):
         return [-1 if value is None else value for value in values], tuple(kind.names)
@@ -115,7 +195,40 @@ def _labels(spec: DatasetSpec, rows: datasets.Dataset) -> tuple[list[int], tuple
         return [numbers[value] for value in values], names
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return values, None
-    raise UserError(f"{spec.file}: columns: {column!r} holds neither numbers nor names of classes")
+    raise UserError(f"{where}: {column!r} holds neither numbers nor names of classes")
+
+
+def _open(parts: Parts, on_progress: OnProgress | None) -> datasets.Dataset:
+    """Open tables of one split.
+
+    Raises:
+        UserError: they cannot be read, or expand beyond the bounds of an archive.
+    """
+    paths = [part.path for part in parts.files]
+    with one_stage("opening tables", on_progress), _without_bars.active():
+        try:
+            if not paths[0].lower().endswith(".parquet"):
+                return datasets.concatenate_datasets(list(map(datasets.Dataset.from_file, paths)))
+            for path in paths:
+                _check_expansion(path)
+            return datasets.load_dataset("parquet", data_files=paths, split="train")
+        except UserError:
+            raise
+        except Exception as error:  # the libraries raise many kinds
+            raise UserError(
+                f"{parts.base}: the tables cannot be read ({_reason(error)})"
+            ) from error
+
+
+def _check_expansion(path: str) -> None:
+    """Refuse a parquet file that says of itself that it expands more than images can."""
+    table = parquet.read_metadata(path)
+    size = sum(table.row_group(n).total_byte_size for n in range(table.num_row_groups))
+    if size > max(MAX_UNJUDGED_BYTES, MAX_EXPANSION * os.path.getsize(path)):
+        raise UserError(
+            f"{path}: {size / 2**30:.1f} GiB when unpacked, more than {MAX_EXPANSION} times its "
+            f"size; images do not compress that well"
+        )
 
 
 def _folder(spec: DatasetSpec) -> Path | None:
@@ -162,6 +275,17 @@ def _go_offline() -> Callable[[], None]:
 
 
 _offline = SharedSetting(_go_offline)
+
+
+def _hide_bars() -> Callable[[], None]:
+    """Let ``datasets`` draw no bars of its own. Return what undoes it."""
+    if datasets.are_progress_bars_disabled():
+        return lambda: None
+    datasets.disable_progress_bars()
+    return datasets.enable_progress_bars
+
+
+_without_bars = SharedSetting(_hide_bars)
 
 
 def _reason(error: Exception) -> str:

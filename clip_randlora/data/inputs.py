@@ -35,6 +35,7 @@ from clip_randlora.data.images import (
     oversize_reason,
 )
 from clip_randlora.data.layouts import list_source
+from clip_randlora.data.parts import find_parts, is_part
 from clip_randlora.data.sources import DiskFile, natural_key
 from clip_randlora.errors import UserError
 
@@ -155,7 +156,7 @@ def _of_path(source: str | PurePath, on_left_out: OnSkipped) -> Iterator[Input]:
         return
     path = Path(os.path.expanduser(text))
     is_zip = path.suffix.lower() == ".zip" and os.path.isfile(path) and zipfile.is_zipfile(path)
-    if os.path.isdir(path) or is_zip:
+    if os.path.isdir(path) or is_zip or is_part(path):
         yield from _listed(path, on_left_out)
     elif isinstance(source, str) and glob.has_magic(text) and not os.path.lexists(path):
         yield from _matching(str(path), on_left_out)
@@ -171,10 +172,13 @@ def _file(path: Path) -> Input:
 def _listed(path: Path, on_left_out: OnSkipped) -> Iterator[Input]:
     name = _printable(path)
     try:
+        parts = find_parts(path)
         listing, files = list_source(path)
     except UserError as error:
         yield _failing(UnreadableImage(name, str(error).removeprefix(f"{path}: ")))
         return
+    if parts is not None:
+        name = parts.base
     if listing.skipped:
         on_left_out([Skipped(f"{name}/{entry.name}", entry.reason) for entry in listing.skipped])
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,8 +24,17 @@ from clip_randlora.data.folders import (
     read_folders,
 )
 from clip_randlora.data.images import EXTENSIONS
+from clip_randlora.data.parts import (
+    ClassNames,
+    Parts,
+    find_parts,
+    name_numbers,
+    parts_of,
+    split_parts,
+)
 from clip_randlora.data.projects import find_project, read_project
 from clip_randlora.data.registry import DATASETS
+from clip_randlora.data.shards import list_shards, read_shards
 from clip_randlora.data.sources import (
     File,
     LabelledFiles,
@@ -34,16 +44,20 @@ from clip_randlora.data.sources import (
     natural_key,
 )
 from clip_randlora.errors import UserError
+from clip_randlora.utils.progress import OnProgress
 
 
-def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
+def read_layout(
+    source: str | Path, class_folders: str | None = None, on_progress: OnProgress | None = None
+) -> Layout:
     """Find the files of a source by split and class; no image is opened.
 
     Args:
-        source: a folder, a ``.zip``, a project of the app, a data set's YAML file or name. If one
-            of CoOp's splits is there (`coop_splits`), it is used.
+        source: a folder, a ``.zip``, a project of the app, shards or tables (`parts`), a data set's
+            YAML file or name. If one of CoOp's splits is there (`coop_splits`), it is used.
         class_folders: which folders are the classes, ``top`` or ``leaves``; by default as the
             data set's spec says, else the topmost below the splits.
+        on_progress: told how many files are found, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: the source is missing, not downloaded, or not in one of these forms.
@@ -53,7 +67,7 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     is_spec = path.suffix in SPEC_SUFFIXES and not path.is_dir()
     if not is_spec and (path.exists() or str(source) not in packaged_specs()):
         split = find_split_in_folder(path) if path.is_dir() and class_folders is None else None
-        return read_coop_split(split) if split else _read_listed(source, class_folders)
+        return read_coop_split(split) if split else _read_listed(source, class_folders, on_progress)
     spec = find_dataset_spec(source)
     split = find_coop_split(spec)
     if split is None:
@@ -61,7 +75,10 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     if split is not None:
         layout = read_coop_split(split)
     elif spec.folder:
-        layout = _read_spec_folder(spec, spec.folder, class_folders or spec.class_folders)
+        chosen = class_folders or spec.class_folders
+        layout = _read_spec_folder(spec, spec.folder, chosen, on_progress)
+    elif spec.shards:
+        layout = _read_spec_shards(spec, spec.shards, class_folders, on_progress)
     else:
         layout = _read_published(spec)
     layout.is_described = True
@@ -71,12 +88,15 @@ def read_layout(source: str | Path, class_folders: str | None = None) -> Layout:
     return layout
 
 
-def _read_spec_folder(spec: DatasetSpec, folder: str, class_folders: str | None) -> Layout:
+def _read_spec_folder(
+    spec: DatasetSpec, folder: str, class_folders: str | None, on_progress: OnProgress | None
+) -> Layout:
     """Read a spec's folder of class folders, and give the classes the spec's names."""
     root = spec.path_of(folder)
-    layout = _read_listed(root / str(spec.train) if spec.train else root, class_folders)
+    train = root / str(spec.train) if spec.train else root
+    layout = _read_listed(train, class_folders, on_progress)
     if spec.test:
-        layout.add_test(_read_listed(root / str(spec.test), class_folders))
+        layout.add_test(_read_listed(root / str(spec.test), class_folders, on_progress))
     elif spec.test_files:
         layout.train, layout.test = _split_by_pattern(layout.train, spec.test_files)
         if not layout.test:
@@ -95,6 +115,24 @@ def _read_spec_folder(spec: DatasetSpec, folder: str, class_folders: str | None)
     return layout
 
 
+def _read_spec_shards(
+    spec: DatasetSpec, shards: str, class_folders: str | None, on_progress: OnProgress | None
+) -> Layout:
+    """Read a spec's shards: all, or ``train`` and ``test`` in their folder."""
+    root = spec.path_of(shards)
+    found = [_find_shards(spec, root / str(split)) for split in (spec.train, spec.test) if split]
+    train = found[0] if spec.train else _find_shards(spec, root)
+    test = found[-1] if spec.test else None
+    return read_shards(train, class_folders, test=test, spec=spec, on_progress=on_progress)
+
+
+def _find_shards(spec: DatasetSpec, path: Path) -> Parts:
+    parts = parts_of(path, list_folder(path).files) if path.is_dir() else find_parts(path)
+    if parts is None or not parts.are_shards:
+        raise UserError(f"{spec.file}: shards: no .tar in {path}; correct the path")
+    return parts
+
+
 def _split_by_pattern(files: ClassFiles, pattern: str) -> tuple[ClassFiles, ClassFiles]:
     """Split files into those for training and those whose names match a pattern."""
     train: ClassFiles = {}
@@ -109,30 +147,45 @@ def _split_by_pattern(files: ClassFiles, pattern: str) -> tuple[ClassFiles, Clas
 def _read_published(spec: DatasetSpec) -> Layout:
     """Read the splits of a data set of the Hugging Face hub or of torchvision."""
     train = published.read_split(spec, spec.train)
+    test = published.read_split(spec, spec.test) if spec.test is not None else None
     classes, prompts = name_classes(spec, train.names, max(train.labels, default=-1) + 1)
-    layout = Layout(_by_class(spec, train, classes), prompts=prompts, is_ready_made=True)
-    if spec.test is not None:
-        test = published.read_split(spec, spec.test)
-        renamed = dict(zip(train.names or (), classes, strict=False))
-        ordered = [renamed.get(name, name) for name in test.names] if test.names else classes
-        layout.test = _by_class(spec, test, ordered)
+    layout = _sort_labelled(str(spec.file), classes, train, test)
+    layout.prompts, layout.is_ready_made = prompts, True
     return layout
 
 
-def _by_class(spec: DatasetSpec, split: LabelledFiles, classes: Sequence[str]) -> ClassFiles:
+def _sort_labelled(
+    where: str, classes: Sequence[str], train: LabelledFiles, test: LabelledFiles | None
+) -> Layout:
+    """Sort files into classes, whose names are in the order of the training images' labels."""
+    layout = Layout(_by_class(where, train, classes))
+    if test is not None:
+        renamed = dict(zip(train.names or (), classes, strict=False))
+        ordered = [renamed.get(name, name) for name in test.names] if test.names else classes
+        layout.test = _by_class(where, test, ordered)
+    return layout
+
+
+def _by_class(where: str, split: LabelledFiles, classes: Sequence[str]) -> ClassFiles:
     """Group a split's files by the names of their labels, in the order of the labels."""
     groups: ClassFiles = {name: [] for name in classes}
     for file, label in zip(split.files, split.labels, strict=True):
         if not 0 <= label < len(classes):
             raise UserError(
-                f"{spec.file}: {file.name} has the label {label}, there are {len(classes)} classes"
+                f"{where}: {file.name} has the label {label}, there are {len(classes)} classes"
             )
         groups[classes[label]].append(file)
     return groups
 
 
-def _read_listed(source: str | Path, class_folders: str | None) -> Layout:
-    listing, images = list_source(source)
+def _read_listed(
+    source: str | Path, class_folders: str | None, on_progress: OnProgress | None
+) -> Layout:
+    listing, images, parts = list_files(source, on_progress)
+    if parts is not None and parts.are_shards:
+        return read_shards(parts, class_folders, on_progress=on_progress)
+    if parts is not None:
+        return _read_tables(parts, on_progress)
     project = find_project(listing)
     if project is not None:
         return read_project(str(source), project, listing, images)
@@ -141,8 +194,31 @@ def _read_listed(source: str | Path, class_folders: str | None) -> Layout:
     return read_folders(str(source), listing, images, class_folders)
 
 
-def list_source(source: str | Path) -> tuple[Listing, list[File]]:
-    """List a folder, an archive or a bundled set.
+def _read_tables(parts: Parts, on_progress: OnProgress | None) -> Layout:
+    """Read tables in parquet or Arrow that no spec describes."""
+    from clip_randlora.data import hub_datasets  # slow to import
+
+    train_parts, test_parts, notes = split_parts(parts.base, parts)
+    train = hub_datasets.read_tables(train_parts, "train", on_progress)
+    test = hub_datasets.read_tables(test_parts, "test", on_progress) if test_parts else None
+    names = ClassNames(parts.base, train.names or ())
+    if train.names is None:
+        highest = max(range(len(train.labels)), key=train.labels.__getitem__, default=0)
+        names = name_numbers(parts, train.labels[highest], train.files[highest].name)
+    layout = _sort_labelled(names.where, names.classes, train, test)
+    layout.prompts, layout.notes, layout.is_described = names.prompts, notes, True
+    layout.leave_out_empty()
+    return layout
+
+
+def list_source(
+    source: str | Path, on_progress: OnProgress | None = None
+) -> tuple[Listing, list[File]]:
+    """List a folder, an archive, shards, tables or a bundled set.
+
+    Args:
+        source: what to list.
+        on_progress: told how many files are found, see `clip_randlora.utils.progress.OnProgress`.
 
     Returns:
         All files, and those that are images by their names; the others are in ``skipped``.
@@ -150,7 +226,31 @@ def list_source(source: str | Path) -> tuple[Listing, list[File]]:
     Raises:
         UserError: the source is missing or cannot be read.
     """
+    listing, images, parts = list_files(source, on_progress)
+    if parts is None:
+        return listing, images
+    if parts.are_shards:
+        listing = list_shards(parts, on_progress)
+    else:
+        from clip_randlora.data import hub_datasets  # slow to import
+
+        listing = hub_datasets.list_tables(parts, on_progress)
+    return listing, listing.files
+
+
+def list_files(
+    source: str | Path, on_progress: OnProgress | None = None
+) -> tuple[Listing, list[File], Parts | None]:
+    """List a source, but not the images in shards and tables.
+
+    Args and errors are those of `list_source`.
+
+    Returns:
+        All files; the images; and the shards or tables, if it holds them and no images.
+    """
     path = source_path(source)
+    if (parts := find_parts(source)) is not None:
+        return Listing(), [], parts
     if path.is_dir():
         listing = list_folder(path)
     elif path.is_file():
@@ -165,14 +265,17 @@ def list_source(source: str | Path) -> tuple[Listing, list[File]]:
             f"({', '.join([*DATASETS, *packaged_specs()])}); give a folder with one folder of "
             f"images per class"
         )
-    images = []
+    images: list[File] = []
+    others: list[File] = []
     for file in listing.files:
-        extension = Path(file.parts[-1]).suffix.lower()
-        if extension in EXTENSIONS:
-            images.append(file)
-        else:
-            listing.skip(file.name, f"not an image ({extension or 'no extension'})")
-    return listing, images
+        is_image = os.path.splitext(file.parts[-1])[1].lower() in EXTENSIONS
+        (images if is_image else others).append(file)
+    if not images and path.is_dir() and (parts := parts_of(path, others)) is not None:
+        return listing, images, parts
+    for file in others:
+        extension = os.path.splitext(file.parts[-1])[1].lower()
+        listing.skip(file.name, f"not an image ({extension or 'no extension'})")
+    return listing, images, None
 
 
 def source_path(source: str | Path) -> Path:

@@ -12,7 +12,8 @@ from clip_randlora.data.dataset import Data, Item, Skipped, Split
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, read_dataset_spec
 from clip_randlora.data.folders import EXPECTED_LAYOUT, ClassFiles, ClassFolders, Layout
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.layouts import list_source, read_layout
+from clip_randlora.data.layouts import list_files, list_source, read_layout
+from clip_randlora.data.parts import find_parts, is_pattern
 from clip_randlora.data.sampling import hold_back, hold_out
 from clip_randlora.data.sources import natural_key
 from clip_randlora.errors import UserError
@@ -36,9 +37,11 @@ def load_data(
 
     Args:
         source: a folder or ``.zip`` of class folders, or of ``train/`` and ``test/`` (else
-            ``val/``) folders of class folders; a project that the app saved; a YAML file that
-            describes a data set (see ``DatasetSpec``); or the name of a data set
-            (``clip-randlora datasets`` lists them). If a path of that name exists, it is used.
+            ``val/``) folders of class folders; WebDataset shards, or parquet or Arrow files, as a
+            folder, one file or a pattern such as ``shards/train-{000..009}.tar``; a project that
+            the app saved; a YAML file that describes a data set (see ``DatasetSpec``); or the name
+            of a data set (``clip-randlora datasets`` lists them). If a path of that name exists, it
+            is used.
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
         held_out: share of each class that is held out for testing if there is no test split.
@@ -59,10 +62,10 @@ def load_data(
     """
     if not 0 < held_out < 1:
         raise UserError(f"held_out: {held_out} is not a share; give a number between 0 and 1")
-    layout = test_layout = read_layout(source, class_folders)
+    layout = test_layout = read_layout(source, class_folders, on_progress)
     notes, skipped = layout.notes, layout.skipped
     if test is not None:
-        test_layout = read_layout(test, class_folders)
+        test_layout = read_layout(test, class_folders, on_progress)
         if layout.test is not None:
             count = sum(map(len, layout.test.values()))
             notes.append(f"The {count} test images of {source} are not used: {test} is given.")
@@ -129,7 +132,7 @@ def list_images(
     Raises:
         UserError: the source is missing, cannot be read, or holds no image.
     """
-    listing, images = list_source(source)
+    listing, images = list_source(source, on_progress)
     good, broken = _check_headers([Item(f.name, 0, f.content) for f in images], on_progress)
     if not good:
         raise UserError(f"{source}: no images that can be read")
@@ -176,8 +179,8 @@ def load_labelled(
         UserError: the source is missing or in none of these forms, has a class that the run does
             not know, or no readable image.
     """
-    single = None if classes is None else _read_single_class(source, classes)
-    layout = single or read_layout(source, class_folders)
+    single = None if classes is None else _read_single_class(source, classes, on_progress)
+    layout = single or read_layout(source, class_folders, on_progress)
     files = layout.train if layout.test is None else layout.test
     if classes is None:
         classes = _classes_of(layout)
@@ -204,7 +207,9 @@ def load_labelled(
     )
 
 
-def _read_single_class(source: str | Path, classes: Sequence[str]) -> Layout | None:
+def _read_single_class(
+    source: str | Path, classes: Sequence[str], on_progress: OnProgress | None
+) -> Layout | None:
     """Read a folder or archive that is called like a class and has no class folder in it."""
     path = Path(source).expanduser()
     if not path.exists() or (path.is_file() and path.suffix in SPEC_SUFFIXES):
@@ -212,7 +217,7 @@ def _read_single_class(source: str | Path, classes: Sequence[str]) -> Layout | N
     name = unicodedata.normalize("NFC", path.stem if path.is_file() else path.resolve().name)
     if name not in classes:
         return None
-    listing, images = list_source(source)
+    listing, images, _ = list_files(source, on_progress)
     folders = {part for file in images for part in file.parts[:-1]}
     if not images or folders & set(classes):
         return None
@@ -221,6 +226,8 @@ def _read_single_class(source: str | Path, classes: Sequence[str]) -> Layout | N
 
 def _name_of(source: str | Path) -> str:
     path = Path(source).expanduser()
+    if is_pattern(source) and (parts := find_parts(source)) is not None:
+        return Path(parts.base).resolve().name
     if not path.exists():
         return str(source)
     if path.suffix in SPEC_SUFFIXES and path.is_file():

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from clip_randlora.data.coop_splits import find_coop_split
 from clip_randlora.data.dataset_spec import Arguments, DatasetSpec
+from clip_randlora.data.parts import is_pattern
 from clip_randlora.data.sources import LabelledFiles
 from clip_randlora.errors import UserError
 
@@ -16,6 +17,9 @@ def is_on_disk(spec: DatasetSpec) -> bool:
         return True
     if spec.folder:
         return spec.path_of(spec.folder).is_dir()
+    if spec.shards:
+        path = spec.path_of(spec.shards)
+        return path.exists() or is_pattern(path)
     return _library(spec).is_on_disk(spec)
 
 
@@ -25,7 +29,7 @@ def download(spec: DatasetSpec) -> None:
     Raises:
         UserError: nothing can be downloaded, or the library could not do it.
     """
-    if not spec.folder:
+    if not (spec.folder or spec.shards):
         _library(spec).download(spec)
     elif not is_on_disk(spec):
         raise UserError(f"{spec.name}: {_how_to_get(spec)}")
@@ -58,9 +62,10 @@ def _library(spec: DatasetSpec) -> ModuleType:
 
 
 def _how_to_get(spec: DatasetSpec) -> str:
-    if spec.folder:
-        advice = spec.how_to_get or f"correct `folder` in {spec.file}"
-        return f"{advice}; there is no folder {spec.path_of(spec.folder)}"
+    if place := spec.folder or spec.shards:
+        field = "folder" if spec.folder else "shards"
+        advice = spec.how_to_get or f"correct `{field}` in {spec.file}"
+        return f"{advice}; there is no {'folder ' * bool(spec.folder)}{spec.path_of(place)}"
     size = f" ({show_size(spec.download_megabytes)})" if spec.download_megabytes else ""
     name = spec.file.stem if spec.is_packaged else spec.file
     return f"`clip-randlora datasets {name} --download` fetches it{size}"

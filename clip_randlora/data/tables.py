@@ -188,7 +188,7 @@ def _label_column(
     """Choose the column of the labels: by its header, else the one with few different values."""
     columns = [column for column in range(len(header)) if column != key]
     values = {column: {row[column] for row in rows} - {""} for column in columns}
-    named = [column for column in columns if _is_label(header[column], header)]
+    named = [column for column in columns if is_label(header[column], header)]
     varied = [column for column in named if len(values[column]) > 1]
     few = [column for column in columns if 2 <= len(values[column]) <= len(rows) / 2]
     candidates = varied or named or few
@@ -203,7 +203,7 @@ def _label_column(
     return candidates[0] if candidates else None
 
 
-def _is_label(name: str, header: Sequence[str]) -> bool:
+def is_label(name: str, header: Sequence[str]) -> bool:
     """Whether a header says label; y does, except beside x, with which it is a place."""
     words = set(words_of(name))
     return bool(words & _LABEL_WORDS) or (words == {"y"} and not {"x", "X"} & set(header))

@@ -24,6 +24,7 @@ from clip_randlora.adapters.heads import HeadConfig
 from clip_randlora.adapters.methods import Method, parse_method
 from clip_randlora.clip.models import DEFAULT_TAG
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, packaged_specs, read_dataset_spec
+from clip_randlora.data.parts import is_pattern
 from clip_randlora.data.registry import DATASETS
 from clip_randlora.data.sampling import parse_shots
 from clip_randlora.errors import UserError
@@ -415,7 +416,7 @@ def _locate(name: str, base: Path, where: str) -> str:
         where: the setting or option that has the name, for messages.
     """
     path = base / Path(name).expanduser()
-    if path.exists():
+    if path.exists() or is_pattern(path):
         return str(path.resolve())
     if name not in DATASETS and name not in packaged_specs():
         raise UserError(

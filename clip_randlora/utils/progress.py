@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,6 +36,16 @@ def report_progress(
         yield result
         done += count(result)
         on_progress(stage, done, total)
+
+
+@contextmanager
+def one_stage(stage: str, on_progress: OnProgress | None) -> Iterator[None]:
+    """Report the beginning and the end of work that cannot say how far it is."""
+    if on_progress is not None:
+        on_progress(stage, 0, 1)
+    yield
+    if on_progress is not None:
+        on_progress(stage, 1, 1)
 
 
 def format_seconds(seconds: float) -> str:

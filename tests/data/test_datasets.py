@@ -113,7 +113,7 @@ def test_coop_sets_have_coops_one_template():
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"folder": None}, "give one of hub, torchvision and folder, not none of them"),
+        ({"folder": None}, "give one of hub, torchvision, folder and shards, not none of them"),
         ({"hub": "org/name"}, "not hub and folder"),
         ({"templates": ["a photo"]}, "template 'a photo': write {} once"),
         ({"templates": "a {}"}, "templates: "),
