@@ -36,6 +36,7 @@ from clip_randlora.utils.wording import join_names
 
 MAX_FILES = 30_000_000  # in all shards together; a sample has two or three
 _MAX_TEXT = 2**20  # bytes of a .cls, a .json, or an extended header
+_MAX_NAME = 200  # characters of a class name
 _HEAD = 2**16  # bytes
 _LABEL_FIELDS = ("label", "class", "cls")
 
@@ -393,7 +394,7 @@ def _as_label(value: object) -> Label | None:
     if isinstance(value, str):
         value = printable(" ".join(value.split()))
         if not re.fullmatch(r"-?[0-9]{1,9}", value):
-            return value or None
+            return value if 0 < len(value) <= _MAX_NAME else None
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value

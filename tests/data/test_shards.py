@@ -285,6 +285,7 @@ def append(path: Path, *blocks: bytes) -> Path:
         (sample("7", image(7)), {"7.png": "no label, neither a .cls nor one in a .json"}),
         (sample("7", image(7), {"url": 1}), {"7.png": "no label, "}),
         (sample("7", image(7), -1), {"7.png": "no label, "}),
+        (sample("7", image(7), "not a name " * 99), {"7.png": "no label, "}),
         ([("7.cls", b"cat")], {"7.cls": "no image in its sample"}),
         (sample("7", image(7), "cat") * 2, {"7.png": "twice in the arch", "7.cls": "twice in the"}),
         (
