@@ -283,13 +283,13 @@ def _complete_config(config: TrainConfig, data: Data, resumed: str | Path | None
         method = method.with_seed(recorded["seed"])
     beta2 = begun.get("beta2") if config.beta2 is None else config.beta2
     flip = config.flip if "flip" in config.model_fields_set else begun.get("flip", config.flip)
-    stream = begun.get("stream") if config.stream is None else config.stream
+    left_open = ("stream", "accumulate", "checkpoint_blocks")
     return config.model_copy(
         update={
             "method": method.with_seed(config.seed),
             "beta2": beta2,
             "flip": flip,
-            "stream": stream,
+            **{name: begun.get(name) for name in left_open if getattr(config, name) is None},
         }
     )
 

@@ -9,7 +9,7 @@ step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,11 +39,13 @@ class _View:
 
 
 @contextmanager
-def checkpoint_cheap_ops(net: nn.Module) -> Iterator[None]:
+def checkpoint_cheap_ops(net: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
     """Save no outputs of GELUs and layer norms in the forward passes inside the block.
 
-    The backward pass recomputes them to the same bits. It may run outside of the block.
+    The backward pass recomputes them to the same bits. It may run outside of the block. The
+    modules ``but``, with what they hold, are left alone.
     """
+    left_alone = {module for outer in but for module in outer.modules()}
     outputs: dict[int, _Output] = {}
 
     def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -61,7 +63,7 @@ def checkpoint_cheap_ops(net: nn.Module) -> Iterator[None]:
     hooks = [
         module.register_forward_hook(remember)
         for module in net.modules()
-        if isinstance(module, _CHEAP)
+        if isinstance(module, _CHEAP) and module not in left_alone
     ]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -65,6 +65,20 @@ def replaced_forwards(replacements: Mapping[nn.Module, Replacement]) -> Iterator
     finally:
         for module, entry in added:
             _remove(module, entry)
+
+
+def present_forwards(modules: Iterable[nn.Module]) -> dict[nn.Module, Replacement]:
+    """Return replacements that bring the present ones of these modules back after their block."""
+    stacks = {module: vars(module).get("forward") for module in modules}
+    return {
+        module: partial(_ignore_inner, stack.outermost)
+        for module, stack in stacks.items()
+        if isinstance(stack, _Stack)
+    }
+
+
+def _ignore_inner(forward: Callable[..., Any], _: Any, *args: Any, **kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
 
 
 def remove_replacements(module: nn.Module) -> None:

@@ -53,6 +53,7 @@ class Checkpoint:
             "seconds": self.state.seconds,
             "step_seconds": self.state.step_seconds,
             "history": self.state.history,
+            "accumulate": self.state.accumulate,
             "drawn": self._drawn,
             "skipped": [[entry.name, entry.reason] for entry in self._images.skipped],
             "adapter": {key: value.detach() for key, value in self._adapter.named_parameters()},
@@ -102,6 +103,7 @@ class Checkpoint:
             self._schedule.load_state_dict(state["schedule"])
             self.state.step, self.state.seconds = state["step"], state["seconds"]
             self.state.step_seconds, self.state.history = state["step_seconds"], state["history"]
+            self.state.accumulate = state.get("accumulate")  # another number would round otherwise
             if isinstance(self._images, StreamedImages):
                 self._images.leave_out(Skipped(*entry) for entry in state.get("skipped", ()))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -72,7 +72,12 @@ class TrainConfig(BaseModel):
         max_steps: upper bound on the steps of ``epochs``, if ``steps`` is None; None for no bound.
         batch_size: images per step; all images if there are fewer.
         accumulate: the images of a step are encoded in so many parts, one after the other, and
-            their gradients are added. That takes the memory of one part.
+            their gradients are added. That takes the memory of one part. None: by the free memory,
+            see `clip_randlora.training.memory_plan`; one if a step fits.
+        checkpoint_blocks: keep only the input of each residual block for the backward pass, which
+            computes the block again. The result is the same bit for bit; a step takes a third or
+            less of the activations' memory and about a third more time. None: only if a step does
+            not fit into the free memory otherwise.
         learning_rate: peak learning rate; None: `default_learning_rate`.
         weight_decay: AdamW's weight decay.
         beta2: AdamW's decay rate of the squared gradients' running mean; None: `default_beta2`.
@@ -117,7 +122,8 @@ class TrainConfig(BaseModel):
     min_steps: int = Field(default=60, ge=1)
     max_steps: int | None = Field(default=2000, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int | None = Field(default=None, ge=1)
+    checkpoint_blocks: bool | None = None
     learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta2: float | None = Field(default=None, ge=0, lt=1)

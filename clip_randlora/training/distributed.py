@@ -29,6 +29,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes(device: torch.device) -> int:
+    """Return how many processes of this machine share the memory of a device."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+
+
 def launch_notes() -> list[str]:
     """Note it if `accelerate launch --cpu` was asked for several processes: it starts only one."""
     asked = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ

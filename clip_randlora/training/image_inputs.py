@@ -140,6 +140,13 @@ class ImageInputs:
         )
         return [crops.cut(pixels, self.crop_size, part)]
 
+    def blank(self, count: int) -> Sequence[Tensor]:
+        """Return inputs like those of `draw` for so many images, whatever their values."""
+        if self._cache:
+            zeros = torch.zeros(count, dtype=torch.int64)
+            return self._cache.select(zeros, zeros)
+        return [torch.zeros(count, 3, self.crop_size, self.crop_size)]
+
     def features(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the features (B, E) of the inputs that `draw` returned."""
         return self._cache.features(inputs) if self._cache else self._encode(*inputs)

@@ -39,6 +39,7 @@ class TrainState:
         learning_rate: the peak in use; lower than asked for if the training diverged. None without
             an optimiser.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        accumulate: parts in which the images of a step are encoded; None until they are chosen.
         notes: one line for everything that was done otherwise than asked for.
     """
 
@@ -49,6 +50,7 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     learning_rate: float | None = None
     precision: str = "fp32"
+    accumulate: int | None = None
     notes: list[str] = field(default_factory=list)
 
 

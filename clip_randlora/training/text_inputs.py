@@ -98,6 +98,20 @@ class TextInputs:
             positions[part] = same.int().argmax(dim=1)
         return rows, positions
 
+    def few(self, count: int) -> tuple[Tensor | None, float]:
+        """Return about ``count`` prompts of different classes, and the share of a step's they are.
+
+        A tower that takes all prompts in one go whatever they are gets None: all of them.
+        """
+        if self._fixed is not None or self._cache:
+            return None, 1.0
+        classes = len(self._text.classes)
+        in_step = classes if self.is_per_image else len(self._owners)
+        if not self.is_per_image and self._draws:
+            in_step = min(classes, int(self._most))
+        rows = torch.arange(0, len(self._owners), max(len(self._owners) // count, 1))[:count]
+        return send(rows, self._text.owners.device), len(rows) / max(in_step, len(rows))
+
     def features(self, prompts: Tensor | None) -> Tensor:
         """Return the class features (R, E) of the prompts that `draw` returned."""
         if self._fixed is not None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,15 +30,18 @@ from clip_randlora.training.config import (
 )
 from clip_randlora.training.ctrl_c import DeferredCtrlC
 from clip_randlora.training.cuda_graph import CUDAGraphStep
-from clip_randlora.training.distributed import DistributedStep, is_main_process
+from clip_randlora.training.distributed import DistributedStep, is_main_process, local_processes
 from clip_randlora.training.image_inputs import ImageInputs, draw_batch
 from clip_randlora.training.logger import Diverged, TrainLogger
+from clip_randlora.training.memory_plan import Plan, certainly_fits, choose_plan
 from clip_randlora.training.optimizer import make_optimizer
 from clip_randlora.training.state import OnStep, TrainState
 from clip_randlora.training.text_inputs import TextInputs
 from clip_randlora.training.zero_shot_error import zero_shot_error
 from clip_randlora.utils.devices import Stopwatch, send
+from clip_randlora.utils.memory import free_memory
 from clip_randlora.utils.progress import OnProgress
+from clip_randlora.utils.tensor_memory import TensorMemory
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
@@ -92,7 +96,7 @@ class Trainer:
         )
         state.precision = choose_precision(config.precision, model.device)
         self.distributed = DistributedStep(self.batch_size, model.device)
-        self.parts = _split(self.distributed.part, config.accumulate)
+        self.plan = Plan(config.accumulate or 1, bool(config.checkpoint_blocks))
         self.image_inputs = ImageInputs(
             train_images.to(model.device),
             choose_crop_size(model, config.crop_size),
@@ -111,10 +115,16 @@ class Trainer:
         self._set_up_optimizer(config.learning_rate)
         if self.checkpoint and resume:
             self.checkpoint.restore(model.device)
+            self.plan = replace(self.plan, parts=state.accumulate or self.plan.parts)
             state.learning_rate = float(self.schedule.base_lrs[0])
         self.stopwatch = Stopwatch(model.device)
         self._update: Callable[..., tuple[Tensor, ...]] = self.update
         self._is_updating = False
+
+    @property
+    def parts(self) -> list[slice]:
+        """The parts of a batch that this process encodes, one after the other."""
+        return _split(self.distributed.part, self.plan.parts)
 
     def _set_up_optimizer(self, learning_rate: float | None) -> None:
         """Make the optimiser and its schedule; the rate is the default if it is None."""
@@ -155,17 +165,7 @@ class Trainer:
             prompts: from `TextInputs.draw`.
             targets: the images' labels among the prompts, int64 (B,).
         """
-        losses, accuracies = [], []
-        for part in self.parts:
-            own = slice(part.start - self.parts[0].start, part.stop - self.parts[0].start)
-            of_part = prompts
-            if prompts is not None and self.text_inputs.is_per_image:
-                of_part = prompts[own]
-            share = self.distributed.share * (own.stop - own.start) / len(targets)
-            pieces = [tensor[own] for tensor in images]
-            loss, accuracy = self._add_gradients(pieces, of_part, targets[own], share)
-            losses.append(loss)
-            accuracies.append(accuracy)
+        losses, accuracies = self._add_all_gradients(images, prompts, targets, self.parts)
         loss, accuracy = torch.stack(losses).sum(), torch.stack(accuracies).sum()
         parameters = self.adapter.parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -178,13 +178,46 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, accuracy
 
+    def _add_all_gradients(
+        self,
+        images: Sequence[Tensor],
+        prompts: Tensor | None,
+        targets: Tensor,
+        parts: Sequence[slice],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Add the gradients of the parts of a batch; return each one's share of both figures."""
+        is_per_image = prompts is not None and self.text_inputs.is_per_image
+        encoded = shared = None
+        if len(parts) > 1 and not is_per_image:  # classes are encoded once, for all parts
+            with self._forward():
+                encoded = self.text_inputs.features(prompts)
+            shared = encoded.detach().float().requires_grad_(encoded.requires_grad)
+        losses, accuracies = [], []
+        for part in parts:
+            own = slice(part.start - parts[0].start, part.stop - parts[0].start)
+            of_part = prompts[own] if prompts is not None and is_per_image else prompts
+            share = self.distributed.share * (own.stop - own.start) / len(targets)
+            pieces = [tensor[own] for tensor in images]
+            loss, accuracy = self._add_gradients(pieces, of_part, shared, targets[own], share)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        if encoded is not None and shared is not None and shared.grad is not None:
+            encoded.backward(shared.grad.to(encoded.dtype))
+        return losses, accuracies
+
     def _add_gradients(
-        self, images: Sequence[Tensor], prompts: Tensor | None, targets: Tensor, share: float
+        self,
+        images: Sequence[Tensor],
+        prompts: Tensor | None,
+        class_features: Tensor | None,
+        targets: Tensor,
+        share: float,
     ) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part of a batch; return ``share`` of its loss and accuracy."""
-        with training_forward(self.model.net, self.adapter), self._autocast():
+        with self._forward():
             image_features = self.image_inputs.features(images)
-            class_features = self.text_inputs.features(prompts)
+            if class_features is None:
+                class_features = self.text_inputs.features(prompts)
             scale = self.config.logit_scale or self.model.logit_scale()
             logits = scale * image_features @ class_features.T
             loss = nn.functional.cross_entropy(
@@ -215,6 +248,7 @@ class Trainer:
         with folded_conv_bn(find_conv_bn_pairs(self.model)):
             start = time.perf_counter()
             self._fill_caches()
+            self._choose_plan()
             self.state.seconds += time.perf_counter() - start
             for restarts_left in reversed(range(self.restarts + 1)):
                 try:
@@ -240,11 +274,55 @@ class Trainer:
     def _fill_caches(self) -> None:
         """Run what is frozen once, in the forward pass that the steps will use."""
         epochs = math.ceil(self.state.steps * self.batch_size / len(self.labels))
-        with training_forward(self.model.net, self.adapter), self._autocast():
+        with self._forward():
             self.state.notes += [
                 *self.image_inputs.fill_cache(self.adapter, epochs, self.on_progress),
                 *self.text_inputs.fill_cache(),
             ]
+
+    def _choose_plan(self) -> None:
+        """Choose what the settings leave open, by the free memory."""
+        asked, state = self.config, self.state
+        parts, checkpoints = asked.accumulate or state.accumulate, asked.checkpoint_blocks
+        if self.text_inputs.is_per_image:  # the loss is over a part's classes
+            parts = parts or 1
+        part = self.distributed.part
+        images = part.stop - part.start
+        free = free_memory(self.model.device) // local_processes(self.model.device)
+        is_open = parts is None or checkpoints is None
+        if is_open and not self._certainly_fits(images, free):
+            self.plan, notes = choose_plan(images, free, parts, checkpoints, self._take_dry_step)
+            state.notes += notes
+        state.accumulate = self.plan.parts
+
+    @torch.no_grad()
+    def _certainly_fits(self, images: int, free: int) -> bool:
+        """Return whether a whole step fits, by forward passes of an image and of a few prompts."""
+        prompts, share = self.text_inputs.few(8)
+        strength, self.adapter.strength = self.adapter.strength, 0.0  # no update is computed
+        try:
+            with self._forward(), TensorMemory() as of_image:
+                self.image_inputs.features(self.image_inputs.blank(1))
+            with self._forward(), TensorMemory() as of_prompts:
+                self.text_inputs.features(prompts)
+        finally:
+            self.adapter.strength = strength
+        weights = sum(weight.base.nbytes for weight in self.adapter.weights.values())
+        of_classes = math.ceil(of_prompts.allocated / share)
+        return certainly_fits(images, of_image.allocated, of_classes, weights, free)
+
+    def _take_dry_step(self, plan: Plan, images: int) -> None:
+        """Compute the gradients of parts of so many blank images, and forget them."""
+        usual, self.plan = self.plan, plan
+        parts = _split(slice(0, images * plan.parts), plan.parts)
+        labels = self.labels[torch.arange(images * plan.parts) % len(self.labels)]
+        try:
+            prompts, targets = self.text_inputs.draw(labels, torch.Generator(), parts)
+            blank = self.image_inputs.blank(len(labels))
+            self._add_all_gradients(blank, prompts, targets.to(self.model.device), parts)
+        finally:
+            self.plan = usual
+            self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def _cuda_graph(self) -> Iterator[None]:
@@ -324,11 +402,19 @@ class Trainer:
     def accuracy(self, images: ImageBatch) -> float:
         """Return the share of test images that the model classifies correctly at this step."""
         labels = images.labels.to(self.model.device)
-        with training_forward(self.model.net, self.adapter), self._autocast():
+        with self._forward():
             batches = images.images.split(_EVAL_BATCH)
             features = torch.cat([self.model.encode_image(batch) for batch in batches])
             answers = (features @ self.text.features().T).argmax(dim=-1)
         return float((answers == labels).float().mean())
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        """Make forward passes those of a step, in its precision."""
+        checkpoints = self.plan.checkpoints_blocks
+        step = training_forward(self.model.net, self.adapter, checkpoints_blocks=checkpoints)
+        with step, self._autocast():
+            yield
 
     def _autocast(self) -> torch.autocast:
         """Return the context that computes in the training's precision."""

@@ -57,6 +57,7 @@ TRAIN: dict[int, Change] = {
         added={
             "max_steps": 2000,
             "accumulate": 1,
+            "checkpoint_blocks": False,
             "logit_scale": None,
             "strength": 1.0,
             "stream": False,
