@@ -103,6 +103,7 @@ def gather_and_train(browser: Browser, app: App, out: Path) -> dict:
             give(page, name, sorted((CLIPART / "train" / name).iterdir())[:12])
         page.get_by_text("Takes about").wait_for(timeout=60_000)
         photograph(page, out, "gathered")
+        photograph_search(page, out)
         start_training(page)
         page.wait_for_function(
             "() => +document.querySelector('#progress [role=progressbar]')?.ariaValueNow >= 50"
@@ -115,6 +116,18 @@ def gather_and_train(browser: Browser, app: App, out: Path) -> dict:
         page.get_by_text(re.compile("Run 2 · LoRA")).wait_for(timeout=180_000)
         wait_until_trained(page)
         return page.context.storage_state()
+
+
+def photograph_search(page: Page, out: Path) -> None:
+    """Photograph a search for settings, which is stopped early."""
+    page.get_by_role("button", name="Find the best settings").click()
+    photograph(page, out, "search")
+    page.get_by_role("button", name="Start the search").click()
+    page.locator("#search tbody tr", has_text=" of ").nth(3).wait_for(timeout=120_000)
+    photograph(page, out, "searching")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator("#search .verdict").wait_for(timeout=60_000)
+    photograph(page, out, "searched")
 
 
 def photograph_trained(page: Page, out: Path) -> None:
@@ -135,6 +148,7 @@ def photograph_trained(page: Page, out: Path) -> None:
     bird.locator(".tile").first.click()
     bird.get_by_role("button", name="More for bird").click()
     page.get_by_text("More options").click()
+    page.get_by_role("button", name="Find the best settings").click()
     page.get_by_text("Many images at once").click()
     page.get_by_text("Training curves").click()
     page.get_by_label("Name of a new class").fill("bird")

@@ -1,6 +1,7 @@
 """The search for settings: on training images alone, within its time, and into a file."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,25 @@ def colors(tmp_path_factory):
     return write_colors(tmp_path_factory.mktemp("colors"), {"train": 6, "test": 5})
 
 
+class Forbidden:
+    """The content of an image that nobody may look at."""
+
+    size = 1
+
+    def read(self):
+        raise AssertionError("a test image was read")
+
+
 @pytest.fixture(scope="module")
 def found(tiny_folder, colors, tmp_path_factory):
-    """A search on coloured squares, whose candidates were recorded as they came."""
+    """A search on coloured squares, whose candidates were recorded as they came.
+
+    None of its test images may be read.
+    """
     seen: list[Trial] = []
     model, data = cr.load_model(str(tiny_folder)), cr.load_data(colors)
+    items = tuple(replace(item, content=Forbidden()) for item in data.test)
+    data = replace(data, test=replace(data.test, items=items))
     config = cr.TrainConfig(method={"method": "randlora", "rank": 4}, **FAST)
     tuning = cr.tune(
         model, data, 2, config, methods=[{"method": "randlora", "rank": 4}, "anchored_head"],
