@@ -12,6 +12,7 @@ from benchmarks.blocks import blocks
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
+from benchmarks.listing import listing
 from benchmarks.page import page
 from benchmarks.read import read
 from benchmarks.scale import scale
@@ -42,6 +43,7 @@ for command in (
     page,
     export,
     read,
+    listing,
 ):
     app.command()(command)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -24,10 +24,26 @@ INTERRUPTED, CELLS_FAILED = 130, 1
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Show a spinner while the block imports heavy libraries."""
-    with messages.status("loading"):
+    """Show that the block imports heavy libraries or loads a model."""
+    with working("loading"):
         yield
     check()
+
+
+@contextmanager
+def working(stage: str) -> Iterator[None]:
+    """Show that the block is under way, which cannot say how far it is.
+
+    A terminal has a spinner at once; elsewhere there are the lines of `progress`.
+    """
+    if messages.is_terminal:
+        with messages.status(stage):
+            yield
+        return
+    from clip_randlora.utils.progress import one_stage
+
+    with progress() as on_progress, one_stage(stage, on_progress):
+        yield
 
 
 @contextmanager
@@ -35,8 +51,7 @@ def progress() -> Iterator[ProgressBars]:
     """Yield an ``on_progress(stage, done, total)`` that is shown on standard error."""
     from clip_randlora.cli.progress_bars import ProgressBars
 
-    bars = ProgressBars(messages)
-    with nullcontext() if bars.disable else bars:
+    with ProgressBars(messages) as bars:
         yield bars
 
 

@@ -39,6 +39,14 @@ ClassFoldersOption = Annotated[
     str | None,
     typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested folders."),
 ]
+CheckOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--check/--no-check",
+        help="Read every file's header and look for copies of test images. Default: up to 100,000 "
+        "images.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -96,6 +104,7 @@ def load_data_and_model(
     model: str,
     pretrained: str | None,
     device: str | None,
+    check: bool | None = None,
 ) -> tuple[Data, Model]:
     """Load what the options of these names say, and show how far the reading is."""
     with loading():
@@ -106,6 +115,7 @@ def load_data_and_model(
             data,
             test,
             class_folders=class_folders,  # type: ignore[arg-type]  # checked there
+            check=check,
             on_progress=on_progress,
         )
     with loading():

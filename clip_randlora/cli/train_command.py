@@ -20,6 +20,7 @@ from clip_randlora.cli.console import (
     results,
 )
 from clip_randlora.cli.options import (
+    CheckOption,
     ClassFoldersOption,
     DataArgument,
     DeviceOption,
@@ -112,6 +113,7 @@ def train(
         ),
     ] = None,
     device: DeviceOption = None,
+    check: CheckOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     prompts: Annotated[
         bool, typer.Option("--prompts", help="Show every prompt before training.")
@@ -151,6 +153,7 @@ def train(
         class_folders,
         prompts,
         image_cache,
+        check,
     )
 
 
@@ -170,6 +173,7 @@ def _train(
     class_folders: str | None = None,
     all_prompts: bool = False,
     image_cache: Path | None = None,
+    check: bool | None = None,
 ) -> None:
     with loading():
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
@@ -178,7 +182,9 @@ def _train(
         config = TrainConfig.parse(settings)
         if resume:
             class_folders = class_folders or read_class_folders(out)
-    labelled, loaded = load_data_and_model(data, test, class_folders, model, pretrained, device)
+    labelled, loaded = load_data_and_model(
+        data, test, class_folders, model, pretrained, device, check
+    )
     messages.print(
         Text(str(loaded.net.model_name), style="bold"),
         f", on {loaded.device}; {labelled.name}: {len(labelled.classes)} classes",

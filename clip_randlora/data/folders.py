@@ -159,6 +159,12 @@ class _Folder:
         for folder in self.folders.values():
             yield from folder.all_files()
 
+    def all_folders(self) -> Iterator[_Folder]:
+        """The folder, and those in it, in the order of `all_files`."""
+        yield self
+        for folder in self.folders.values():
+            yield from folder.all_folders()
+
     def without(self, names: Iterable[str]) -> _Folder:
         """The same folder without some of the folders in it."""
         dropped = set(names)
@@ -547,8 +553,8 @@ class _FolderReader:
 
     def _walk(
         self, folder: _Folder, path: Parts, split: str | None
-    ) -> Iterator[tuple[File, _Place | None]]:
-        """Yield the images in and below a folder, with their places; None if in no split.
+    ) -> Iterator[tuple[list[File], _Place | None]]:
+        """Yield the images of each folder in and below a folder, and their place; None if no split.
 
         Args:
             folder: the folder of the classes, or one below it.
@@ -560,9 +566,8 @@ class _FolderReader:
         splits: dict[str, str] = {}
         if split is None:
             splits = folder.splits() or (bare_splits(folder.folders) if path else {})
-        if not splits:
-            place = _Place(split, path) if split is not None else None
-            yield from ((file, place) for file in folder.files)
+        if not splits and folder.files:
+            yield folder.files, (_Place(split, path) if split is not None else None)
         only = folder.lone_folder()
         is_skipped = path and only is not None and is_container(only.parts[-1])
         for name, sub in folder.folders.items():
@@ -576,42 +581,44 @@ class _FolderReader:
 
     def _take_splits_below(self, top: _Folder) -> bool:
         """Take ``cat/train`` and ``cat/test``, at any depth. Return False if there are none."""
-        found = {id(file): (file, place) for file, place in self._walk(top, (), None)}
-        places = {key: place for key, (_, place) in found.items() if place is not None}
-        bare = [file for file, place in found.values() if place is None]
-        kinds = {place.split for place in places.values()}
+        found = list(self._walk(top, (), None))
+        placed = [(files, place) for files, place in found if place is not None]
+        bare = [files[0] for files, place in found if place is None]  # one of each folder
+        kinds = {place.split for _, place in placed}
         if TRAIN not in kinds or (bare and kinds == {TRAIN}):
             return False
-        if any(len(file.parts) > len(top.parts) + 1 for file in bare):
-            folders = {"/".join((*file.parts[:-1], "")) for file in bare}
+        if any(file.name.count("/") > len(top.parts) for file in bare):
+            folders = {f"{file.folder}/" for file in bare}
             raise UserError(
                 f"{self.source}: some folders have a split below them and others, like "
                 f"{min(folders, key=natural_key)}, have none; put all classes into train/ and test/"
             )
         groups: dict[str, set[str]] = defaultdict(set)
-        for place in places.values():
+        for _, place in placed:
             groups[place.path[0]].update(place.path[1:2])
         self._check_same_folders(top, groups)
         test = _test_split(kinds)
         if test == VALIDATION:
             self.notes.append("No test folders below the classes: val is the test split.")
-        unused = {key: p.split for key, p in places.items() if p.split not in (TRAIN, test)}
+        unused = [(files, place) for files, place in placed if place.split not in (TRAIN, test)]
         if unused:
-            kind = " and ".join(sorted(set(unused.values())))
-            self.notes.append(f"The {kind} folders are left out ({len(unused)} images).")
-            self.left_out.update(unused)
-        for key, place in places.items():
-            if key not in unused:
-                self.placed[key] = _Place(TRAIN if place.split == TRAIN else TEST, place.path)
+            kind = " and ".join(sorted({place.split for _, place in unused}))
+            count = sum(len(files) for files, _ in unused)
+            self.notes.append(f"The {kind} folders are left out ({count} images).")
+            self.left_out.update(id(file) for files, _ in unused for file in files)
+        for files, place in placed:
+            if place.split in (TRAIN, test):
+                kept = _Place(TRAIN if place.split == TRAIN else TEST, place.path)
+                self.placed.update(dict.fromkeys(map(id, files), kept))
         self.class_parents.append(top.parts)
         self.has_test = test is not None
         return True
 
     def _take_classes(self, folder: _Folder, split: str = TRAIN) -> None:
         """Take the folders in a folder as classes."""
-        for file, place in self._walk(folder, (), split):
+        for files, place in self._walk(folder, (), split):
             if place is not None and place.path:
-                self.placed[id(file)] = place
+                self.placed.update(dict.fromkeys(map(id, files), place))
         self.class_parents.append(folder.parts)
 
     # --- afterwards
@@ -646,12 +653,12 @@ class _FolderReader:
 
     def _leave_out_mask_files(self, top: _Folder) -> None:
         """Leave out files like ``1_mask.png`` beside ``1.png``."""
-        stems = {(*file.parts[:-1], _stem(file)) for file in top.all_files()}
-        masks = []
-        for file in top.all_files():
-            found = _MASK_FILE.fullmatch(_stem(file))
-            if found and (*file.parts[:-1], found[1]) in stems and id(file) in self.placed:
-                masks.append(file)
+        masks = [
+            file
+            for folder in top.all_folders()
+            for file in _masks_among(folder.files)
+            if id(file) in self.placed
+        ]
         if masks:
             named = join_names(file.name for file in masks)
             self.notes.append(f"{len(masks)} masks beside their images are left out ({named}).")
@@ -724,7 +731,8 @@ class _FolderReader:
 
     def _note_empty(self) -> Iterator[str]:
         """Note the class folders without images."""
-        filled = {file.parts[:depth] for file in self.images for depth in range(1, len(file.parts))}
+        lowest = [tuple(folder.split("/")) for folder in {file.folder for file in self.images}]
+        filled = {parts[:depth] for parts in lowest for depth in range(1, len(parts) + 1)}
         empty = [
             "/".join((*folder, ""))
             for folder in self.listing.folders - filled
@@ -741,10 +749,14 @@ def _test_split(splits: Iterable[str]) -> str | None:
 
 def _tree(images: Iterable[File]) -> _Folder:
     root = _Folder(())
+    known = {"": root}
     for file in images:
-        folder = root
-        for depth, name in enumerate(file.parts[:-1], 1):
-            folder = folder.folders.setdefault(name, _Folder(file.parts[:depth]))
+        folder = known.get(file.folder)
+        if folder is None:
+            folder = root
+            for depth, name in enumerate(parts := file.parts[:-1], 1):
+                folder = folder.folders.setdefault(name, _Folder(parts[:depth]))
+            known[file.folder] = folder
         folder.files.append(file)
     return root
 
@@ -775,8 +787,15 @@ def _find_alike(groups: dict[str, set[str]]) -> tuple[list[str], set[str]]:
     return [], set()
 
 
+def _masks_among(files: Sequence[File]) -> list[File]:
+    """Return the files of a folder that are masks of others in it, by their names."""
+    found = [(file, match[1]) for file in files if (match := _MASK_FILE.fullmatch(_stem(file)))]
+    stems = set(map(_stem, files)) if found else set()
+    return [file for file, image in found if image in stems]
+
+
 def _stem(file: File) -> str:
-    return file.parts[-1].rpartition(".")[0]
+    return file.own_name.rpartition(".")[0]
 
 
 def _join_folders(names: Iterable[str]) -> str:

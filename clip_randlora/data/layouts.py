@@ -44,7 +44,7 @@ from clip_randlora.data.sources import (
     natural_key,
 )
 from clip_randlora.errors import UserError
-from clip_randlora.utils.progress import OnProgress
+from clip_randlora.utils.progress import OnProgress, one_stage
 
 
 def read_layout(
@@ -139,7 +139,7 @@ def _split_by_pattern(files: ClassFiles, pattern: str) -> tuple[ClassFiles, Clas
     test: ClassFiles = {}
     for name, group in files.items():
         for file in group:
-            chosen = test if fnmatchcase(file.parts[-1], pattern) else train
+            chosen = test if fnmatchcase(file.own_name, pattern) else train
             chosen.setdefault(name, []).append(file)
     return train, test
 
@@ -191,7 +191,8 @@ def _read_listed(
         return read_project(str(source), project, listing, images)
     if not images:
         raise UserError(f"{source}: no images found; {EXPECTED_LAYOUT}")
-    return read_folders(str(source), listing, images, class_folders)
+    with one_stage("sorting into classes", on_progress):
+        return read_folders(str(source), listing, images, class_folders)
 
 
 def _read_tables(parts: Parts, on_progress: OnProgress | None) -> Layout:
@@ -252,9 +253,9 @@ def list_files(
     if (parts := find_parts(source)) is not None:
         return Listing(), [], parts
     if path.is_dir():
-        listing = list_folder(path)
+        listing = list_folder(path, on_progress)
     elif path.is_file():
-        listing = list_zip(path)
+        listing = list_zip(path, on_progress)
     elif path.exists():
         raise UserError(f"{source}: neither a folder nor a file; give a folder or a .zip")
     elif str(source) in DATASETS:
@@ -268,12 +269,12 @@ def list_files(
     images: list[File] = []
     others: list[File] = []
     for file in listing.files:
-        is_image = os.path.splitext(file.parts[-1])[1].lower() in EXTENSIONS
+        is_image = os.path.splitext(file.own_name)[1].lower() in EXTENSIONS
         (images if is_image else others).append(file)
     if not images and path.is_dir() and (parts := parts_of(path, others)) is not None:
         return listing, images, parts
     for file in others:
-        extension = os.path.splitext(file.parts[-1])[1].lower()
+        extension = os.path.splitext(file.own_name)[1].lower()
         listing.skip(file.name, f"not an image ({extension or 'no extension'})")
     return listing, images, None
 

@@ -21,6 +21,7 @@ from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.wording import join_names
 
+MOST_CHECKED = 100_000  # images of a set whose headers are read and whose contents are compared
 HELD_OUT_NOTE = "No test split: held out"  # the beginning of the note on held-out images
 
 
@@ -31,6 +32,7 @@ def load_data(
     *,
     class_folders: ClassFolders | None = None,
     validation: int | None = None,
+    check: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Data:
     """Read a labelled image set. The images' headers are checked, pixels are not decoded yet.
@@ -53,6 +55,9 @@ def load_data(
             splits.
         validation: number of training images to hold back for validation, the same ones each time;
             by default the source's own validation images, or what the data set's spec says.
+        check: whether the headers of all images are read, and contents compared, so that no copy
+            of a test image is trained on. By default up to ``MOST_CHECKED`` images are. A broken
+            image that was not found in this way is left out and named when it is decoded.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -72,20 +77,25 @@ def load_data(
         layout.add_test(test_layout)
     classes = _classes_of(layout)
     _check_classes(source, test or source, classes, layout.test)
+    if check is None:
+        check, remarks = _choose_check(layout)
+        notes += remarks
+    is_checked = check and not layout.is_ready_made
 
-    train, broken = _read_items(layout.train, classes, layout, on_progress)
+    train, broken = _read_items(layout.train, classes, is_checked, on_progress)
     skipped += broken
     if not layout.is_test_only:
         _check_not_empty(classes, train, broken)
     digests: dict[int, str] = {}
     if layout.test is None:
-        digests = _digests(train, on_progress)
+        digests = _digests(train, on_progress) if check else {}
         train, tested, note = _hold_out(train, classes, digests, held_out)
         notes.append(note)
     else:
-        tested, broken = _read_items(layout.test, classes, test_layout, on_progress)
+        is_test_checked = check and not test_layout.is_ready_made
+        tested, broken = _read_items(layout.test, classes, is_test_checked, on_progress)
         skipped += broken
-        if not layout.is_ready_made:
+        if is_checked:
             digests = _digests([*train, *tested], on_progress)
         share = held_out if test is None else 0.0
         train, tested, leaks = _remove_leaks(train, tested, digests, classes, share)
@@ -97,7 +107,7 @@ def load_data(
     validated: list[Item] = []
     validation_draw = None
     if layout.validation is not None and validation is None:
-        validated, broken = _read_items(layout.validation, classes, layout, on_progress)
+        validated, broken = _read_items(layout.validation, classes, is_checked, on_progress)
         skipped += broken
         validation_draw = layout.validation_draw
     elif held_back:
@@ -127,13 +137,17 @@ def list_images(
     """List every image of a folder or ``.zip``, also in nested folders; the labels mean nothing.
 
     Returns:
-        The images with readable headers, naturally sorted by name, and the files left out.
+        The images, naturally sorted by name, and the files left out. Up to ``MOST_CHECKED``
+        images, those without a readable header are left out too.
 
     Raises:
         UserError: the source is missing, cannot be read, or holds no image.
     """
     listing, images = list_source(source, on_progress)
-    good, broken = _check_headers([Item(f.name, 0, f.content) for f in images], on_progress)
+    good = [Item(file.name, 0, file.content) for file in images]
+    broken: list[Skipped] = []
+    if len(good) <= MOST_CHECKED:
+        good, broken = _check_headers(good, on_progress)
     if not good:
         raise UserError(f"{source}: no images that can be read")
     return good, [*listing.skipped, *broken]
@@ -191,7 +205,8 @@ def load_labelled(
             f"{source}: the run does not know the class {unknown[0]!r}; it knows "
             f"{', '.join(classes)} (--own-classes answers among the classes of {source})"
         )
-    items, broken = _read_items(files, classes, layout, on_progress)
+    is_checked = not layout.is_ready_made and _count(files) <= MOST_CHECKED
+    items, broken = _read_items(files, classes, is_checked, on_progress)
     skipped = (*layout.skipped, *broken)
     if not items:
         first = f" (the first is {skipped[0].name}: {skipped[0].reason})" if skipped else ""
@@ -218,7 +233,7 @@ def _read_single_class(
     if name not in classes:
         return None
     listing, images, _ = list_files(source, on_progress)
-    folders = {part for file in images for part in file.parts[:-1]}
+    folders = {part for folder in {file.folder for file in images} for part in folder.split("/")}
     if not images or folders & set(classes):
         return None
     return Layout({name: images}, skipped=listing.skipped)
@@ -268,16 +283,35 @@ def _check_not_empty(classes: Sequence[str], train: list[Item], broken: list[Ski
             )
 
 
+def _choose_check(layout: Layout) -> tuple[bool, list[str]]:
+    """Return whether a set is small enough to read every file's header, and a note if it is not."""
+    count = sum(map(_count, (layout.train, layout.test or {}, layout.validation or {})))
+    if count <= MOST_CHECKED:
+        return True, []
+    if layout.is_ready_made and layout.test is not None:  # not checked in any case
+        return False, []
+    note = (
+        f"There are more than {MOST_CHECKED:,} images ({count:,}): their headers were not read, "
+        f"and copies of test images were not looked for (--check, or check=True in Python, does "
+        f"both)."
+    )
+    return False, [note]
+
+
+def _count(files: ClassFiles) -> int:
+    return sum(map(len, files.values()))
+
+
 def _read_items(
-    files: ClassFiles, classes: Sequence[str], layout: Layout, on_progress: OnProgress | None
+    files: ClassFiles, classes: Sequence[str], is_checked: bool, on_progress: OnProgress | None
 ) -> tuple[list[Item], list[Skipped]]:
-    """Return files as items, without those that are no images; published sets are not checked."""
+    """Return files as items, and if they are checked, without those that are no images."""
     items = [
         Item(file.name, label, file.content)
         for label, name in enumerate(classes)
         for file in files.get(name, [])
     ]
-    return (items, []) if layout.is_ready_made else _check_headers(items, on_progress)
+    return _check_headers(items, on_progress) if is_checked else (items, [])
 
 
 def _check_headers(
@@ -316,11 +350,20 @@ def _digests(items: Sequence[Item], on_progress: OnProgress | None) -> dict[int,
 def _hold_out(
     items: list[Item], classes: Sequence[str], digests: dict[int, str], share: float
 ) -> tuple[list[Item], list[Item], str]:
-    """Split images into those for training and those for testing; the third result is a note."""
+    """Split images into those for training and those for testing; the third result is a note.
+
+    Without digests no image is a copy of another, and a class's split depends on no other class.
+    """
     groups = Split(tuple(items), tuple(classes)).by_class()
-    held = hold_out(
-        {classes[label]: [digests[id(i)] for i in group] for label, group in groups.items()}, share
-    )
+    if digests:
+        held = hold_out(
+            {classes[label]: [digests[id(i)] for i in group] for label, group in groups.items()},
+            share,
+        )
+    else:
+        held = {}
+        for label, group in groups.items():
+            held |= hold_out({classes[label]: range(len(group))}, share)
     train: list[Item] = []
     test: list[Item] = []
     for label, group in groups.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import stat
+import sys
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -17,8 +19,15 @@ from PIL import Image
 from clip_randlora.data.dataset import Content, Skipped
 from clip_randlora.data.images import MAX_FILE_BYTES, UnreadableImage, oversize_reason
 from clip_randlora.errors import UserError
+from clip_randlora.utils.progress import (
+    OnProgress,
+    StageOfUnknownLength,
+    one_stage,
+    report_progress,
+)
 
-MAX_FILES = 1_000_000
+MAX_FILES = 1_000_000  # of an archive; it may come from a stranger
+MAX_FOLDER_FILES = 10_000_000  # and as many folders
 MAX_DEPTH = 64  # folders in folders
 MAX_ARCHIVE_BYTES = 32 * 2**30  # unpacked
 MAX_EXPANSION = 100  # times an archive's size; archives below MAX_UNJUDGED_BYTES may expand more
@@ -26,20 +35,40 @@ MAX_UNJUDGED_BYTES = 2**30
 
 _ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of the directory at a zip's end
 _ZIP_DIRECTORY_BYTES = 128 * 2**20
+_NUMBER = re.compile("[0-9]+")
 _JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # left by operating systems
 
 
-@dataclass(frozen=True)
 class File:
-    """One file of a source: the parts of its path below the root, and its content."""
+    """One file of a source: its path below the root, and its content.
 
-    parts: tuple[str, ...]
-    content: Content
+    There may be a million, so a file is as small as it can be: the parts of its path are not kept.
+
+    Args:
+        name: the path below the root, with ``/``, or the parts of that path.
+        content: where it is read from.
+    """
+
+    __slots__ = ("content", "name")
+
+    def __init__(self, name: str | tuple[str, ...], content: Content):
+        self.name = name if isinstance(name, str) else "/".join(name)
+        self.content = content
 
     @property
-    def name(self) -> str:
-        """The path below the root, with ``/``."""
-        return "/".join(self.parts)
+    def parts(self) -> tuple[str, ...]:
+        """The parts of its path below the root."""
+        return tuple(self.name.split("/"))
+
+    @property
+    def folder(self) -> str:
+        """The path of the folder that it lies in, "" for the root."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def own_name(self) -> str:
+        """The last part of its path."""
+        return self.name.rpartition("/")[2]
 
 
 @dataclass
@@ -64,19 +93,31 @@ class LabelledFiles:
     names: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DiskFile:
-    """An image file on disk, and its size in bytes."""
+    """An image file on disk, and its size in bytes.
 
-    path: Path
+    Attributes:
+        location: its path, from ``root`` on.
+        size: bytes.
+        root: a folder, which many files share to take less memory.
+    """
+
+    location: str | Path
     size: int
+    root: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The path."""
+        return Path(self.root, self.location)
 
     def read(self) -> Path:
         """Return the path: PIL reads only as much as it needs."""
         return self.path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZipMember:
     """An image inside an archive, only ever read into memory; errors call it ``name``."""
 
@@ -116,71 +157,118 @@ class MemoryImage:
         return self.image
 
 
-def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Return a sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling."""
-    pieces: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", text.casefold()))
-    # numbers by length, then digits: the order of int(), for numbers of any length
-    digits = [str(piece).lstrip("0") for piece in pieces[1::2]]
-    pieces[1::2] = [(len(number), number) for number in digits]
-    return pieces, text
+def natural_key(text: str) -> str:
+    """Return a sort key that puts ``img2`` before ``img10`` and ignores case, ties by spelling.
+
+    Numbers compare by their length without leading zeros, and then by their digits. That is the
+    order of ``int()``, for numbers of any length. A NUL, which no name has, begins each number and
+    the spelling at the end: what ends there comes before what goes on.
+    """
+    return f"{_NUMBER.sub(_number_key, text.casefold())}\0\0{text}"
 
 
-def list_folder(root: Path) -> Listing:
+def _number_key(number: re.Match[str]) -> str:
+    digits = number[0].lstrip("0")
+    return f"\0{chr(min(1 + len(digits), sys.maxunicode))}{digits}"
+
+
+def list_folder(root: Path, on_progress: OnProgress | None = None) -> Listing:
     """List the files below ``root``. Links are followed, hidden files are left out.
 
+    A file takes about 250 bytes of memory until it is sorted into its class.
+
+    Args:
+        root: an existing folder.
+        on_progress: told how many files are found, see `clip_randlora.utils.progress.OnProgress`.
+
     Raises:
-        UserError: the folder may not be read, or holds more than ``MAX_FILES`` files.
+        UserError: the folder may not be read, or holds more than ``MAX_FOLDER_FILES`` files or
+            folders.
     """
-    listing = Listing()
-    _walk(root, root, (), (os.path.realpath(root),), listing)
-    listing.files.sort(key=lambda file: natural_key(file.name))
-    return listing
+    return _FolderLister(root, on_progress).list()
 
 
-def _walk(
-    root: Path, folder: Path, parts: tuple[str, ...], above: tuple[str, ...], listing: Listing
-) -> None:
-    """List one folder and those in it; ``above`` are the real paths of the folders around it."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
-    except OSError as error:
-        if not parts:
-            raise UserError(f"{root}: cannot be read ({error.strerror}); check it") from None
-        listing.skip("/".join(parts), str(error.strerror))
-        return
-    if len(parts) >= MAX_DEPTH:
-        listing.skip("/".join(parts), f"more than {MAX_DEPTH} folders deep")
-        return
-    for entry in entries:
-        here = (*parts, printable(entry.name))
-        name = "/".join(here)
-        if entry.name.casefold() in _JUNK:
-            continue
-        if entry.name.startswith("."):
-            listing.skip(name, "hidden")
-        elif _is(entry.is_dir):
-            real = os.path.realpath(entry.path)
-            if real in above:
-                listing.skip(name, "a link to a folder it lies in")
+class _FolderLister:
+    """Lists one folder, and those in it."""
+
+    def __init__(self, root: Path, on_progress: OnProgress | None):
+        self.root, self.path, self.on_progress = root, str(root), on_progress
+        self.listing = Listing()
+        self.groups: list[list[File]] = []  # the files of each folder, naturally sorted
+        self.found = StageOfUnknownLength("listing files", on_progress)
+
+    def list(self) -> Listing:
+        self._enter(self.path, (), (os.path.realpath(self.root),))
+        self.found.end()
+        # whole names decide, of files in c1 and in c01 for example; one folder is sorted at a time,
+        # because the keys of all files would take more memory than the files
+        files = heapq.merge(*self.groups, key=lambda file: natural_key(file.name))
+        self.listing.files = list(
+            report_progress(files, "sorting files", self.found.done, self.on_progress)
+        )
+        return self.listing
+
+    def _enter(self, folder: str, parts: tuple[str, ...], above: tuple[str, ...]) -> None:
+        """List a folder and those in it; ``above`` are the real paths of the folders around it."""
+        listing = self.listing
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
+        except OSError as error:
+            if not parts:
+                raise UserError(
+                    f"{self.root}: cannot be read ({error.strerror}); check it"
+                ) from None
+            listing.skip("/".join(parts), str(error.strerror))
+            return
+        if len(parts) >= MAX_DEPTH:
+            listing.skip("/".join(parts), f"more than {MAX_DEPTH} folders deep")
+            return
+        files: list[File] = []
+        self.groups.append(files)  # before those of the folders in it, as in the walk
+        prefix = "".join(f"{part}/" for part in parts)
+        is_printable = folder == os.path.join(self.path, *parts)
+        is_sorted = True
+        for entry in entries:
+            own_name = printable(entry.name)
+            is_sorted = is_sorted and own_name == entry.name
+            name = prefix + own_name
+            if entry.name.casefold() in _JUNK:
                 continue
-            listing.folders.add(here)
-            _walk(root, Path(entry.path), here, (*above, real), listing)
-        elif _is(entry.is_file):
-            try:
-                size = entry.stat().st_size
-            except FileNotFoundError:
-                listing.skip(name, "removed while the folder was read")
-                continue
-            if size > MAX_FILE_BYTES:
-                listing.skip(name, oversize_reason(size))
+            if entry.name.startswith("."):
+                listing.skip(name, "hidden")
+            elif _is(entry.is_dir):
+                real = os.path.realpath(entry.path)
+                if real in above:
+                    listing.skip(name, "a link to a folder it lies in")
+                    continue
+                listing.folders.add((*parts, own_name))
+                self._refuse_more_than(MAX_FOLDER_FILES, "folders", len(listing.folders))
+                self._enter(entry.path, (*parts, own_name), (*above, real))
+            elif _is(entry.is_file):
+                try:
+                    size = entry.stat().st_size
+                except FileNotFoundError:
+                    listing.skip(name, "removed while the folder was read")
+                    continue
+                if size > MAX_FILE_BYTES:
+                    listing.skip(name, oversize_reason(size))
+                    continue
+                if is_printable and own_name == entry.name:
+                    content = DiskFile(name, size, self.path)
+                else:
+                    content = DiskFile(entry.path, size)
+                files.append(File(name, content))
+                self.found.add()
+                self._refuse_more_than(MAX_FOLDER_FILES, "files", self.found.done)
             else:
-                listing.files.append(File(here, DiskFile(Path(entry.path), size)))
-        else:
-            is_link = entry.is_symlink()
-            listing.skip(name, "a link to nothing" if is_link else "not a regular file")
-        for kind, count in ("files", len(listing.files)), ("folders", len(listing.folders)):
-            if count > MAX_FILES:
-                raise UserError(f"{root}: more than {MAX_FILES} {kind}; give a smaller folder")
+                is_link = entry.is_symlink()
+                listing.skip(name, "a link to nothing" if is_link else "not a regular file")
+        if not is_sorted:  # a name that was escaped may belong elsewhere
+            files.sort(key=lambda file: natural_key(file.name))
+
+    def _refuse_more_than(self, most: int, kind: str, count: int) -> None:
+        if count > most:
+            raise UserError(f"{self.root}: more than {most} {kind}; give a smaller folder")
 
 
 def _is(kind: Callable[[], bool]) -> bool:
@@ -191,15 +279,20 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def list_zip(path: Path) -> Listing:
+def list_zip(path: Path, on_progress: OnProgress | None = None) -> Listing:
     """List the members of a zip archive. Nothing is unpacked to disk.
+
+    Args:
+        path: of the archive.
+        on_progress: told how many files are found, see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: not a zip archive, broken, encrypted, or larger than the bounds.
     """
     try:
         _check_count(path)
-        archive = zipfile.ZipFile(path)
+        with one_stage("opening the archive", on_progress):
+            archive = zipfile.ZipFile(path)
     except UserError:
         raise
     except PermissionError:
@@ -211,8 +304,8 @@ def list_zip(path: Path) -> Listing:
     members = archive.infolist()
     _check_bounds(path, members)
     listing = Listing()
-    files: dict[tuple[str, ...], File] = {}
-    for info in members:
+    files: dict[str, File] = {}
+    for info in report_progress(members, "listing files", len(members), on_progress):
         parts = _member_parts(info)
         if parts is None:
             listing.skip(printable(info.filename), "unsafe path")
@@ -237,9 +330,9 @@ def list_zip(path: Path) -> Listing:
             if info.file_size > MAX_FILE_BYTES:
                 listing.skip(name, oversize_reason(info.file_size))
                 continue
-            if parts in files:
+            if name in files:
                 listing.skip(name, "twice in the archive, last one used")
-            files[parts] = File(parts, ZipMember(archive, info, name))
+            files[name] = File(name, ZipMember(archive, info, name))
     listing.files = sorted(files.values(), key=lambda file: natural_key(file.name))
     return listing
 
@@ -293,6 +386,8 @@ def safe_parts(name: str) -> tuple[str, ...] | None:
 
 def printable(text: str) -> str:
     """Compose accents and escape what is not printable: names go to terminals and UTF-8 files."""
+    if text.isascii() and text.isprintable():
+        return text
     text = unicodedata.normalize("NFC", text)
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()

@@ -8,11 +8,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_ITEMS_BETWEEN_REPORTS = 1000
+
 OnProgress = Callable[[str, int, int], None]
 """``on_progress(stage, done, total)``: ``done`` of the ``total`` items of a stage are done.
 
-The first call of a stage has ``done < total``, the last one ``done == total``. One stage follows
-another; each has its own name.
+A total of 0 means that it is not known yet. The first call of a stage has ``done == 0``, the last
+one ``done == total``. One stage follows another; each has its own name.
 """
 
 
@@ -38,11 +40,35 @@ def report_progress(
         on_progress(stage, done, total)
 
 
+class StageOfUnknownLength:
+    """Reports how many items of a stage are done, if their number is only known at the end.
+
+    Attributes:
+        done: the items so far.
+    """
+
+    def __init__(self, stage: str, on_progress: OnProgress | None):
+        self.stage, self.done, self._on_progress = stage, 0, on_progress
+        if on_progress is not None:
+            on_progress(stage, 0, 0)
+
+    def add(self) -> None:
+        """Count an item."""
+        self.done += 1
+        if self.done % _ITEMS_BETWEEN_REPORTS == 0 and self._on_progress is not None:
+            self._on_progress(self.stage, self.done, 0)
+
+    def end(self) -> None:
+        """Report that the items are all that there are."""
+        if self._on_progress is not None:
+            self._on_progress(self.stage, self.done, self.done)
+
+
 @contextmanager
 def one_stage(stage: str, on_progress: OnProgress | None) -> Iterator[None]:
     """Report the beginning and the end of work that cannot say how far it is."""
     if on_progress is not None:
-        on_progress(stage, 0, 1)
+        on_progress(stage, 0, 0)
     yield
     if on_progress is not None:
         on_progress(stage, 1, 1)

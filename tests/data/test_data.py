@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import struct
 import time
@@ -30,6 +31,7 @@ from clip_randlora.data import (
     draw_shots,
     images,
     load_data,
+    loading,
     sources,
     summarize_skipped,
 )
@@ -503,6 +505,7 @@ def test_zip_that_cannot_be_used(tmp_path, monkeypatch):
             load_data(archive)
     with monkeypatch.context() as patch:
         patch.setattr(sources, "MAX_FILES", 5)
+        patch.setattr(sources, "MAX_FOLDER_FILES", 5)
         for source in (root, archive):
             with pytest.raises(UserError, match=r"5|6 files"):
                 load_data(source)
@@ -515,6 +518,47 @@ def test_a_file_over_the_bound_is_left_out(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
     data = load_data(root if kind == "folder" else zip_of(root, tmp_path / "set.zip"))
     assert [entry.name for entry in data.skipped] == ["cat/big.bmp"]
+
+
+def test_files_are_in_natural_order_of_their_whole_names(tmp_path):
+    names = [
+        f"{folder}/{name}"
+        for folder in ("c1", "c01", "c10", "c2", "cat", "cats", "Cat", "cat/b", "cat/b2", "cat-1")
+        for name in ("1.png", "01.png", "10.png", "2.png", "B.png", "a.png", "b.png", "é.png")
+    ]
+    names += ["2.png", "10.png", "a\n1/x.png", "a0/x.png", "a\n1/\n.png", "cat/0b.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    listing = sources.list_folder(tmp_path)
+    found = [file.name for file in listing.files]
+    escaped = [name.replace("\n", "\\n") for name in names]
+    assert found == sorted(escaped, key=lambda name: (plain_natural_key(name), name))
+    assert [file.content.path.is_file() for file in listing.files] == [True] * len(names)
+
+
+def plain_natural_key(text):
+    """Numbers as numbers, other text without case."""
+    pieces = re.split(r"([0-9]+)", text.casefold())
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
+
+
+def test_headers_of_a_large_set_are_not_read_and_copies_not_looked_for(tmp_path, monkeypatch):
+    root = write_classes(tmp_path / "set", {"cat": 5, "dog": 5})
+    (root / "cat" / "img4.png").write_bytes(b"broken")
+    (root / "dog" / "img4.png").write_bytes((root / "dog" / "img0.png").read_bytes())
+    small = load_data(root)
+    assert [entry.name for entry in small.skipped] == ["cat/img4.png"]
+
+    monkeypatch.setattr(loading, "MOST_CHECKED", 9)
+    large = load_data(root)
+    assert not large.skipped and len(large.train) + len(large.test) == 10
+    assert "There are more than 9 images (10): their headers were not read" in large.notes[0]
+    everything = Split(large.train.items + large.test.items, large.classes)
+    batch = decode_shots(everything, None, 1, to_tensor)
+    assert [entry.name for entry in batch.skipped] == ["cat/img4.png"]  # found when it is decoded
+    again = load_data(root, check=True)
+    assert (again.train, again.test, again.notes) == (small.train, small.test, small.notes)
 
 
 def test_a_member_broken_inside_the_archive_is_named(tmp_path):

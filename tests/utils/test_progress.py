@@ -2,7 +2,6 @@
 
 import io
 import time
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,21 @@ class Told(list):
         self.append((stage, done, total))
 
     def stages(self) -> list[tuple[str, int]]:
-        """The stages and their totals, each of which counted up from 0 to its total."""
-        found = []
-        for (stage, total), calls in groupby(self, key=lambda call: (call[0], call[2])):
-            done = [call[1] for call in calls]
-            assert done[0] == 0 and done[-1] == total and done == sorted(set(done)), stage
-            found.append((stage, total))
-        return found
+        """The stages and their totals, each of which counted up from 0 to its total.
+
+        A total of 0 is not known yet.
+        """
+        found: list[tuple[str, list[int], int]] = []
+        for stage, done, total in self:
+            if done == 0:
+                found.append((stage, [], 0))
+            name, counts, before = found[-1]
+            assert (name, before) in ((stage, 0), (stage, total))
+            counts.append(done)
+            found[-1] = (name, counts, total)
+        for stage, counts, total in found:
+            assert counts[-1] == total and counts == sorted(set(counts)), stage
+        return [(stage, total) for stage, _, total in found]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,12 @@ class Told(list):
 def test_a_training_tells_how_far_every_stage_is(method, stages, tiny, colors, tmp_path):
     reading, fitting, testing = Told(), Told(), Told()
     data = cr.load_data(colors, on_progress=reading)
-    assert reading.stages()[0] == ("reading images", 24)
+    assert reading.stages()[:4] == [
+        ("listing files", 24),
+        ("sorting files", 24),
+        ("sorting into classes", 1),
+        ("reading images", 24),
+    ]
     config = cr.TrainConfig.parse({"method": method, "shots": 4, "steps": 3, "views": 1})
     steps = []
     out = tmp_path / "run" if stages == [("training", 3)] else None  # its figures take long
@@ -68,15 +80,26 @@ def test_a_training_tells_how_far_every_stage_is(method, stages, tiny, colors, t
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    """What the command shows, with a second that is 50 times as short."""
+def shown_messages(monkeypatch):
+    """What the command writes to standard error, with a second that is 50 times as short."""
     for name in ("_SECONDS_UNSEEN", "_SECONDS_BETWEEN_LINES"):
         monkeypatch.setattr(progress_bars, name, getattr(progress_bars, name) / 50)
 
-    def show(is_terminal: bool) -> str:
+    def show(is_terminal: bool) -> io.StringIO:
         output = io.StringIO()
         screen = Console(file=output, force_terminal=is_terminal, width=100)
         monkeypatch.setattr(console, "messages", screen)
+        return output
+
+    return show
+
+
+@pytest.fixture
+def shown(shown_messages):
+    """What the command shows of two stages."""
+
+    def show(is_terminal: bool) -> str:
+        output = shown_messages(is_terminal)
         with console.progress() as on_progress:
             on_progress("short work", 0, 5)
             on_progress("short work", 5, 5)
@@ -92,11 +115,32 @@ def test_a_log_gets_a_line_now_and_then(shown):
     lines = shown(is_terminal=False).splitlines()
     assert 1 <= len(lines) <= 4  # half a second is 25 of those: one after 2 and then every 10
     for line in lines:
-        assert line.startswith("long work: ") and " of 100, as it should, " in line
-        assert " a second, " in line and line.endswith(" s left")
+        assert line.startswith("long work: ") and " of 100, as it should" in line
+    assert " a second, " in lines[-1] and lines[-1].endswith(" s left")
 
 
 def test_a_terminal_gets_bars_for_what_takes_long(shown):
     text = shown(is_terminal=True)
     assert "short work" not in text
     assert "long work" in text and "20 of 100" in text and "as it should" in text
+
+
+def test_work_that_reports_nothing_is_said_to_go_on(shown_messages):
+    output = shown_messages(is_terminal=False)
+    with console.working("writing the file"):
+        time.sleep(0.3)  # 15 of the seconds that count here: after 2, after 12
+    lines = output.getvalue().splitlines()
+    assert 1 <= len(lines) <= 2
+    assert all(line.startswith("writing the file: 0 s so far") for line in lines)
+
+
+def test_a_total_may_become_known(shown_messages):
+    output = shown_messages(is_terminal=True)
+    with console.progress() as on_progress:
+        for done in range(0, 21, 2):
+            on_progress("listing files", done, 0)
+            time.sleep(0.025)
+        on_progress("listing files", 20, 20)
+    text = output.getvalue()
+    assert "18, " in text and " a second, 0 s so far" in text  # while it is not known
+    assert "20 of 20, took 0 s" in text
