@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import loading, messages, results
+from clip_randlora.cli.console import loading, results, working
 from clip_randlora.cli.options import RunArgument
 from clip_randlora.errors import UserError
 
@@ -38,7 +38,7 @@ def export(
     if push_to:
         require_token()
     factors = _parse_weights(weights)
-    with messages.status("exporting, then loading it back"):
+    with working("exporting, then loading it back"):
         export_run(
             run,
             format,
@@ -51,7 +51,7 @@ def export(
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     results.print(f"Saved to {out}, {size / 1e6:.1f} MB; README.md there says how to load it")
     if push_to:
-        with messages.status("uploading"):
+        with working("uploading"):
             address = push(out, push_to)
         results.print(f"Uploaded to {address}")
 
