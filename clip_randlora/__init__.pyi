@@ -34,6 +34,9 @@ from .clip.models import (
     Suggestion as Suggestion,
     load_model as load_model,
 )
+from .cluster import (
+    ClusterClassifier as ClusterClassifier,
+)
 from .data import (
     DATASETS as DATASETS,
     Data as Data,

@@ -74,6 +74,7 @@ def test_a_training_needs_no_extra(tmp_path):
             ["sweep", "offline", "--engine", "ray", "--out", "{out}"],
             "--engine ray needs ray",
         ),
+        ("cluster", ["eval", "{run}", "clipart", "--engine", "ray"], "--engine ray needs ray"),
         (
             "export",
             ["export", "{run}", "--format", "onnx", "--out", "{out}"],

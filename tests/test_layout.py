@@ -22,7 +22,7 @@ LOWEST_FIRST = (
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},
-    {"sweep", "export", "tuning"},
+    {"sweep", "export", "tuning", "cluster"},
     {"report"},
     {PACKAGE},  # the public names
     {"app"},

@@ -9,11 +9,15 @@ import typer
 
 from clip_randlora.cli.console import loading, messages, print_metrics, print_notes, progress
 from clip_randlora.cli.options import (
+    AddressOption,
     ClassFoldersOption,
     DataArgument,
     DeviceOption,
+    EngineOption,
     JsonOption,
     RunArgument,
+    WorkersOption,
+    load_classifier,
 )
 
 
@@ -38,16 +42,18 @@ def evaluate(
     ] = False,
     class_folders: ClassFoldersOption = None,
     device: DeviceOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare zero-shot and tuned on labelled images that the run was not trained on."""
     with loading():
-        from clip_randlora.classifier import Classifier
         from clip_randlora.data import summarize_skipped
-        from clip_randlora.evaluation import as_mapping, predict_split, score
+        from clip_randlora.evaluation import as_mapping, score
         from clip_randlora.runs.held_out import find_test_images
 
-        classifier = Classifier.load(run, device=device)
+        classifier = load_classifier(run, device, engine, address, workers)
     with progress() as on_progress:
         images = find_test_images(
             run,
@@ -68,7 +74,7 @@ def evaluate(
                 f"Answered among the {len(classifier.classes)} classes of {data}, of which the "
                 f"run was trained on {known or 'none'}."
             )
-        predictions = predict_split(classifier.side_by_side(), images.split, on_progress)
+        predictions = classifier.predict_split(images.split, on_progress)
     print_notes(notes)
     skipped = [*images.skipped, *predictions.skipped]
     metrics = score(predictions) | {

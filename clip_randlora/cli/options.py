@@ -11,7 +11,9 @@ from clip_randlora.cli.console import loading, progress
 from clip_randlora.errors import UserError
 
 if TYPE_CHECKING:
+    from clip_randlora.classifier import Classifier
     from clip_randlora.clip.models import Model
+    from clip_randlora.cluster import ClusterClassifier
     from clip_randlora.data import Data
 
 DataArgument = Annotated[
@@ -45,6 +47,17 @@ CheckOption = Annotated[
         "--check/--no-check",
         help="Read every file's header and look for copies of test images. Default: up to 100,000 "
         "images.",
+    ),
+]
+EngineOption = Annotated[str, typer.Option(help="local, or ray for a cluster.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes of the cluster that classify. Default: one a GPU, or one for every four "
+        "CPU cores."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -128,3 +141,27 @@ def absolute(source: str) -> str:
     from clip_randlora.data.parts import is_pattern
 
     return str(Path(source).resolve()) if Path(source).exists() or is_pattern(source) else source
+
+
+def load_classifier(
+    run: Path,
+    device: str | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    strength: float = 1.0,
+) -> Classifier | ClusterClassifier:
+    """Load a run here, or prepare to load it on a cluster's workers."""
+    from clip_randlora.utils.ray_cluster import is_cluster
+
+    if is_cluster(engine, address):
+        from clip_randlora.cluster import ClusterClassifier
+
+        return ClusterClassifier(
+            run, strength=strength, device=device, address=address, workers=workers
+        )
+    if workers is not None:
+        raise UserError("--workers: only with --engine ray")
+    from clip_randlora.classifier import Classifier
+
+    return Classifier.load(run, strength=strength, device=device)

@@ -15,7 +15,15 @@ import typer
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
-from clip_randlora.cli.options import DeviceOption, JsonOption, RunArgument
+from clip_randlora.cli.options import (
+    AddressOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    RunArgument,
+    WorkersOption,
+    load_classifier,
+)
 from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import report_progress
 
@@ -44,6 +52,9 @@ def predict(
         Path | None, typer.Option("--csv", help="Write every probability to this new file.")
     ] = None,
     device: DeviceOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Classify images, zero-shot and tuned side by side.
@@ -54,9 +65,7 @@ def predict(
     if csv_file and csv_file.exists():
         raise UserError(f"--csv {csv_file}: exists; choose another file")
     with loading():
-        from clip_randlora.classifier import Classifier
-
-        classifier = Classifier.load(run, strength=strength, device=device)
+        classifier = load_classifier(run, device, engine, address, workers, strength)
     entries = _entries(images)
     total = len(entries) if isinstance(entries, list) else 0  # unknown for standard input
     entries, asked = tee(entries)

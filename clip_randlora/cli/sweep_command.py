@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clip_randlora.cli.console import CELLS_FAILED, INTERRUPTED, fail, loading, messages, results
-from clip_randlora.cli.options import DeviceOption
+from clip_randlora.cli.options import AddressOption, DeviceOption, EngineOption
 
 _NAMED = 5  # failed cells in the last line; each also had a line of its own when it failed
 
@@ -22,10 +22,8 @@ def sweep(
     data: Annotated[
         list[str] | None, typer.Option(help="One more data set; may be repeated.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
-    ] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Run data sets x methods x shots x seeds; finished cells are not run again.

@@ -12,7 +12,9 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -130,6 +132,10 @@ class ZipMember:
         """Uncompressed bytes."""
         return self.info.file_size
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the archive, once for all members."""
+        return _reopen_member, (self.archive.filename, self.info, self.name)
+
     def read(self) -> bytes:
         """Return the uncompressed bytes; raises ``UnreadableImage``."""
         try:
@@ -139,6 +145,15 @@ class ZipMember:
             raise UnreadableImage(
                 self.name, f"cannot be unpacked ({error or type(error).__name__}); zip it again"
             ) from error
+
+
+def _reopen_member(path: str, info: zipfile.ZipInfo, name: str) -> ZipMember:
+    return ZipMember(_reopen(path), info, name)
+
+
+@lru_cache(maxsize=8)
+def _reopen(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 @dataclass(frozen=True)

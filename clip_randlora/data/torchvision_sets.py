@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from clip_randlora.data.dataset_spec import Arguments, DatasetSpec
 from clip_randlora.data.images import decode_image
-from clip_randlora.data.sources import DiskFile, File, LabelledFiles, natural_key
+from clip_randlora.data.sources import DiskFile, File, LabelledFiles, MemoryImage, natural_key
 from clip_randlora.errors import UserError
 from clip_randlora.utils.paths import data_root
 
@@ -25,6 +25,10 @@ class ArrayImage:
 
     images: Any
     index: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give another process this image alone, not the whole array."""
+        return MemoryImage, (self.read(),)
 
     @property
     def size(self) -> int:

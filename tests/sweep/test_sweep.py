@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -473,14 +471,6 @@ def test_an_address_where_nothing_answers_is_refused_at_once(tiny_sweep, tmp_pat
         result = command("sweep", tiny_sweep, "--out", tmp_path / "b", *RAY)
         assert result.returncode == 2
         assert f"RAY_ADDRESS={address}: nothing answers there" in result.stderr.splitlines()[-1]
-
-
-@pytest.fixture
-def ray_folder(monkeypatch) -> Iterator[Path]:
-    """Of Ray's own files; not below pytest's, whose name would be too long for a socket."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        yield Path(folder) / "ray"
 
 
 @pytest.mark.slow
