@@ -138,7 +138,8 @@ def test_two_workers_answer_as_one_process_does_and_one_is_killed(
     assert killed is not None
     assert output == ""  # Ray's own lines are nowhere
     said = [line for line in errors.splitlines() if not line.startswith("classifying images: ")]
-    assert [line.replace("ray.csv", "local.csv") for line in said] == local.stderr.splitlines()
+    unwrapped = ["".join(text.split()) for text in ("".join(said), local.stderr)]
+    assert unwrapped[0].replace("ray.csv", "local.csv") == unwrapped[1]
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
     evaluated = [
         command("eval", run, data, "--json", *options)
