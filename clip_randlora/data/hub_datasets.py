@@ -180,7 +180,7 @@ def _images(rows: datasets.Dataset, column: str, prefix: str) -> list[File]:
     digits = len(str(len(rows)))
     start = f"{prefix}/" if prefix else ""
     names = (f"{start}{number:0{digits}d}" for number in range(len(rows)))
-    return [File(tuple(name.split("/")), HubImage(images, n, name)) for n, name in enumerate(names)]
+    return [File(name, HubImage(images, n, name)) for n, name in enumerate(names)]
 
 
 def _labels(

@@ -422,7 +422,7 @@ def _file(member: ShardMember) -> File:
 
 
 def _named(name: str, content: Content) -> File:
-    return File(tuple(name.split("/")), content)
+    return File(name, content)
 
 
 def _member(file: File) -> ShardMember:

@@ -25,7 +25,7 @@ from clip_randlora.data.decoding import (
 from clip_randlora.data.sampling import Shots
 from clip_randlora.errors import UserError
 from clip_randlora.utils.devices import send
-from clip_randlora.utils.parallel import parallel_map, thread_count
+from clip_randlora.utils.parallel import parallel_map
 
 MEMORY_SHARE = 1 / 8
 """Training images that take more of the free memory are streamed."""
@@ -122,8 +122,7 @@ class StreamedImages:
                 sizes.append(len(rows))
                 yield from rows.tolist()
 
-        ahead = max(_BATCHES_AHEAD * len(first), 4 * thread_count())
-        images = parallel_map(self._decode, flatten(), ahead)
+        images = parallel_map(self._decode, flatten(), _BATCHES_AHEAD * len(first))
         for image in images:
             batch = [image, *islice(images, sizes.popleft() - 1)]
             yield send(torch.stack(batch), self._device)
