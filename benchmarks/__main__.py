@@ -13,6 +13,7 @@ from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
 from benchmarks.listing import listing
+from benchmarks.memory import memory
 from benchmarks.page import page
 from benchmarks.read import read
 from benchmarks.scale import scale
@@ -33,6 +34,7 @@ for command in (
     step,
     ablation,
     scale,
+    memory,
     stream,
     fewshot,
     blocks,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from clip_randlora.utils.tensor_memory import TensorMemory
 
@@ -30,18 +31,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """The memory of steps of one image and of two, as `TensorMemory.peaks`."""
+    """The memory of steps of one image and of two, as `TensorMemory.stretches`."""
 
-    one: list[int]
-    two: list[int]
+    one: list[list[int]]
+    two: list[list[int]]
 
     def peak(self, images: int) -> int:
         """Return the bytes that a step of so many images takes at most."""
         one, two = self.one, self.two
         if len(one) != len(two):
-            one, two = [max(one)], [max(two)]
-        pairs = zip(one, two, strict=True)
+            one, two = [[*chain.from_iterable(one)]], [[*chain.from_iterable(two)]]
+        pairs = (pair for a, b in zip(one, two, strict=True) for pair in _same_moments(a, b))
         return max(a + max(b - a, 0) * (images - 1) for a, b in pairs)
+
+
+def _same_moments(one: list[int], two: list[int]) -> Iterator[tuple[int, int]]:
+    """Pair the memory of two steps at the same moments of a stretch.
+
+    Attention in bf16 on a CPU takes an operation for each image, so only the start, the most and
+    the end of its stretch can be compared.
+    """
+    if len(one) == len(two):
+        yield from zip(one, two, strict=True)
+    else:
+        yield from ((one[0], two[0]), (max(one), max(two)), (one[-1], two[-1]))
 
 
 RunStep = Callable[[Plan, int], None]
@@ -64,10 +77,10 @@ class StepMemory:
             self._measured[kind] = Measured(*(self._count(kind, count) for count in (1, 2)))
         return self._measured[kind].peak(-(-images // plan.parts))
 
-    def _count(self, plan: Plan, images: int) -> list[int]:
+    def _count(self, plan: Plan, images: int) -> list[list[int]]:
         with TensorMemory() as memory:
             self._run(plan, images)
-        return memory.peaks
+        return memory.stretches
 
 
 def plans(images: int, parts: int | None, checkpoints_blocks: bool | None) -> Iterator[Plan]:

@@ -28,26 +28,31 @@ class TensorMemory(TorchDispatchMode):
     Attributes:
         live: bytes of the tensors that exist now.
         allocated: bytes of all tensors that were made, whether they still exist or not.
-        peaks: the most that existed at a time, for each stretch from one matrix product to the
-            next: a computation has as many of them whatever the size of its batch.
+        stretches: the bytes that existed after each operation, in a list for each stretch from one
+            matrix product to the next: a computation has as many stretches for every batch.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.allocated = 0
-        self.peaks = [0]
+        self.stretches = [[0]]
         self._storages: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         if func.overloadpacket in _PRODUCTS:
-            self.peaks.append(self.live)
+            self.stretches.append([])
         known = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(output):
             if storage._cdata not in known and storage._cdata not in self._storages:
                 self._add(storage)
-        self.peaks[-1] = max(self.peaks[-1], self.live)
+        self.stretches[-1].append(self.live)
         return output
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that existed at a time."""
+        return max(map(max, self.stretches))
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
