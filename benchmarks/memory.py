@@ -54,8 +54,8 @@ def memory(
     notes = [
         f"Random weights, {images} images, {classes} classes. Kept: what the forward pass leaves "
         f"for the backward pass, images' tower alone. Step: the most that the tensors of a step "
-        f"take at a time, beside the weights and AdamW's moments; foretold from steps of one and "
-        f"two images, and counted on the whole step.",
+        f"take at a time, beside the weights and AdamW's moments; foretold from steps of two and "
+        f"three images, and counted on the whole step.",
     ]
     benchmark.publish(report.table(found, _columns()), notes)
 

@@ -1,6 +1,6 @@
 """How a training step fits into memory: whole, with checkpointed blocks, or in parts.
 
-Steps of one and two images are run and counted, see `TensorMemory`. Every tensor of a step grows
+Steps of two and three images are run and counted, see `TensorMemory`. Every tensor of a step grows
 in proportion to its images, or does not depend on them, so two sizes tell every other.
 """
 
@@ -31,30 +31,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """The memory of steps of one image and of two, as `TensorMemory.stretches`."""
+    """The memory of steps of two images and of three, as `TensorMemory.stretches`."""
 
-    one: list[list[int]]
     two: list[list[int]]
+    three: list[list[int]]
 
     def peak(self, images: int) -> int:
         """Return the bytes that a step of so many images takes at most."""
-        one, two = self.one, self.two
-        if len(one) != len(two):
-            one, two = [[*chain.from_iterable(one)]], [[*chain.from_iterable(two)]]
-        pairs = (pair for a, b in zip(one, two, strict=True) for pair in _same_moments(a, b))
-        return max(a + max(b - a, 0) * (images - 1) for a, b in pairs)
+        two, three = self.two, self.three
+        if len(two) != len(three):
+            two, three = [[*chain.from_iterable(two)]], [[*chain.from_iterable(three)]]
+        pairs = (pair for a, b in zip(two, three, strict=True) for pair in _same_moments(a, b))
+        return max(a + max(b - a, 0) * (images - 2) for a, b in pairs)
 
 
-def _same_moments(one: list[int], two: list[int]) -> Iterator[tuple[int, int]]:
+def _same_moments(two: list[int], three: list[int]) -> Iterator[tuple[int, int]]:
     """Pair the memory of two steps at the same moments of a stretch.
 
     Attention in bf16 on a CPU takes an operation for each image, so only the start, the most and
     the end of its stretch can be compared.
     """
-    if len(one) == len(two):
-        yield from zip(one, two, strict=True)
+    if len(two) == len(three):
+        yield from zip(two, three, strict=True)
     else:
-        yield from ((one[0], two[0]), (max(one), max(two)), (one[-1], two[-1]))
+        yield from ((two[0], three[0]), (max(two), max(three)), (two[-1], three[-1]))
 
 
 RunStep = Callable[[Plan, int], None]
@@ -74,7 +74,7 @@ class StepMemory:
         # further parts take the memory of the second, whose gradients are added to the first's
         kind = replace(plan, parts=min(plan.parts, 2))
         if kind not in self._measured:
-            self._measured[kind] = Measured(*(self._count(kind, count) for count in (1, 2)))
+            self._measured[kind] = Measured(*(self._count(kind, count) for count in (2, 3)))
         return self._measured[kind].peak(-(-images // plan.parts))
 
     def _count(self, plan: Plan, images: int) -> list[list[int]]:
@@ -115,7 +115,7 @@ def choose_plan(
         images: of a step.
         free: bytes that new tensors may take.
         parts, checkpoints_blocks: as `plans` takes them.
-        run: takes a step of one image or two.
+        run: takes a step of two or three images.
     """
     memory, peaks = StepMemory(run), dict[Plan, int]()
     for plan in plans(images, parts, checkpoints_blocks):

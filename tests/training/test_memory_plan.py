@@ -80,7 +80,7 @@ def test_tensors_are_counted_while_they_exist():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_takes_what_two_small_ones_tell(tiny, colors, precision, monkeypatch):
-    """Steps of 1 and 2 images foretell one of 12 to 10 %."""
+    """Steps of 2 and 3 images foretell one of 12 to 10 %."""
     found = []
 
     def compare(images, free, parts, checkpoints, run):
