@@ -74,6 +74,7 @@ class StepMemory:
         # further parts take the memory of the second, whose gradients are added to the first's
         kind = replace(plan, parts=min(plan.parts, 2))
         if kind not in self._measured:
+            self._run(kind, 1)  # makes what later steps share: bases in the precision, for example
             self._measured[kind] = Measured(*(self._count(kind, count) for count in (2, 3)))
         return self._measured[kind].peak(-(-images // plan.parts))
 
