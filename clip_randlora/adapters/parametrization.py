@@ -44,7 +44,7 @@ class AdaptedWeight(nn.Module):
         if self.base_required_grad and not adapted.requires_grad:
             # torch's CPU linear chooses its kernel by this flag: keep the base's choice, and bits
             adapted = adapted.detach().requires_grad_()
-        if self._is_caching:
+        if self._is_caching and adapted is not weight:  # at strength 0 there is nothing to form
             self._cached = adapted
         return adapted
 
