@@ -44,6 +44,14 @@ def read(
         Row(form, {"images in": name}, "benchmarks.read:measure_reading", {"form": form})
         for form, name in _FORMS.items()
     ]
+    rows.append(
+        Row(
+            "photographs",
+            {"images in": "12-megapixel JPEGs"},
+            "benchmarks.read:measure_photographs",
+            group="photographs",
+        )
+    )
     if listed:
         label = {"images in": f"shards, {listed:,} samples"}
         rows.append(Row("listed", label, "benchmarks.read:measure_listing", group="listed"))
@@ -51,6 +59,8 @@ def read(
         with messages.status("writing images"):
             _write(Path(folder), images, listed)
         for row in rows:
+            if row.key == "photographs":
+                continue
             name = f"listed-{listed}" if row.key == "listed" else row.key
             row.settings["source"] = str(Path(folder) / name)
         found = benchmark.measure(rows, repeats, progress=_show)
@@ -61,11 +71,13 @@ def read(
         ),
         "read a second": lambda row: _rate(row, "read"),
         "read and decoded a second": lambda row: _rate(row, "decoded"),
+        "for training": lambda row: _rate(row, "reduced"),
     }
     notes = [
         f"{images} JPEGs of 500 x 500 pixels, read in a random order from the page cache, by as "
         f"many threads as there are cores. Medians of {repeats} rounds.",
-        "Listing checks no image. Decoding includes resizing to 224 pixels.",
+        "Listing checks no image. Decoding includes resizing to 224 pixels. The 12-megapixel JPEGs "
+        "are decoded by one thread, with every pixel and as for a training with crops of 224.",
         "The shards that are only listed have a .jpg of 256 bytes and a .cls for each sample.",
     ]
     benchmark.publish(report.table(found, columns), notes)
@@ -92,6 +104,27 @@ def measure_reading(form: str, source: str) -> dict[str, Any]:
         began = time.perf_counter()
         assert all(parallel_map(function, items))
         result[name] = len(items) / (time.perf_counter() - began)
+    return result
+
+
+def measure_photographs(count: int = 6, side: int = 258) -> dict[str, Any]:
+    """Decode 12-megapixel JPEGs with every pixel, and for a training's squares of a side."""
+    import numpy as np
+    from PIL import Image
+
+    from clip_randlora.data import decode_image
+
+    coarse = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(coarse).resize((4000, 3000), Image.Resampling.BICUBIC).save(
+        content, "JPEG", quality=90
+    )
+    result = {}
+    for name, reduced in (("decoded", None), ("reduced", side)):
+        began = time.perf_counter()
+        for _ in range(count):
+            decode_image(content.getvalue(), side=reduced).resize((side * 4 // 3, side))
+        result[name] = count / (time.perf_counter() - began)
     return result
 
 
@@ -160,5 +193,7 @@ def _rate(row: Measured, quantity: str) -> str:
 
 def _show(result: dict[str, Any]) -> str:
     return ", ".join(
-        f"{result[name]:,.0f} {name}" for name in ("listed", "read", "decoded") if name in result
+        f"{result[name]:,.0f} {name}"
+        for name in ("listed", "read", "decoded", "reduced")
+        if name in result
     )

@@ -46,7 +46,7 @@ def stream(
     out: OutOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Peak memory of training on large folders, and images a second beside training from memory."""
+    """Peak memory of training on large folders, and its speed and evaluation's beside memory's."""
     job = {"steps": steps, "batch_size": batch_size, "device": device}
     benchmark = Benchmark("stream", job, out, threads, resume)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,15 +75,25 @@ def stream(
                     }
                     function = "benchmarks.stream:train"
                     faster.append(Row(f"{name} {kept}", label, function, settings, name))
+                for is_decoded, kept in ((True, "in memory"), (False, "streamed")):
+                    label = {"model": f"{name}, eval", "images": "1,000 of 500 px", "kept": kept}
+                    settings = {"data": str(data), "model": name, "is_decoded": is_decoded}
+                    settings |= {"images": 1000, "device": device}
+                    key, function = f"{name} eval {kept}", "benchmarks.stream:evaluate"
+                    faster.append(Row(key, label, function, settings, f"{name} eval"))
             benchmark.measure(faster, repeats)
         benchmark.rows = [*rows, *faster]
         found = benchmark.measured()
     columns = {
-        "s a step: median (min - max)": lambda row: report.seconds(row.values["seconds"]),
+        "s a step, or to evaluate: median (min - max)": lambda row: report.seconds(
+            row.values["seconds"]
+        ),
         "ratio": lambda row: report.ratio(row, "seconds"),
         "GB": lambda row: report.gigabytes(row.values["memory"]),
         "ratio ": lambda row: report.ratio(row, "memory"),
-        "s to list": lambda row: report.seconds(row.values["listing_seconds"]),
+        "s to list": lambda row: (
+            report.seconds(row.values["listing_seconds"]) if "listing_seconds" in row.values else ""
+        ),
     }
     notes = [
         f"{steps} steps of {batch_size} images, RandLoRA, random weights but for lite0, "
@@ -143,3 +153,38 @@ def train(
         run = cr.fit(net, loaded, config, Path(out) / "run")
     took = run.metrics["train_seconds"] / steps
     return {"seconds": [took], "listing_seconds": [listing]}
+
+
+def evaluate(
+    data: str, model: str, is_decoded: bool, images: int, device: str | None
+) -> dict[str, Any]:
+    """Classify images zero-shot and tuned, as `clip_randlora.evaluation.predict_split` does.
+
+    Args:
+        data: a folder, whose training images are classified.
+        model: ``lite0``, or an architecture for random weights.
+        is_decoded: decode them before the time begins.
+        images: how many.
+        device: as for `load_model`.
+    """
+    import clip_randlora as cr
+    from clip_randlora.clip.text import TextClassifier
+    from clip_randlora.data import ImageCache, Split, decode_batches, load_data
+    from clip_randlora.evaluation import BATCH
+
+    loaded = load_data(data)
+    split = Split(loaded.train.items[:images], loaded.classes)
+    net = cr.load_model(model, "default" if model == "lite0" else "random:0", device=device)
+    adapter = cr.attach(net.net, cr.RandLoRA(rank=6))
+    for parameter in adapter.parameters():  # so that both networks differ
+        parameter.data.add_(0.01)
+    text = TextClassifier(net, split.classes, [[f"a photo of a {n}."] for n in split.classes])
+    both = cr.PairedPredictor(net, adapter, text)
+    cache = ImageCache(2**40) if is_decoded else None
+    if is_decoded:
+        for _ in decode_batches(split, net.square(), BATCH, cache):
+            pass
+    start = time.perf_counter()
+    for batch in decode_batches(split, net.square(), BATCH, cache):
+        both.probabilities(batch.images)
+    return {"seconds": [time.perf_counter() - start]}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 import clip_randlora as cr
 
@@ -74,14 +74,9 @@ class Thumbnails:
 
 
 def _decode_small(path: Path, side: int) -> Image.Image:
-    """Decode an image to RGB; a JPEG at a fraction of its size, which is several times faster."""
-    try:
-        with suppress(UnidentifiedImageError), Image.open(path) as image:  # HEIC is not PIL's
-            if image.format == "JPEG" and image.mode == "RGB":
-                image.draft("RGB", (2 * side, 2 * side))
-                return ImageOps.exif_transpose(image)
-        return cr.decode_image(path)
-    except FileNotFoundError:
-        raise
-    except Exception:  # whatever broken pixels raise; the image is named when it is decoded
-        return Image.new("RGB", (side, side), _UNREADABLE)
+    """Decode an image to RGB; one that is broken is named when it is used, and grey here."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    with suppress(cr.UserError):
+        return cr.decode_image(path, side=side)
+    return Image.new("RGB", (side, side), _UNREADABLE)

@@ -39,6 +39,7 @@ from clip_randlora.data.folder_names import (
     is_container,
     is_extra,
     is_stray,
+    pick_test_split,
     split_name,
 )
 from clip_randlora.data.lists import read_lists
@@ -543,7 +544,7 @@ class _FolderReader:
         """Return how to give a training and a test folder, of those whose splits are given."""
         first = {split: name for name, split in reversed(splits.items())}
         train = self._path((*top.parts, first.get(TRAIN, "TRAIN")))
-        test = self._path((*top.parts, first.get(_test_split(first) or "", "TEST")))
+        test = self._path((*top.parts, first.get(pick_test_split(first) or "", "TEST")))
         return f"say which is meant, as {train} --test {test}"
 
     def _give_one(self, folder: _Folder) -> str:
@@ -597,7 +598,7 @@ class _FolderReader:
         for _, place in placed:
             groups[place.path[0]].update(place.path[1:2])
         self._check_same_folders(top, groups)
-        test = _test_split(kinds)
+        test = pick_test_split(kinds)
         if test == VALIDATION:
             self.notes.append("No test folders below the classes: val is the test split.")
         unused = [(files, place) for files, place in placed if place.split not in (TRAIN, test)]
@@ -631,7 +632,7 @@ class _FolderReader:
         if lists is None:
             return
         self.used.update(lists.files)
-        test = _test_split(lists.split_of.values())
+        test = pick_test_split(lists.split_of.values())
         left: Counter[str] = Counter()
         for file in images:
             split = lists.split_of.get(id(file))
@@ -740,11 +741,6 @@ class _FolderReader:
         ]
         if empty:
             yield f"No images in {join_names(sorted(empty))}: left out."
-
-
-def _test_split(splits: Iterable[str]) -> str | None:
-    existing = set(splits)
-    return next((split for split in _TESTS if split in existing), None)
 
 
 def _tree(images: Iterable[File]) -> _Folder:

@@ -69,8 +69,8 @@ def decode_image(
         name: what errors call the image; by default its path.
         side: of the square, in pixels, that the image will be resized to. A JPEG of four times
             that or more is decoded at half, a quarter or an eighth of its size, whichever is the
-            smallest that leaves twice the side: a photograph of 12 million pixels takes a fifth of
-            the time (``python -m benchmarks stream``). None decodes every pixel.
+            smallest that leaves twice the side: a photograph of 12 million pixels takes a sixth
+            of the time (``python -m benchmarks read``). None decodes every pixel.
 
     Returns:
         A PIL image of mode ``RGB`` that shares no memory with ``source`` and has no metadata.

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from clip_randlora.data.dataset import Content, Skipped
+from clip_randlora.data.dataset import Skipped
 from clip_randlora.data.dataset_spec import DatasetSpec, name_classes
 from clip_randlora.data.folder_names import TRAIN, bare_splits, pick_test_split
 from clip_randlora.data.folders import ClassFiles, Layout, read_folders
@@ -314,7 +314,7 @@ class _ShardReader:
             raise UserError(f"{self.source}: no images found{first}")
         images, others = (
             sorted(
-                (_named(_path_in_shard(file), file.content) for file in files),
+                (File(_path_in_shard(file), file.content) for file in files),
                 key=lambda file: natural_key(file.name),
             )
             for files in (images, others)
@@ -418,11 +418,7 @@ def _rename(classes: ClassFiles) -> Groups:
 
 
 def _file(member: ShardMember) -> File:
-    return _named(member.name, member)
-
-
-def _named(name: str, content: Content) -> File:
-    return File(name, content)
+    return File(member.name, member)
 
 
 def _member(file: File) -> ShardMember:

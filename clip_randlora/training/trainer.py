@@ -30,7 +30,12 @@ from clip_randlora.training.config import (
 )
 from clip_randlora.training.ctrl_c import DeferredCtrlC
 from clip_randlora.training.cuda_graph import CUDAGraphStep
-from clip_randlora.training.distributed import DistributedStep, is_main_process, local_processes
+from clip_randlora.training.distributed import (
+    DistributedStep,
+    from_main_process,
+    is_main_process,
+    local_processes,
+)
 from clip_randlora.training.image_inputs import ImageInputs, draw_batch
 from clip_randlora.training.logger import Diverged, TrainLogger
 from clip_randlora.training.memory_plan import Plan, certainly_fits, choose_plan
@@ -286,9 +291,10 @@ class Trainer:
         parts, checkpoints = asked.accumulate or state.accumulate, asked.checkpoint_blocks
         if self.text_inputs.is_per_image:  # the loss is over a part's classes
             parts = parts or 1
-        part = self.distributed.part
-        images = part.stop - part.start
-        free = free_memory(self.model.device) // local_processes(self.model.device)
+        # the same numbers in every process, so that all choose the same
+        images = math.ceil(self.batch_size / self.distributed.count)
+        device = self.model.device
+        free = from_main_process(lambda: free_memory(device) // local_processes(device), device)
         is_open = parts is None or checkpoints is None
         if is_open and not self._certainly_fits(images, free):
             self.plan, notes = choose_plan(images, free, parts, checkpoints, self._take_dry_step)
