@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers.commands import command
+from helpers.commands import command, without_progress
 from helpers.images import write_colors
 from PIL import Image
 
@@ -137,8 +137,7 @@ def test_two_workers_answer_as_one_process_does_and_one_is_killed(
     assert process.returncode == 0, errors
     assert killed is not None
     assert output == ""  # Ray's own lines are nowhere
-    said = [line for line in errors.splitlines() if not line.startswith("classifying images: ")]
-    unwrapped = ["".join(text.split()) for text in ("".join(said), local.stderr)]
+    unwrapped = ["".join(without_progress(text).split()) for text in (errors, local.stderr)]
     assert unwrapped[0].replace("ray.csv", "local.csv") == unwrapped[1]
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
     evaluated = [

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import clip_randlora as cr
 
@@ -30,6 +30,9 @@ class Job(ABC):
         on_end: called when it has ended, however that was.
         error: the sentence that says why it failed.
     """
+
+    kind: ClassVar[str]
+    """What messages call it."""
 
     model: str
     data: cr.Data
@@ -74,6 +77,8 @@ class TrainingJob(Job):
         device: that it is trained on.
         history: the steps that were reported.
     """
+
+    kind = "training"
 
     source: str
     preset: str = ""
@@ -164,7 +169,7 @@ class JobQueue:
                     job.state = "stopped"
                 else:
                     traceback.print_exc()
-                    job.error = "this failed; what happened is in the app's log"
+                    job.error = f"the {job.kind} failed; what happened is in the app's log"
                     job.state = "failed"
             finally:
                 del job.data  # a finished job needs no images

@@ -129,6 +129,8 @@ class SearchJob(Job):
         tuning: the result.
     """
 
+    kind = "search"
+
     minutes: float
     start: Choices
     gathered: str

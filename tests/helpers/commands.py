@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -34,3 +35,12 @@ def command(*arguments) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(
         arguments, ended.value.code, output.getvalue(), errors.getvalue()
     )
+
+
+_PROGRESS = re.compile(r"[a-z ]+: .*(so far|left|took .+|[\d,]+ of [\d,]+)")
+
+
+def without_progress(errors: str) -> str:
+    """Return what is on standard error but for progress, whose lines depend on the speed."""
+    lines = errors.splitlines(keepends=True)
+    return "".join(line for line in lines if not _PROGRESS.fullmatch(line.rstrip("\n")))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.commands import command
+from helpers.commands import command, without_progress
 from helpers.sweeps import plant
 from PIL import Image
 from rich.console import Console
@@ -276,7 +276,8 @@ def test_a_second_process_is_refused(tiny_sweep, tmp_path):
         _, errors = second.communicate(timeout=120)
     assert second.returncode == 2
     line = f"error: --out {out}: another process is writing there"
-    assert errors.startswith(line) and errors.count("\n") == 1
+    said = without_progress(errors)
+    assert said.startswith(line) and said.count("\n") == 1
 
 
 def test_a_sweep_goes_where_another_was_killed_at_its_first_file(tiny_sweep, tmp_path):
