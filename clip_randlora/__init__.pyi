@@ -59,6 +59,13 @@ from .export import (
     export_run as export_run,
     loading_snippet as loading_snippet,
 )
+from .labelling import (
+    LabelledImage as LabelledImage,
+    Labelling as Labelling,
+    label_images as label_images,
+    sort_into_folders as sort_into_folders,
+    suggest_next as suggest_next,
+)
 from .tuning import (
     Candidate as Candidate,
     Trial as Trial,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_randlora.adapters import Adapter, load_adapter
+from clip_randlora.adapters import Adapter, ZeroShot, attach, load_adapter
 from clip_randlora.clip.models import Model, load_model
 from clip_randlora.clip.prompts import Prompts, check_prompts, class_words, make_prompts
 from clip_randlora.clip.text import TextClassifier
@@ -56,6 +57,21 @@ class Answers:
                 continue
             answers = zip(("zero_shot", "tuned"), next(rows), strict=True)
             yield name, {which: as_mapping(classes, p) for which, p in answers}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What `Classifier.encode_and_classify` answers for N images.
+
+    Attributes:
+        names, errors: as in `Answers`.
+        rows: unit features (M, E) and tuned probabilities (M, C) of those without an error; None
+            if there are none.
+    """
+
+    names: list[str]
+    errors: list[UnreadableImage | None]
+    rows: tuple[Tensor, Tensor] | None
 
 
 class Classifier:
@@ -109,6 +125,31 @@ class Classifier:
         adapter.strength = strength
         return cls(model, adapter, text)
 
+    @classmethod
+    def zero_shot(
+        cls,
+        model: Model,
+        classes: Sequence[str],
+        templates: Sequence[str] | None = None,
+        names: Prompts | None = None,
+    ) -> Classifier:
+        """Return a classifier that no image has trained: its tuned answers are the zero-shot ones.
+
+        Args:
+            model: without an adapter.
+            classes, templates, names: as for `for_classes`.
+
+        Raises:
+            UserError: there are fewer than two classes, one is there twice, or the prompts do not
+                tell them apart.
+        """
+        repeated = [name for name, count in Counter(classes).items() if count > 1]
+        if repeated or len(classes) < 2:
+            wrong = f"{repeated[0]!r} is there twice" if repeated else "at least two are needed"
+            raise UserError(f"classes: {wrong}; give two or more different ones")
+        text = _encode_classes(model, classes, templates, names)
+        return cls(model, attach(model.net, ZeroShot()), text)
+
     def for_classes(
         self,
         classes: Sequence[str],
@@ -133,10 +174,7 @@ class Classifier:
                 f"{self.adapter.config.method}: its head answers only for the classes it was "
                 f"trained on ({join_names(self.classes, 5)}); take a run that tunes the encoders"
             )
-        prompts = make_prompts(classes, templates, names)
-        text = TextClassifier(self.model, classes, prompts)
-        by_class = dict(zip(classes, prompts, strict=True))
-        check_prompts(self.model, text.tokens, by_class, class_words(classes, names))
+        text = _encode_classes(self.model, classes, templates, names)
         return Classifier(self.model, self.adapter, text)
 
     def close(self) -> None:
@@ -217,14 +255,28 @@ class Classifier:
         While a batch is computed, threads decode the next one.
         """
         both = self._predictor()
+        for names, errors, images in self._decode_batches(entries):
+            empty = torch.empty(0, len(self.classes))
+            rows = (empty, empty) if images is None else both.probabilities(images)
+            yield Answers(names, errors, *rows)
+
+    def encode_and_classify(self, entries: Iterable[Input]) -> Iterator[Encoded]:
+        """Classify images tuned only, 256 at a time as `classify`; also yield their features."""
+        both = self._predictor()
+        for names, errors, images in self._decode_batches(entries):
+            rows = None if images is None else both.tuned_answers(images)
+            yield Encoded(names, errors, rows)
+
+    def _decode_batches(
+        self, entries: Iterable[Input]
+    ) -> Iterator[tuple[list[str], list[UnreadableImage | None], Tensor | None]]:
+        """Yield the names and errors of 256 images, and the good ones as uint8, if any is good."""
         decoded = parallel_map(partial(_decode, self.model.square()), entries, BATCH)
         while some := list(islice(decoded, BATCH)):
             names, pixels = zip(*some, strict=True)
             good = [p for p in pixels if isinstance(p, Tensor)]
-            empty = torch.empty(0, len(self.classes))
-            rows = both.probabilities(torch.stack(good)) if good else (empty, empty)
             errors = [p if isinstance(p, UnreadableImage) else None for p in pixels]
-            yield Answers(list(names), errors, *rows)
+            yield list(names), errors, torch.stack(good) if good else None
 
 
 def check_inputs(images: Any, on_error: str) -> Iterator[Input]:
@@ -236,6 +288,20 @@ def check_inputs(images: Any, on_error: str) -> Iterator[Input]:
     if on_error not in ("raise", "return"):
         raise UserError(f"on_error {on_error}: give raise or return")
     return each_input(images, _warn_left_out)
+
+
+def _encode_classes(
+    model: Model,
+    classes: Sequence[str],
+    templates: Sequence[str] | None,
+    names: Prompts | None,
+) -> TextClassifier:
+    """Return the prompts of classes, which tell them apart."""
+    prompts = make_prompts(classes, templates, names)
+    text = TextClassifier(model, classes, prompts)
+    by_class = dict(zip(classes, prompts, strict=True))
+    check_prompts(model, text.tokens, by_class, class_words(classes, names))
+    return text
 
 
 @torch.inference_mode()

@@ -145,11 +145,20 @@ class PairedPredictor:
         return before.probabilities(zero_shot), after.probabilities(tuned)
 
     @torch.inference_mode()
-    def tuned_probabilities(self, images: Tensor) -> Tensor:
-        """Classify uint8 images (N, 3, S, S) tuned only: float32 (N, C)."""
+    def tuned_answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode and classify uint8 images (N, 3, S, S) tuned only, in one pass.
+
+        Returns:
+            Unit features (N, E) of the tuned image tower, and probabilities, float32 (N, C).
+        """
         self._refuse_if_merged()
         tuned = self._tuned
-        return tuned.probabilities(encode_images(tuned.model, images))
+        features = encode_images(tuned.model, images)
+        return features, tuned.probabilities(features)
+
+    def tuned_probabilities(self, images: Tensor) -> Tensor:
+        """Classify uint8 images (N, 3, S, S) tuned only: float32 (N, C)."""
+        return self.tuned_answers(images)[1]
 
 
 SideBySide = PairedPredictor  # the name it had first

@@ -22,7 +22,7 @@ LOWEST_FIRST = (
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},
-    {"sweep", "export", "tuning", "cluster"},
+    {"sweep", "export", "tuning", "cluster", "labelling"},
     {"report"},
     {PACKAGE},  # the public names
     {"app"},

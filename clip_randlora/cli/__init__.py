@@ -14,6 +14,7 @@ from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
 from clip_randlora.cli.evaluate_command import evaluate
 from clip_randlora.cli.export_command import export
 from clip_randlora.cli.interrupts import handle_signals
+from clip_randlora.cli.label_command import label
 from clip_randlora.cli.predict_command import predict
 from clip_randlora.cli.sweep_command import report, sweep
 from clip_randlora.cli.train_command import demo, train
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "eval": evaluate,
     "predict": predict,
+    "label": label,
     "export": export,
     "models": models,
     "datasets": datasets,

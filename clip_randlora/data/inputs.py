@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from clip_randlora.clip.models import float_range_problem
-from clip_randlora.data.dataset import Item, Skipped
+from clip_randlora.data.dataset import Content, Item, Skipped
 from clip_randlora.data.images import (
     EXTENSIONS,
     MAX_FILE_BYTES,
@@ -54,10 +54,12 @@ class Input:
     Attributes:
         name: its path or URL, or ``image 3`` if it has no name.
         open: returns it upright and RGB, or raises ``UnreadableImage`` (a ``UserError``).
+        content: its file, or where it is read from in an archive; None if it is in neither.
     """
 
     name: str
     open: Callable[[], Image.Image]
+    content: Path | Content | None = None
 
 
 def each_input(images: Any, on_left_out: OnSkipped) -> Iterator[Input]:
@@ -77,7 +79,7 @@ def each_input(images: Any, on_left_out: OnSkipped) -> Iterator[Input]:
         if isinstance(source, Input):
             yield source
         elif isinstance(source, Item):
-            yield Input(source.name, source.open)
+            yield Input(source.name, source.open, source.content)
         elif isinstance(source, str | PurePath):
             yield from _of_path(source, on_left_out)
         elif isinstance(source, np.ndarray | torch.Tensor):
@@ -166,7 +168,7 @@ def _of_path(source: str | PurePath, on_left_out: OnSkipped) -> Iterator[Input]:
 
 def _file(path: Path) -> Input:
     name = _printable(path)
-    return Input(name, partial(decode_image, path, name))
+    return Input(name, partial(decode_image, path, name), path)
 
 
 def _listed(path: Path, on_left_out: OnSkipped) -> Iterator[Input]:
@@ -188,7 +190,7 @@ def _listed(path: Path, on_left_out: OnSkipped) -> Iterator[Input]:
             yield _file(file.content.path)
         else:
             item = Item(f"{name}/{file.name}", 0, file.content)
-            yield Input(item.name, item.open)
+            yield Input(item.name, item.open, item.content)
 
 
 def _matching(pattern: str, on_left_out: OnSkipped) -> Iterator[Input]:

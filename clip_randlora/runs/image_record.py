@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 from clip_randlora.data import Data, Item, Split, TrainingImages, UnreadableImage
 from clip_randlora.data.loading import HELD_OUT_NOTE
 from clip_randlora.errors import UserError
+from clip_randlora.runs.run_config import read_config
 from clip_randlora.utils.outputs import write_csv
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress, report_progress
@@ -175,6 +176,18 @@ def read_images(folder: str | Path) -> ImageRecord | None:
             raise _damaged(path)
         images.append(RecordedImage(cast(Use, use), class_name, name, digest))
     return ImageRecord(tuple(images))
+
+
+def training_files(folder: Path) -> list[Path]:
+    """Return the files that a run was trained on, where they still are.
+
+    There are none if the run does not record its images, or they were in an archive.
+    """
+    record, source = read_images(folder), read_config(folder)["data"].get("data")
+    if record is None or not isinstance(source, str):
+        return []
+    files = (Path(source) / image.name for image in record.of("trained"))
+    return [file for file in files if file.is_file()]
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,0 +1,224 @@
+"""The command label: classes for images that have none yet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.options import DeviceOption, ModelOption, PretrainedOption
+from clip_randlora.errors import UserError
+from clip_randlora.utils.wording import join_names
+
+if TYPE_CHECKING:
+    from clip_randlora.classifier import Classifier
+    from clip_randlora.data import Skipped
+    from clip_randlora.data.inputs import Input
+    from clip_randlora.labelling import Labelling
+    from clip_randlora.labelling.sorting import How
+
+
+def label(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] IMAGE...",
+            help="Folder of a finished run, unless --classes is given; then files, folders, .zip "
+            "and .tar files or globs; - reads one path a line from standard input.",
+        ),
+    ],
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write the answers to this file, surest first.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Copy each image into the folder of its class, in here.")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="With --into: make hard links.")] = False,
+    move: Annotated[bool, typer.Option("--move", help="With --into: move the images.")] = False,
+    above: Annotated[
+        float, typer.Option(min=0, max=1, help="No label below this probability.")
+    ] = 0.0,
+    suggest: Annotated[
+        int, typer.Option("--next", min=0, help="Say which images to label first: this many.")
+    ] = 0,
+    labelled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="With --next: images that have labels already. Default: those that the run was "
+            "trained on.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Without a run: class names with commas, or a file of one a line."),
+    ] = None,
+    model: ModelOption = "lite0",
+    pretrained: PretrainedOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Give images without labels a class each, surest first.
+
+    No training is needed: --classes asks the model zero-shot. Files are neither changed nor, but
+    for --move, moved, and no file is overwritten. Images that cannot be read are named on standard
+    error.
+    """
+    if not (csv_file or into or suggest):
+        raise UserError("nothing to do; give --csv FILE, --into FOLDER or --next N")
+    if csv_file and csv_file.exists():
+        raise UserError(f"--csv {csv_file}: exists; choose another file")
+    if (link or move) and (into is None or link == move):
+        raise UserError("--link, --move: give one of them, with --into FOLDER")
+    run, images = _split(sources, classes)
+    with loading():
+        from clip_randlora.labelling import label_images
+
+        if run is not None:
+            from clip_randlora.classifier import Classifier
+
+            classifier = Classifier.load(run, device=device)
+        else:
+            classifier = _zero_shot(classes or "", model, pretrained, device)
+    entries = _entries(images, into)
+    with progress() as on_progress:
+        labelling = label_images(
+            classifier,
+            entries,
+            above=above,
+            suggest=suggest,
+            labelled=_labelled(labelled, run) if suggest else None,
+            on_progress=on_progress,
+        )
+    if labelling.errors:
+        of = len(labelling) + len(labelling.errors)
+        failed = f"{len(labelling.errors)} of {of} images could not be read."
+        print_notes([*labelling.errors, failed])
+    _print(labelling)
+    if csv_file:
+        labelling.write_csv(csv_file)
+        messages.print(f"{len(labelling)} answers: saved to {csv_file}")
+    if into is not None:
+        _sort(labelling, entries, into, "move" if move else "link" if link else "copy")
+
+
+def _split(sources: Sequence[str], classes: str | None) -> tuple[Path | None, Sequence[str]]:
+    """Return the run, if there is to be one, and the images."""
+    from clip_randlora.runs.run_config import has_config
+
+    first, *rest = sources
+    if classes is not None:
+        if has_config(first):
+            raise UserError(f"{first}: a run has its own classes; leave out the run or --classes")
+        return None, sources
+    if not has_config(first) and Path(first).suffix != ".safetensors":
+        raise UserError(
+            f"{first}: not a run folder; give the folder of a run first, or --classes for answers "
+            f"without training"
+        )
+    if not rest:
+        raise UserError("IMAGE: no images given; give files or folders after the run")
+    return Path(first), rest
+
+
+def _zero_shot(classes: str, model: str, pretrained: str | None, device: str | None) -> Classifier:
+    from clip_randlora.classifier import Classifier
+    from clip_randlora.clip.models import DEFAULT_TAG, load_model
+
+    path = Path(classes)
+    if path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"--classes {classes}: is no text in UTF-8; save it as such") from None
+    else:
+        names = classes.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
+    loaded = load_model(model, weights, device)
+    try:
+        return Classifier.zero_shot(loaded, names)
+    except UserError as error:
+        raise UserError(f"--classes {classes}: {error}") from error
+
+
+def _entries(images: Sequence[str], into: Path | None) -> list[Input]:
+    """List the images, without those that are in the folder into which they are sorted."""
+    from clip_randlora.data.inputs import each_input, read_standard_input
+
+    sources = chain.from_iterable(
+        read_standard_input(sys.stdin.buffer) if image == "-" else [image] for image in images
+    )
+    entries = list(each_input(sources, _say_left_out))
+    if into is None:
+        return entries
+    inside = os.path.join(os.path.realpath(into), "")
+    kept = [
+        entry
+        for entry in entries
+        if not isinstance(entry.content, Path)
+        or not os.path.realpath(entry.content).startswith(inside)
+    ]
+    if len(kept) < len(entries):
+        print_notes([f"Left out {len(entries) - len(kept)} images that are in {into}."])
+    return kept
+
+
+def _say_left_out(left_out: list[Skipped]) -> None:
+    from clip_randlora.data import summarize_skipped
+
+    print_notes([summarize_skipped(left_out)])
+
+
+def _labelled(data: str | None, run: Path | None) -> list[Path] | str | None:
+    """Return the images that have labels: those given, or those that the run was trained on."""
+    from clip_randlora.runs.image_record import training_files
+
+    if data is not None:
+        return data
+    if run is None or not run.is_dir():
+        return None
+    files = training_files(run)
+    if not files:
+        print_notes(["The run's training images are not found, so --next does without them."])
+    return files or None
+
+
+def _print(labelling: Labelling) -> None:
+    """Print how many images got each label, and which to label first."""
+    table = Table("class", "images")
+    for name, count in labelling.counts().items():
+        table.add_row(name, str(count))
+    below = len(labelling) - sum(labelling.counts().values())
+    if below:
+        table.add_section()
+        table.add_row(f"below {labelling.above:g}", str(below))
+    results.print(table)
+    if labelling.suggested:
+        table = Table("label next", "image", "answer", "probability")
+        for image in labelling.next_images():
+            row = str(image.label_next), image.name, image.answer, f"{image.probability:.1%}"
+            table.add_row(*row)
+        results.print(table)
+
+
+def _sort(labelling: Labelling, entries: Sequence[Input], folder: Path, how: How) -> None:
+    """Sort the images into class folders, and say what was done."""
+    from clip_randlora.labelling import sort_into_folders
+
+    with progress() as on_progress:
+        done = sort_into_folders(labelling, entries, folder, how, on_progress)
+    print_notes(done.errors)
+    verb = {"copy": "copied", "link": "linked", "move": "moved"}[how]
+    facts = [f"{sum(done.counts.values())} images {verb} into {folder}"]
+    if done.copied:
+        facts.append(f"{done.copied} of them copied, as the file system has no such links")
+    if done.before:
+        facts.append(f"{done.before} were there before")
+    messages.print(join_names(facts, len(facts)))

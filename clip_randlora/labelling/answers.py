@@ -1,0 +1,259 @@
+"""Label many images in one pass: the class, its probability, and which images to label first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_randlora.classifier import Classifier, Encoded, check_inputs
+from clip_randlora.data.inputs import Input
+from clip_randlora.errors import UserError
+from clip_randlora.labelling.suggestions import MOST_CANDIDATES, suggest_next
+from clip_randlora.utils.outputs import write_csv
+from clip_randlora.utils.progress import OnProgress, report_progress
+
+_COLUMNS = ["image", "label", "probability", "answer", "label_next"]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """The answer for one image.
+
+    Attributes:
+        place: of the image among those given, from 0.
+        name: its path or URL, or ``image 3`` if it has no name.
+        answer: the most probable class.
+        probability: of that class.
+        label: the answer, if its probability reaches the line; else "".
+        label_next: 1 for the image to label first, 2 for the next one; None for all others.
+    """
+
+    place: int
+    name: str
+    answer: str
+    probability: float
+    label: str
+    label_next: int | None = None
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The answers for N images. Iteration yields each `LabelledImage`, the surest first.
+
+    Attributes:
+        classes: C class names.
+        above: the line; an answer below it is no label.
+        places: of the images among those given, int64 (N,); images that cannot be read are not
+            among the N.
+        names: of the images.
+        answers: the most probable classes, int64 (N,).
+        probabilities: of these classes, float32 (N,).
+        suggested: rows of the images to label first, in order.
+        errors: why the other images cannot be read, a line each.
+    """
+
+    classes: tuple[str, ...]
+    above: float
+    places: Tensor
+    names: list[str]
+    answers: Tensor
+    probabilities: Tensor
+    suggested: list[int]
+    errors: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        ranks = {row: rank for rank, row in enumerate(self.suggested, 1)}
+        for row in self.probabilities.argsort(descending=True, stable=True).tolist():
+            yield self._image(row, ranks.get(row))
+
+    def next_images(self) -> list[LabelledImage]:
+        """Return the images to label first, in order."""
+        return [self._image(row, rank) for rank, row in enumerate(self.suggested, 1)]
+
+    def _image(self, row: int, rank: int | None) -> LabelledImage:
+        answer, probability = self.classes[self.answers[row]], float(self.probabilities[row])
+        label = answer if probability >= self.above else ""
+        return LabelledImage(
+            int(self.places[row]), self.names[row], answer, probability, label, rank
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Return how many images get each label; all classes are there, in their order."""
+        labels = self.answers[self.probabilities >= self.above]
+        counted = torch.bincount(labels, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counted, strict=True))
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write a row for each image, the surest first.
+
+        The columns are ``image``, ``label`` (empty below the line), ``probability``, ``answer``
+        and ``label_next`` (1 for the image to label first).
+        """
+        rows = (
+            (
+                image.name,
+                image.label,
+                f"{image.probability:.6f}",
+                image.answer,
+                image.label_next or "",
+            )
+            for image in self
+        )
+        write_csv(path, _COLUMNS, rows)
+
+
+def label_images(
+    classifier: Classifier,
+    images: Any,
+    *,
+    above: float = 0.0,
+    suggest: int = 0,
+    labelled: Any = None,
+    on_progress: OnProgress | None = None,
+) -> Labelling:
+    """Label images by a classifier, and choose which of them a person should label first.
+
+    Each image is decoded and encoded once. Of an image, only its name, its class and its
+    probability are kept, and features of 4,000 images drawn at random, if ``suggest`` is not 0.
+
+    Args:
+        classifier: of a run, or of `Classifier.zero_shot` before any training.
+        images: as for `Classifier.predict`.
+        above: probability from 0 to 1; an answer below it is no label.
+        suggest: how many images to choose for labelling, see `suggest_next`.
+        labelled: images that have labels already, as for `Classifier.predict`; what they cover is
+            not suggested again.
+        on_progress: see `clip_randlora.utils.progress.OnProgress`. Told if ``images`` are paths.
+
+    Raises:
+        UserError: ``above`` or ``suggest`` is out of range, or no image can be read.
+    """
+    if not 0 <= above <= 1:
+        raise UserError(f"above: {above:g} is no probability; give a number from 0 to 1")
+    if suggest < 0:
+        raise UserError(f"suggest: {suggest} is negative; give how many images to choose")
+    known = None
+    if suggest and labelled is not None:
+        known = _encode(classifier, labelled, on_progress)
+    entries, total = _entries(images)
+    sample = _Sample(MOST_CANDIDATES if suggest else 0)
+    names: list[str] = []
+    errors: list[str] = []
+    places: list[Tensor] = []
+    answers: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    seen = 0
+    for batch in _classify(classifier, entries, total, "labelling images", on_progress):
+        good = torch.tensor([error is None for error in batch.errors])
+        errors += [str(error) for error in batch.errors if error is not None]
+        if batch.rows is not None:
+            features, rows = batch.rows
+            probability, answer = rows.max(dim=1)
+            sample.add(len(names), features, rows)
+            names += [name for name, ok in zip(batch.names, good.tolist(), strict=True) if ok]
+            places.append(seen + good.nonzero().flatten())
+            answers.append(answer)
+            probabilities.append(probability)
+        seen += len(batch.names)
+    if not names:
+        raise _nothing_labelled(errors)
+    return Labelling(
+        classifier.classes,
+        above,
+        torch.cat(places),
+        names,
+        torch.cat(answers),
+        torch.cat(probabilities),
+        sample.suggest(suggest, known),
+        errors,
+    )
+
+
+def _entries(images: Any) -> tuple[Iterable[Input], int]:
+    """Return the images, and their number if listing them decodes none; else 0."""
+    one = str | PurePath | Input
+    several = isinstance(images, list | tuple) and all(isinstance(image, one) for image in images)
+    entries = check_inputs(images, "return")
+    if several or isinstance(images, one):
+        listed = list(entries)
+        return listed, len(listed)
+    return entries, 0
+
+
+def _classify(
+    classifier: Classifier,
+    entries: Iterable[Input],
+    total: int,
+    stage: str,
+    on_progress: OnProgress | None,
+) -> Iterator[Encoded]:
+    batches = classifier.encode_and_classify(entries)
+    return report_progress(batches, stage, total, on_progress, lambda batch: len(batch.names))
+
+
+def _encode(classifier: Classifier, images: Any, on_progress: OnProgress | None) -> Tensor | None:
+    """Return the unit features of images that have labels already; those unreadable count not."""
+    entries, total = _entries(images)
+    batches = _classify(classifier, entries, total, "encoding labelled images", on_progress)
+    found = [batch.rows[0].float().cpu() for batch in batches if batch.rows is not None]
+    return torch.cat(found) if found else None
+
+
+class _Sample:
+    """Features and probabilities of images drawn at random from a stream of unknown length.
+
+    Each image gets a random key, and those with the smallest keys are kept.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self._bits = np.random.Philox(key=0)
+        self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # keys, rows, features, p
+        self._count = 0
+
+    def add(self, first: int, features: Tensor, probabilities: Tensor) -> None:
+        """Offer the images of the rows from ``first`` on."""
+        if not self.most:
+            return
+        count = len(features)
+        keys = torch.from_numpy((self._bits.random_raw(count) >> np.uint64(1)).astype(np.int64))
+        rows = torch.arange(first, first + count)
+        self._kept.append((keys, rows, features.half().cpu(), probabilities.half()))
+        self._count += count
+        if self._count > 2 * self.most:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        joined = [torch.cat(parts) for parts in zip(*self._kept, strict=True)]
+        smallest = joined[0].argsort()[: self.most]
+        keys, rows, features, probabilities = (part[smallest] for part in joined)
+        self._kept, self._count = [(keys, rows, features, probabilities)], len(keys)
+
+    def suggest(self, count: int, labelled: Tensor | None) -> list[int]:
+        """Choose among the drawn images; return their rows."""
+        if not count:
+            return []
+        self._shrink()
+        _, rows, features, probabilities = self._kept[0]
+        order = rows.argsort()
+        chosen = suggest_next(features[order], probabilities[order], count, labelled)
+        return rows[order][chosen].tolist()
+
+
+def _nothing_labelled(errors: Sequence[str]) -> UserError:
+    if not errors:
+        return UserError("no images given; give files, folders or URLs")
+    if len(errors) == 1:
+        return UserError(errors[0])
+    first, count = Counter(errors).most_common(1)[0][0], len(errors)
+    return UserError(f"none of {count} images can be read, e.g. {first}")
