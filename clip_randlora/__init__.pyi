@@ -25,6 +25,14 @@ from .adapters import (
     save_peft_adapter as save_peft_adapter,
     select_weights as select_weights,
 )
+from .checking import (
+    Duplicates as Duplicates,
+    Findings as Findings,
+    Outlier as Outlier,
+    SmallImage as SmallImage,
+    WrongLabel as WrongLabel,
+    check_images as check_images,
+)
 from .classifier import (
     Classifier as Classifier,
 )

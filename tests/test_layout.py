@@ -22,7 +22,7 @@ LOWEST_FIRST = (
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},
-    {"sweep", "export", "tuning", "cluster", "labelling"},
+    {"sweep", "export", "tuning", "cluster", "labelling", "checking"},
     {"report"},
     {PACKAGE},  # the public names
     {"app"},

@@ -1,0 +1,129 @@
+"""Rank labels by how likely they are wrong: confident learning on out-of-fold probabilities.
+
+An image is judged by heads that were fitted to the other images alone, on frozen features. With
+its probabilities p and its given class y, and the threshold t_c of a class, the mean of p_c over
+the images that are labelled c (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068, eq. 2):
+
+    the label counts as wrong if the largest p_c of those with p_c >= t_c is of another class
+
+They are ranked by p_y, the self-confidence (section 3.2 there), the smallest first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clip_randlora.adapters.heads.anchored_head import fit_class_vectors
+from clip_randlora.adapters.heads.gda import gaussian_logits
+from clip_randlora.checking.findings import WrongLabel
+from clip_randlora.utils.progress import OnProgress, report_progress
+
+FOLDS = 5
+_ROUNDS = 2
+_PENALTY = 0.1  # of the anchored head, as its default
+
+
+def find_wrong_labels(
+    features: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    logit_scale: float,
+    groups: Tensor | None = None,
+    seed: int = 1,
+    on_progress: OnProgress | None = None,
+) -> list[WrongLabel]:
+    """Return the labels that are likely wrong, the surest first.
+
+    Args:
+        features: unit features of V views of N images, float32 (N, V, E).
+        labels: given classes, int64 (N,).
+        classes: unit class features of the text tower, float32 (C, E).
+        logit_scale: the factor between cosine similarities and zero-shot logits.
+        groups: int64 (N,): images of the same number are judged by the same heads, which saw none
+            of them; by default every image has its own.
+        seed: of the folds.
+        on_progress: told how many heads are fitted.
+    """
+    probabilities = out_of_fold(features, labels, classes, logit_scale, groups, seed, on_progress)
+    own = probabilities.gather(1, labels[:, None]).squeeze(1)
+    is_judged = ~own.isnan()
+    counts = torch.bincount(labels[is_judged], minlength=len(classes))
+    sums = own.new_zeros(len(classes)).index_add(0, labels[is_judged], own[is_judged])
+    thresholds = torch.where(counts > 0, sums / counts, torch.inf)
+    confident = torch.where(probabilities >= thresholds, probabilities, -1.0)
+    suggested = confident.argmax(dim=1)
+    is_wrong = is_judged & (confident.amax(dim=1) >= 0) & (suggested != labels)
+    rows = is_wrong.nonzero().flatten()
+    rows = rows[own[rows].argsort(stable=True)]
+    return [
+        WrongLabel(row, int(labels[row]), int(suggested[row]), 1 - float(own[row]))
+        for row in rows.tolist()
+    ]
+
+
+def out_of_fold(
+    features: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    logit_scale: float,
+    groups: Tensor | None = None,
+    seed: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """Return each image's probabilities, float32 (N, C), by heads that were not fitted to it.
+
+    The logarithms of the probabilities of two heads, GDA and the anchored head, are averaged. They
+    are NaN for an image whose class has no image in another group: nothing can be said of it.
+
+    Args: as for `find_wrong_labels`.
+    """
+    groups = torch.arange(len(labels)) if groups is None else groups
+    logs = features.new_zeros(len(labels), len(classes))
+    folds = [
+        (folds, fold)
+        for turn in range(_ROUNDS)
+        for folds in [_draw_folds(labels, groups, seed + turn)]
+        for fold in range(FOLDS)
+    ]
+    for drawn, fold in report_progress(folds, "judging labels", len(folds), on_progress):
+        inside, outside = drawn != fold, drawn == fold
+        if not outside.any() or not inside.any():
+            logs[outside] = torch.nan
+            continue
+        views = features[inside].flatten(0, 1)
+        repeated = labels[inside].repeat_interleave(features.shape[1])
+        judged = features[outside]
+        logs[outside] += sum(
+            logits.log_softmax(dim=-1).mean(dim=1) / (2 * _ROUNDS)
+            for logits in _fit_and_ask(views, repeated, classes, logit_scale, judged)
+        )
+        is_known = torch.bincount(labels[inside], minlength=len(classes)) > 0
+        logs[outside & ~is_known[labels]] = torch.nan
+    return logs.softmax(dim=-1)
+
+
+def _fit_and_ask(
+    features: Tensor, labels: Tensor, classes: Tensor, logit_scale: float, judged: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of both heads for the views of the judged images."""
+    counts = torch.bincount(labels, minlength=len(classes))
+    present = counts > 0
+    weight, bias = gaussian_logits(features, labels, len(classes))
+    gaussian = (judged @ weight.T + bias).masked_fill(~present, -torch.inf)
+    penalty = _PENALTY / (len(labels) / len(classes))
+    vectors, _ = fit_class_vectors(features, labels, classes, logit_scale, penalty)
+    return gaussian, logit_scale * judged @ vectors.T
+
+
+def _draw_folds(labels: Tensor, groups: Tensor, seed: int) -> Tensor:
+    """Return the fold of each image, int64 (N,): classes are spread evenly, groups stay whole."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]
+    folds = torch.empty_like(labels)
+    folds[order] = torch.arange(len(labels)) % FOLDS
+    first = torch.full((int(groups.max()) + 1,), len(labels)).scatter_reduce(
+        0, groups, torch.arange(len(labels)), "amin"
+    )
+    return folds[first[groups]]
