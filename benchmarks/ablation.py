@@ -102,9 +102,6 @@ PARTS = {
         "update as one product with its own backward pass",
         _patched("clip_randlora.adapters.parametrization.add_updates", _plain_updates),
     ),
-    "small-pieces": Part(
-        "update in pieces that fit a CPU's cache", _patched(f"{_UPDATE}._SMALL_PIECES_ON", ())
-    ),
     "rows-in-cache": Part(
         "bf16 update added to a float32 weight in runs of rows",
         _patched(f"{_UPDATE}._ROWS_IN_CACHE", 10**9),

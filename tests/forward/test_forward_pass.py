@@ -16,7 +16,6 @@ from clip_randlora.clip.prompts import make_prompts
 from clip_randlora.clip.text import TextClassifier, encode_tokens, shared_prefix, trim
 from clip_randlora.forward.attention import batch_first_sdpa, last_block_cls_only
 from clip_randlora.forward.recompute import checkpoint_cheap_ops
-from clip_randlora.forward.training import training_forward
 
 
 def images(count: int = 3, size: int = 32) -> torch.Tensor:
@@ -160,32 +159,6 @@ def test_direct_attention_is_attention(tiny, in_bf16):
         found.append({"features": output.detach(), **gradients(adapter, output)})
     assert_close(found[1], found[0], 5e-2 if in_bf16 else 1e-5)
     assert "forward" not in vars(attention)
-
-
-@pytest.mark.parametrize("settings", [{}, {"bases": "sparse"}, {"rank": 2}])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_parts_at_once_give_what_one_after_the_other_does(tiny, monkeypatch, settings, dtype):
-    """On GPUs, whose launches cost more than their memory; see also `test_cuda`."""
-    adapter = cr.attach(tiny.net, cr.RandLoRA(**{"rank": 5} | settings))
-    randomize(adapter)
-    text = TextClassifier(
-        tiny, ["red", "dark blue", "sea"], make_prompts(["red", "dark blue", "sea"])
-    )
-
-    def run():
-        with (
-            training_forward(tiny.net, adapter),
-            torch.autocast("cpu", dtype, dtype == torch.bfloat16),
-        ):
-            logits = tiny.encode_image(images()) @ text.features().T
-        return logits, gradients(adapter, logits)
-
-    logits, one_by_one = run()
-    monkeypatch.setattr("clip_randlora.adapters.fast.weight_update._SMALL_PIECES_ON", ())
-    at_once, together = run()
-    exact = dtype == torch.float32
-    torch.testing.assert_close(at_once, logits, atol=1e-6 if exact else 1e-2, rtol=0)
-    assert_close(together, one_by_one, 1e-5 if exact else 0.1)
 
 
 def test_the_readmes_own_training_step_learns_and_forms_each_weight_once(

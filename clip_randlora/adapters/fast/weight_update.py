@@ -11,7 +11,7 @@ gradients are sums over M's entries, so nothing but the inputs is kept between t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from clip_randlora.adapters.delta import Delta
 from clip_randlora.adapters.randlora import RandLoRADelta
 
-_SMALL_PIECES_ON = ("cpu",)
 _ROWS_IN_CACHE = 256  # three runs of so many rows of a weight fit the cache of a CPU's core
 
 
@@ -75,92 +74,57 @@ def _add_randlora(
 
 
 class _WeightUpdate(torch.autograd.Function):
-    """``W + scale * B S``, part by part; see the module's docstring."""
+    """``W + scale * B S`` for a weight (P D, d) of P parts; see the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, weight, matrix, a, scale, is_transposed, dtype, *diagonals) -> Tensor:
-        """Update a weight of P equal parts, each with a lambda and a gamma in ``diagonals``."""
-        ctx.save_for_backward(matrix, a, *diagonals)
+        """Update a weight by the lambda and the gamma of each part, which are in ``diagonals``."""
+        ctx.save_for_backward(matrix, a, *diagonals)  # not their stacks, which are copies
         ctx.scale, ctx.is_transposed = scale, is_transposed
-        updated = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for w, out, lam, gamma in _parts(weight, updated, diagonals):
-            scaled = _scale_a(a, lam, gamma, matrix.dtype)
-            update = scaled.mT @ matrix.T if is_transposed else matrix @ scaled
-            _add(w, update, scale, out)
-        return updated
+        scaled = _scale_a(a, *_stack(diagonals), matrix.dtype)
+        update = scaled.mT @ matrix.T if is_transposed else matrix @ scaled
+        return _add(weight, update.flatten(0, 1), scale, dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         matrix, a, *diagonals = ctx.saved_tensors
-        grads: list[Tensor] = []
-        for part, _, lam, gamma in _parts(grad, grad, diagonals):
-            g = part.to(matrix.dtype)
-            m = matrix.T @ (g.mT if ctx.is_transposed else g)
-            of_lam, of_gamma = _diagonal_grads(m.to(lam.dtype), a, lam, gamma, ctx.scale)
-            if lam.dim() == 2:
-                grads += [of_lam, of_gamma]
-            else:  # all parts together
-                grads += chain.from_iterable(zip(of_lam, of_gamma, strict=True))
-        return None, None, None, None, None, None, *grads
+        lam, gamma = _stack(diagonals)
+        g = grad.unflatten(0, (len(lam), -1)).to(matrix.dtype)
+        m = matrix.T @ (g.mT if ctx.is_transposed else g)
+        by_part = zip(*_diagonal_grads(m.to(lam.dtype), a, lam, gamma, ctx.scale), strict=True)
+        return None, None, None, None, None, None, *chain.from_iterable(by_part)
 
 
-def _parts(
-    weight: Tensor, other: Tensor, diagonals: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield parts of both (D, d), lambda (n, r) and gamma (n, d), or all of them with P in front.
-
-    On a CPU, one part after the other fits the cache. On a GPU, fewer launches are faster.
-    """
-    lams, gammas = diagonals[::2], diagonals[1::2]
-    count = len(lams)
-    if _takes_small_pieces(weight) or count == 1:
-        yield from zip(weight.chunk(count), other.chunk(count), lams, gammas, strict=True)
-    else:
-        parts = (tensor.unflatten(0, (count, -1)) for tensor in (weight, other))
-        yield *parts, torch.stack(tuple(lams)), torch.stack(tuple(gammas))
+def _stack(diagonals: tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return lambda (P, n, r) and gamma (P, n, d)."""
+    return torch.stack(diagonals[::2]), torch.stack(diagonals[1::2])
 
 
-def _takes_small_pieces(tensor: Tensor) -> bool:
-    """Return whether pieces that fit the cache are faster than few large operations."""
-    return tensor.device.type in _SMALL_PIECES_ON
-
-
-def _add(weight: Tensor, update: Tensor, scale: float, out: Tensor) -> None:
-    """Write ``weight + scale * update`` to ``out``, rounded once if that is of another dtype."""
+def _add(weight: Tensor, update: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return ``weight + scale * update``, rounded once if that is of another dtype."""
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     rows = len(weight)
-    if _takes_small_pieces(weight) and update.dtype != weight.dtype:
+    if weight.device.type == "cpu" and update.dtype != weight.dtype:
         rows = _ROWS_IN_CACHE  # torch converts a whole operand before it adds
     for w, u, o in zip(weight.split(rows), update.split(rows), out.split(rows), strict=True):
         torch.add(w, u, alpha=scale, out=o)
+    return out
 
 
 def _scale_a(a: Tensor, lam: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return S, (..., n r, d), of lambda (..., n, r) and gamma (..., n, d)."""
-    if not _takes_small_pieces(a):
-        scaled = (gamma[..., None, :, :] * a[:, None]).mul_(lam.mT[..., None])
-        return scaled.flatten(-3, -2).to(dtype)
-    # row by row: larger temporary tensors leave gaps in a CPU's memory, 0.2 GB of a ViT-B-32's step
-    scaled = a.new_empty(a.shape[0], *gamma.shape, dtype=dtype)
-    for k, row in enumerate(a):
-        torch.mul(gamma * row, lam[:, k : k + 1], out=scaled[k])
-    return scaled.flatten(0, 1)
+    """Return S, (P, n r, d), of lambda (P, n, r) and gamma (P, n, d)."""
+    scaled = (gamma[:, None] * a[:, None]).mul_(lam.mT[..., None])
+    return scaled.flatten(1, 2).to(dtype)
 
 
 def _diagonal_grads(
     m: Tensor, a: Tensor, lam: Tensor, gamma: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (..., n, r) and gamma (..., n, d) from M (..., n r, d).
+    """Return the gradients of lambda (P, n, r) and gamma (P, n, d) from M (P, n r, d).
 
     ``m`` may be written to.
     """
-    if not _takes_small_pieces(m):
-        m = m.unflatten(-2, (a.shape[0], -1)) * a[:, None].mul(scale)
-        grad_gamma = (m * lam.mT[..., None]).sum(dim=-3)
-        return m.mul_(gamma[..., None, :, :]).sum(dim=-1).mT, grad_gamma
-    grad_lam, grad_gamma = torch.empty_like(lam), torch.zeros_like(gamma)
-    for k, (rows, row) in enumerate(zip(m.view(a.shape[0], *gamma.shape), a, strict=True)):
-        rows.mul_(row)
-        grad_gamma.addcmul_(rows, lam[:, k : k + 1], value=scale)
-        grad_lam[:, k] = rows.mul_(gamma).sum(dim=1).mul_(scale)
-    return grad_lam, grad_gamma
+    m = m.unflatten(1, (a.shape[0], -1)).mul_(a[:, None].mul(scale))
+    grad_gamma = (m * lam.mT[..., None]).sum(dim=1)
+    return m.mul_(gamma[:, None]).sum(dim=-1).mT, grad_gamma
