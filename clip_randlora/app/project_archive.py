@@ -26,7 +26,7 @@ from clip_randlora.app.workspace import Workspace
 from clip_randlora.data import Item, UnreadableImage
 from clip_randlora.data.projects import PROJECT_FILE, find_project
 from clip_randlora.data.sources import File, list_zip
-from clip_randlora.data.tables import read_text
+from clip_randlora.data.texts import read_text
 from clip_randlora.runs.image_record import read_images
 from clip_randlora.utils.outputs import atomic_write
 

@@ -11,6 +11,7 @@ from clip_randlora.cli.console import loading, messages, print_metrics, print_no
 from clip_randlora.cli.options import (
     AddressOption,
     ClassFoldersOption,
+    ColumnsOption,
     DataArgument,
     DeviceOption,
     EngineOption,
@@ -41,6 +42,7 @@ def evaluate(
         ),
     ] = False,
     class_folders: ClassFoldersOption = None,
+    columns: ColumnsOption = None,
     device: DeviceOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
@@ -61,6 +63,7 @@ def evaluate(
             count,  # type: ignore[arg-type]  # checked there
             class_folders,
             own_classes=own_classes,
+            columns=columns,
             on_progress=on_progress,
         )
         notes = list(images.notes)

@@ -20,8 +20,8 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="Folder of class folders, .zip, WebDataset shards, parquet files, a data set's name "
-        "or its YAML file.",
+        help="Folder of class folders, .zip, table of labels (CSV, JSON), WebDataset shards, "
+        "parquet files, hub:ORG/NAME[@SPLIT], a data set's name or its YAML file.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
@@ -40,6 +40,13 @@ DeviceOption = Annotated[
 ClassFoldersOption = Annotated[
     str | None,
     typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested folders."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="path=COLUMN,label=COLUMN,split=COLUMN",
+        help="Columns of a table of labels, or some of them. Default: found, and told in a note.",
+    ),
 ]
 CheckOption = Annotated[
     bool | None,
@@ -118,6 +125,7 @@ def load_data_and_model(
     pretrained: str | None,
     device: str | None,
     check: bool | None = None,
+    columns: str | None = None,
 ) -> tuple[Data, Model]:
     """Load what the options of these names say, and show how far the reading is."""
     with loading():
@@ -129,6 +137,7 @@ def load_data_and_model(
             test,
             class_folders=class_folders,  # type: ignore[arg-type]  # checked there
             check=check,
+            columns=columns,
             on_progress=on_progress,
         )
     with loading():
@@ -138,8 +147,11 @@ def load_data_and_model(
 
 def absolute(source: str) -> str:
     """Make a path or a pattern of them absolute; the name of a data set stays as it is."""
+    from clip_randlora.data.layouts import absolute_hub
     from clip_randlora.data.parts import is_pattern
 
+    if hub := absolute_hub(source):
+        return hub
     return str(Path(source).resolve()) if Path(source).exists() or is_pattern(source) else source
 
 

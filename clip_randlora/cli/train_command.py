@@ -22,6 +22,7 @@ from clip_randlora.cli.console import (
 from clip_randlora.cli.options import (
     CheckOption,
     ClassFoldersOption,
+    ColumnsOption,
     DataArgument,
     DeviceOption,
     ModelOption,
@@ -59,6 +60,7 @@ def train(
         str | None, typer.Option(help="Test images, in the same forms as DATA.")
     ] = None,
     class_folders: ClassFoldersOption = None,
+    columns: ColumnsOption = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     method: Annotated[
@@ -154,6 +156,7 @@ def train(
         prompts,
         image_cache,
         check,
+        columns,
     )
 
 
@@ -174,16 +177,18 @@ def _train(
     all_prompts: bool = False,
     image_cache: Path | None = None,
     check: bool | None = None,
+    columns: str | None = None,
 ) -> None:
     with loading():
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
-        from clip_randlora.runs.run_config import read_class_folders
+        from clip_randlora.runs.run_config import read_class_folders, read_columns
 
         config = TrainConfig.parse(settings)
         if resume:
             class_folders = class_folders or read_class_folders(out)
+            columns = columns or read_columns(out, absolute(data))
     labelled, loaded = load_data_and_model(
-        data, test, class_folders, model, pretrained, device, check
+        data, test, class_folders, model, pretrained, device, check, columns
     )
     messages.print(
         Text(str(loaded.net.model_name), style="bold"),
@@ -194,6 +199,8 @@ def _train(
     source = {"data": absolute(data), "test": test and absolute(test)}
     if class_folders:
         source["class_folders"] = class_folders
+    if columns:
+        source["columns"] = columns
     said: list[str] = []
 
     def start(adapter: Adapter, notes: list[str]) -> None:

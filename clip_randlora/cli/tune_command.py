@@ -11,6 +11,7 @@ from rich.table import Table
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
 from clip_randlora.cli.options import (
     ClassFoldersOption,
+    ColumnsOption,
     DataArgument,
     DeviceOption,
     ModelOption,
@@ -31,6 +32,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="Folder to write tuned.yaml and trials.csv to.")],
     minutes: Annotated[float, typer.Option(help="Time of the whole search.")] = 10,
     class_folders: ClassFoldersOption = None,
+    columns: ColumnsOption = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     method: Annotated[
@@ -60,7 +62,9 @@ def tune(
         if seed is not None:
             settings["seed"] = seed
         base = TrainConfig.parse(settings)
-    labelled, loaded = load_data_and_model(data, None, class_folders, model, pretrained, device)
+    labelled, loaded = load_data_and_model(
+        data, None, class_folders, model, pretrained, device, columns=columns
+    )
     with progress() as on_progress:
         found = search(
             loaded,

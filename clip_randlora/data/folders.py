@@ -44,7 +44,7 @@ from clip_randlora.data.folder_names import (
 )
 from clip_randlora.data.lists import read_lists
 from clip_randlora.data.sources import File, Listing, natural_key
-from clip_randlora.data.tables import Labels, find_labels, is_table
+from clip_randlora.data.tables import Labels, Tables, place_labels
 from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
@@ -225,6 +225,7 @@ class _FolderReader:
         self.class_folders = class_folders
         keys = set(map(id, images))
         self.others = [file for file in listing.files if id(file) not in keys]
+        self.tables = Tables(source, self.others, images)
         self.placed: dict[int, _Place] = {}
         self.left_out: set[int] = set()
         self.left_out_folders: list[_Folder] = []
@@ -309,18 +310,37 @@ class _FolderReader:
             inner = only
         labels = self._find_labels(inner, (), (), TRAIN)
         if labels is not None:
-            self._place_labelled(inner, labels, TRAIN)
+            tables = [(TRAIN, labels)]
+            if not labels.split_of:
+                tables += self._test_tables(inner)
+            self._place_labelled(inner, tables)
         elif len(with_masks.folders) > 1:
             raise self._only_images_and_masks(with_masks)
         elif folder.folders:
             raise UserError(
                 f"{self.source}: {inner.path} holds {len(inner.files)} images and no class "
                 f"folders, and no table has their labels; {EXPECTED_LAYOUT}, or a labels.csv with "
-                f"the columns file and label beside {inner.path}"
+                f"the columns file and label beside {inner.path}{self._unreadable()}"
             )
 
+    def _test_tables(self, folder: _Folder) -> list[tuple[str, Labels]]:
+        """Return the labels of ``test.csv``, which may lie beside ``train.csv`` of one folder."""
+        for split in _TESTS:
+            if labels := self._find_labels(folder, (), (), split, only_named=True):
+                return [(split, labels)]
+        return []
+
+    def _unreadable(self) -> str:
+        """Return which of the files with labels could not be read, for the end of an error."""
+        return "".join(f" ({error})" for error in self.tables.unreadable[:1])
+
     def _find_labels(
-        self, folder: _Folder, root: Parts, others: Sequence[File], split: str
+        self,
+        folder: _Folder,
+        root: Parts,
+        others: Sequence[File],
+        split: str,
+        only_named: bool = False,
     ) -> Labels | None:
         """Find a table with the labels of a folder's images.
 
@@ -329,37 +349,35 @@ class _FolderReader:
             root: the folder of the split; a table in it is for these images alone.
             others: images of the other splits.
             split: the split of the images.
+            only_named: whether the table must be named after the split.
         """
         elsewhere = {file.parts[: len(root)] for file in others}
         inside: list[File] = []  # in the split
         above: list[File] = []  # in one of the folders around it
         beside: list[File] = []
-        for file in self.others:
+        for file in self.tables.files:
             if root and file.parts[: len(root)] == root:
                 inside.append(file)
             elif file.parts[:-1] == folder.parts[: len(file.parts) - 1]:
                 above.append(file)
-            elif file.parts[: len(root)] not in elsewhere and is_table(file):
+            elif file.parts[: len(root)] not in elsewhere:
                 beside.append(file)
         if len(beside) > _MAX_TABLES:
             beside = []
         for tables, rivals in ((inside, ()), (above, others), (beside, others)):
-            if found := find_labels(self.source, tables, folder.files, rivals, split):
+            if found := self.tables.find_labels(tables, folder.files, rivals, split, only_named):
                 return found
         return None
 
-    def _place_labelled(self, folder: _Folder, labels: Labels, split: str) -> None:
-        for key, label in labels.by_file.items():
+    def _place_labelled(self, folder: _Folder, tables: Sequence[tuple[str, Labels]]) -> None:
+        """Place the images of a folder by tables, each with its split."""
+        labelled = place_labels(folder.path or self.source, tables)
+        for key, (split, label) in labelled.places.items():
             self.placed[key] = _Place(split, (label,))
-        self.used.add(labels.table)
-        self.left_out.update(map(id, labels.unnamed))
-        note = f"The labels of {folder.path or self.source} are those of {labels.table}"
-        if labels.missing:
-            note += f"; {len(labels.missing)} rows have no image ({join_names(labels.missing)})"
-        if labels.unnamed:
-            named = join_names(file.name for file in labels.unnamed)
-            note += f"; {len(labels.unnamed)} images have no label and are left out ({named})"
-        self.notes.append(note + ".")
+        self.left_out |= labelled.left_out
+        self.has_test = self.has_test or labelled.has_test
+        self.used.update(labels.table for _, labels in tables)
+        self.notes += labelled.notes
 
     # --- rule 4: splits
 
@@ -400,7 +418,9 @@ class _FolderReader:
             if name is None:
                 continue
             if name in labels:
-                self._place_labelled(inside[name], labels[name], split)
+                if test is not None:  # the folders tell the split
+                    labels[name].split_of = {}
+                self._place_labelled(inside[name], [(split, labels[name])])
             else:
                 self._check_classes(inside[name])
                 self._check_same_folders(inside[name], inside[name].groups())
@@ -440,7 +460,7 @@ class _FolderReader:
             f"{_join_folders(splits)} look like splits, but there are no class folders in "
             f"{_join_folders(train)} ({count} images) and no table has their labels; put one "
             f"folder per class into each, or {train[0]}.csv with the columns file and label "
-            f"beside it"
+            f"beside it{self._unreadable()}"
         )
 
     # --- rule 5: one data set among extras

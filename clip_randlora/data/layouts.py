@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from clip_randlora.data import published
 from clip_randlora.data.coop_splits import find_coop_split, find_split_in_folder, read_coop_split
@@ -24,6 +25,7 @@ from clip_randlora.data.folders import (
     read_folders,
 )
 from clip_randlora.data.images import EXTENSIONS
+from clip_randlora.data.label_files import ColumnNames, is_frame
 from clip_randlora.data.parts import (
     ClassNames,
     Parts,
@@ -43,31 +45,74 @@ from clip_randlora.data.sources import (
     list_zip,
     natural_key,
 )
+from clip_randlora.data.table_sources import (
+    is_table_file,
+    read_folder_tables,
+    read_frame,
+    read_metadata,
+    read_table_source,
+)
 from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import OnProgress, one_stage
 
+Source = Any
+"""A path or a name; a data frame of pandas or polars; a ``datasets.Dataset`` or ``DatasetDict``."""
+
+HUB = "hub:"  # before the id of a data set of the Hugging Face hub
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether a source is ``hub:ORG/NAME``, not a path that exists."""
+    return str(source).startswith(HUB) and not os.path.lexists(source)
+
+
+def absolute_hub(source: str) -> str | None:
+    """Return ``hub:./folder`` with an absolute path, other names of the hub as they are, or None."""
+    if not is_hub_name(source):
+        return None
+    name, at, split = source.removeprefix(HUB).partition("@")
+    is_folder = name.startswith((".", "/", "~"))
+    return f"{HUB}{Path(name).expanduser().resolve() if is_folder else name}{at}{split}"
+
 
 def read_layout(
-    source: str | Path, class_folders: str | None = None, on_progress: OnProgress | None = None
+    source: Source,
+    class_folders: str | None = None,
+    on_progress: OnProgress | None = None,
+    columns: ColumnNames = ColumnNames(),  # noqa: B008  # frozen
 ) -> Layout:
     """Find the files of a source by split and class; no image is opened.
 
     Args:
         source: a folder, a ``.zip``, a project of the app, shards or tables (`parts`), a data set's
-            YAML file or name. If one of CoOp's splits is there (`coop_splits`), it is used.
+            YAML file or name, a table of labels (`table_sources`), ``hub:ORG/NAME``; or a data
+            frame, a ``datasets.Dataset`` or a ``DatasetDict``. If one of CoOp's splits is there
+            (`coop_splits`), it is used.
         class_folders: which folders are the classes, ``top`` or ``leaves``; by default as the
             data set's spec says, else the topmost below the splits.
         on_progress: told how many files are found, see `clip_randlora.utils.progress.OnProgress`.
+        columns: which columns of a table, or of a data set of the hub, to use.
 
     Raises:
         UserError: the source is missing, not downloaded, or not in one of these forms.
     """
     check_class_folders(class_folders)
+    if not isinstance(source, str | Path):
+        return _read_object(source, columns, on_progress)
+    if is_hub_name(source):
+        return _read_hub(str(source), columns, on_progress)
     path = source_path(source)
+    if is_table_file(path):
+        return read_table_source(path, columns, on_progress)
     is_spec = path.suffix in SPEC_SUFFIXES and not path.is_dir()
     if not is_spec and (path.exists() or str(source) not in packaged_specs()):
-        split = find_split_in_folder(path) if path.is_dir() and class_folders is None else None
-        return read_coop_split(split) if split else _read_listed(source, class_folders, on_progress)
+        is_free = class_folders is None and not columns
+        split = find_split_in_folder(path) if is_free and path.is_dir() else None
+        if split:
+            return read_coop_split(split)
+        return _read_listed(source, class_folders, on_progress, columns)
+    if columns:
+        raise UserError(f"--columns: not with {source}; its YAML file has `columns`")
     spec = find_dataset_spec(source)
     split = find_coop_split(spec)
     if split is None:
@@ -178,30 +223,80 @@ def _by_class(where: str, split: LabelledFiles, classes: Sequence[str]) -> Class
     return groups
 
 
+def _read_object(source: object, columns: ColumnNames, on_progress: OnProgress | None) -> Layout:
+    """Read a data frame, or a data set of the ``datasets`` library."""
+    if is_frame(source):
+        return read_frame(source, columns, on_progress)
+    if type(source).__module__.partition(".")[0] != "datasets":
+        raise UserError(
+            f"DATA: a {type(source).__name__}; give a path or a name, a data frame of pandas or "
+            f"polars, or a Dataset or DatasetDict of the library datasets"
+        )
+    from clip_randlora.data import hub_datasets  # slow to import
+
+    return _read_hub_splits("the data set", hub_datasets.read_object(source, columns))
+
+
+def _read_hub(source: str, columns: ColumnNames, on_progress: OnProgress | None) -> Layout:
+    """Read ``hub:ORG/NAME`` or ``hub:ORG/NAME@SPLIT``; it is downloaded if it is not there."""
+    from clip_randlora.data import hub_datasets  # slow to import
+
+    return _read_hub_splits(source, hub_datasets.read_hub(source, columns, on_progress))
+
+
+def _read_hub_splits(
+    where: str, found: tuple[LabelledFiles, LabelledFiles | None, list[str]]
+) -> Layout:
+    train, test, notes = found
+    names = train.names
+    if names is None:
+        highest = max((*train.labels, *(test.labels if test else ())))
+        names = tuple(map(str, range(highest + 1)))
+        notes.append(
+            "The labels are only numbers, which are the names of the classes; a YAML file with "
+            "`hub` and `classes` names them."
+        )
+    layout = _sort_labelled(where, names, train, test)
+    layout.notes, layout.is_described = notes, True
+    layout.leave_out_empty()
+    return layout
+
+
 def _read_listed(
-    source: str | Path, class_folders: str | None, on_progress: OnProgress | None
+    source: str | Path,
+    class_folders: str | None,
+    on_progress: OnProgress | None,
+    columns: ColumnNames = ColumnNames(),  # noqa: B008  # frozen
 ) -> Layout:
     listing, images, parts = list_files(source, on_progress)
+    if columns and (parts is None or parts.are_shards) and not images:
+        raise UserError(f"--columns: {source} has no table of images; leave it out")
     if parts is not None and parts.are_shards:
         return read_shards(parts, class_folders, on_progress=on_progress)
     if parts is not None:
-        return _read_tables(parts, on_progress)
+        return _read_tables(parts, columns, on_progress)
     project = find_project(listing)
     if project is not None:
         return read_project(str(source), project, listing, images)
     if not images:
         raise UserError(f"{source}: no images found; {EXPECTED_LAYOUT}")
     with one_stage("sorting into classes", on_progress):
+        if columns:
+            return read_folder_tables(str(source), listing, images, columns)
+        if class_folders is None and (layout := read_metadata(str(source), listing, images)):
+            return layout
         return read_folders(str(source), listing, images, class_folders)
 
 
-def _read_tables(parts: Parts, on_progress: OnProgress | None) -> Layout:
+def _read_tables(parts: Parts, columns: ColumnNames, on_progress: OnProgress | None) -> Layout:
     """Read tables in parquet or Arrow that no spec describes."""
     from clip_randlora.data import hub_datasets  # slow to import
 
     train_parts, test_parts, notes = split_parts(parts.base, parts)
-    train = hub_datasets.read_tables(train_parts, "train", on_progress)
-    test = hub_datasets.read_tables(test_parts, "test", on_progress) if test_parts else None
+    train = hub_datasets.read_tables(train_parts, "train", columns, on_progress)
+    test = None
+    if test_parts:
+        test = hub_datasets.read_tables(test_parts, "test", columns, on_progress)
     names = ClassNames(parts.base, train.names or ())
     if train.names is None:
         highest = max(range(len(train.labels)), key=train.labels.__getitem__, default=0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from clip_randlora.data.folder_names import TEST, TRAIN, VALIDATION, split_name
 from clip_randlora.data.sources import File
-from clip_randlora.data.tables import read_text
+from clip_randlora.data.texts import read_text
 from clip_randlora.errors import UserError
 
 _CUB = ("images.txt", "train_test_split.txt")

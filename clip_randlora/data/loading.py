@@ -12,7 +12,9 @@ from clip_randlora.data.dataset import Data, Item, Skipped, Split
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, read_dataset_spec
 from clip_randlora.data.folders import EXPECTED_LAYOUT, ClassFiles, ClassFolders, Layout
 from clip_randlora.data.images import UnreadableImage
-from clip_randlora.data.layouts import list_files, list_source, read_layout
+from clip_randlora.data.label_files import SUFFIXES as TABLE_SUFFIXES
+from clip_randlora.data.label_files import ColumnNames
+from clip_randlora.data.layouts import Source, list_files, list_source, read_layout
 from clip_randlora.data.parts import find_parts, is_pattern
 from clip_randlora.data.sampling import hold_back, hold_out
 from clip_randlora.data.sources import natural_key
@@ -26,13 +28,14 @@ HELD_OUT_NOTE = "No test split: held out"  # the beginning of the note on held-o
 
 
 def load_data(
-    source: str | Path,
-    test: str | Path | None = None,
+    source: Source,
+    test: Source | None = None,
     held_out: float = 0.3,
     *,
     class_folders: ClassFolders | None = None,
     validation: int | None = None,
     check: bool | None = None,
+    columns: str | Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Data:
     """Read a labelled image set. The images' headers are checked, pixels are not decoded yet.
@@ -43,7 +46,11 @@ def load_data(
             folder, one file or a pattern such as ``shards/train-{000..009}.tar``; a project that
             the app saved; a YAML file that describes a data set (see ``DatasetSpec``); or the name
             of a data set (``clip-randlora datasets`` lists them). If a path of that name exists, it
-            is used.
+            is used. A table of labels (CSV, JSON, JSON lines, or an export of Label Studio, CVAT or
+            Roboflow) may lie in the folder of the images, or be given itself: its paths start from
+            its folder. ``hub:ORG/NAME`` or ``hub:ORG/NAME@SPLIT`` is a data set of the Hugging
+            Face hub. In Python, also a data frame of pandas or polars, whose paths start from the
+            current folder, and a ``datasets.Dataset`` or ``DatasetDict``.
         test: where the test images are, in the same forms; by default the source's own test
             split, else ``held_out`` of each class.
         held_out: share of each class that is held out for testing if there is no test split.
@@ -58,6 +65,8 @@ def load_data(
         check: whether the headers of all images are read, and contents compared, so that no copy
             of a test image is trained on. By default up to ``MOST_CHECKED`` images are. A broken
             image that was not found in this way is left out and named when it is decoded.
+        columns: which columns of a table to use, such as ``{"path": "file", "label": "species",
+            "split": "fold"}`` or ``"label=species"``; a note says which were found.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -67,10 +76,13 @@ def load_data(
     """
     if not 0 < held_out < 1:
         raise UserError(f"held_out: {held_out} is not a share; give a number between 0 and 1")
-    layout = test_layout = read_layout(source, class_folders, on_progress)
+    chosen = ColumnNames.parse(columns)
+    layout = test_layout = read_layout(source, class_folders, on_progress, chosen)
     notes, skipped = layout.notes, layout.skipped
+    source = _called(source)
     if test is not None:
-        test_layout = read_layout(test, class_folders, on_progress)
+        test_layout = read_layout(test, class_folders, on_progress, chosen)
+        test = _called(test)
         if layout.test is not None:
             count = sum(map(len, layout.test.values()))
             notes.append(f"The {count} test images of {source} are not used: {test} is given.")
@@ -174,10 +186,11 @@ class LabelledImages:
 
 
 def load_labelled(
-    source: str | Path,
+    source: Source,
     classes: Sequence[str] | None,
     class_folders: ClassFolders | None = None,
     *,
+    columns: str | Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> LabelledImages:
     """Read images of some or all of a run's classes: of the test split, if there is one.
@@ -186,7 +199,7 @@ def load_labelled(
         source: in the forms that `load_data` takes, or the folder of a single class, or one with a
             single class folder.
         classes: the run's; None takes the source's own, at least two.
-        class_folders: as for `load_data`.
+        class_folders, columns: as for `load_data`.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
@@ -194,7 +207,8 @@ def load_labelled(
             not know, or no readable image.
     """
     single = None if classes is None else _read_single_class(source, classes, on_progress)
-    layout = single or read_layout(source, class_folders, on_progress)
+    layout = single or read_layout(source, class_folders, on_progress, ColumnNames.parse(columns))
+    source = _called(source)
     files = layout.train if layout.test is None else layout.test
     if classes is None:
         classes = _classes_of(layout)
@@ -223,11 +237,13 @@ def load_labelled(
 
 
 def _read_single_class(
-    source: str | Path, classes: Sequence[str], on_progress: OnProgress | None
+    source: Source, classes: Sequence[str], on_progress: OnProgress | None
 ) -> Layout | None:
     """Read a folder or archive that is called like a class and has no class folder in it."""
+    if not isinstance(source, str | Path):
+        return None
     path = Path(source).expanduser()
-    if not path.exists() or (path.is_file() and path.suffix in SPEC_SUFFIXES):
+    if not path.exists() or (path.is_file() and path.suffix in (*SPEC_SUFFIXES, *TABLE_SUFFIXES)):
         return None
     name = unicodedata.normalize("NFC", path.stem if path.is_file() else path.resolve().name)
     if name not in classes:
@@ -237,6 +253,11 @@ def _read_single_class(
     if not images or folders & set(classes):
         return None
     return Layout({name: images}, skipped=listing.skipped)
+
+
+def _called(source: Source) -> str | Path:
+    """Return what messages call a source."""
+    return source if isinstance(source, str | Path) else type(source).__name__
 
 
 def _name_of(source: str | Path) -> str:
@@ -258,6 +279,8 @@ def _classes_of(layout: Layout) -> tuple[str, ...]:
 def _check_classes(
     source: str | Path, test: str | Path, classes: Sequence[str], test_files: ClassFiles | None
 ) -> None:
+    if not classes:
+        raise UserError(f"{source}: no image is for training; {EXPECTED_LAYOUT}")
     if len(classes) < 2:
         raise UserError(
             f'{source}: only one class ("{classes[0]}"), at least two are needed; {EXPECTED_LAYOUT}'

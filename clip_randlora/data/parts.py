@@ -18,7 +18,7 @@ from pathlib import Path
 from clip_randlora.data.dataset_spec import DatasetSpec, name_classes
 from clip_randlora.data.folder_names import TRAIN, VALIDATION, pick_test_split, split_name
 from clip_randlora.data.sources import DiskFile, File, natural_key, printable
-from clip_randlora.data.tables import read_text
+from clip_randlora.data.texts import read_text
 from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 

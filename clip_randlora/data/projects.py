@@ -18,7 +18,7 @@ from clip_randlora.adapters.config import one_line
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.data.folders import ClassFiles, Layout
 from clip_randlora.data.sources import File, Listing
-from clip_randlora.data.tables import read_text
+from clip_randlora.data.texts import read_text
 from clip_randlora.errors import UserError
 
 PROJECT_FILE = "project.json"

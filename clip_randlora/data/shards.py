@@ -22,6 +22,7 @@ from clip_randlora.data.dataset_spec import DatasetSpec, name_classes
 from clip_randlora.data.folder_names import TRAIN, bare_splits, pick_test_split
 from clip_randlora.data.folders import ClassFiles, Layout, read_folders
 from clip_randlora.data.images import EXTENSIONS, MAX_FILE_BYTES, UnreadableImage, oversize_reason
+from clip_randlora.data.label_files import is_csv
 from clip_randlora.data.parts import (
     Part,
     Parts,
@@ -29,7 +30,6 @@ from clip_randlora.data.parts import (
     split_parts,
 )
 from clip_randlora.data.sources import MAX_DEPTH, File, Listing, natural_key, printable, safe_parts
-from clip_randlora.data.tables import is_table
 from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.wording import join_names
@@ -319,7 +319,7 @@ class _ShardReader:
             )
             for files in (images, others)
         )
-        if not any(map(is_table, others)) and not any("/" in file.name for file in images):
+        if not any(map(is_csv, others)) and not any("/" in file.name for file in images):
             hint = f"; the .json has {join_names(self.fields, 10)}" if self.fields else ""
             raise UserError(
                 f"{self.source}: {len(images)} images without labels; put a .cls or a .json with a "

@@ -10,10 +10,11 @@ from typing import Literal, cast, get_args
 
 from clip_randlora.data import Item, Skipped, Split, load_data
 from clip_randlora.data.folders import ClassFolders
+from clip_randlora.data.layouts import Source
 from clip_randlora.data.loading import LabelledImages, load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
-from clip_randlora.runs.run_config import read_class_folders, read_config
+from clip_randlora.runs.run_config import read_class_folders, read_columns, read_config
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress
 
@@ -46,11 +47,12 @@ class CountedImages:
 
 def find_test_images(
     run: str | Path,
-    source: str | Path,
+    source: Source,
     count: Count = "held-out",
     class_folders: str | None = None,
     *,
     own_classes: bool = False,
+    columns: str | Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> CountedImages:
     """Choose the images of a source that a run can be tested on.
@@ -66,6 +68,8 @@ def find_test_images(
             or a test split, it means "unseen". "unseen" takes all images that the run was not
             trained on; "all" takes those as well.
         class_folders: as for `load_data`; by default as in the run's training.
+        columns: as for `load_data`; by default, for the source that the run was trained on, those
+            of its training.
         own_classes: label the images by the source's classes in place of the run's.
         on_progress: told how far the reading is, see `clip_randlora.utils.progress.OnProgress`.
 
@@ -77,11 +81,12 @@ def find_test_images(
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
     run = Path(run)
     folders = cast(ClassFolders | None, class_folders) or read_class_folders(run)  # checked later
+    columns = columns or read_columns(run, _absolute(source))
     classes = None if own_classes else read_task(run).classes
     record = read_images(run if run.is_dir() else run.parent)
     if record is None:
-        return _without_record(run, source, classes, count, folders)
-    labelled = load_labelled(source, classes, folders, on_progress=on_progress)
+        return _without_record(run, source, classes, count, folders, columns)
+    labelled = load_labelled(source, classes, folders, columns=columns, on_progress=on_progress)
     items, notes = labelled.split.items, list(labelled.notes)
     digests = digest_items(items, on_progress=on_progress)
     trained_on = {image.digest for image in record.of("trained") if image.digest}
@@ -114,8 +119,9 @@ def find_test_images(
             f"(--count unseen counts them)."
         )
     if not chosen:
+        where = source if isinstance(source, str | Path) else type(source).__name__
         raise UserError(
-            f"{source}: the run was trained on every image there ({left_out}); give others, or "
+            f"{where}: the run was trained on every image there ({left_out}); give others, or "
             f"count them with --count all"
         )
     return _counted(labelled, chosen, left_out, others, notes)
@@ -163,16 +169,17 @@ def _find_held_out(
 
 def _without_record(
     run: Path,
-    source: str | Path,
+    source: Source,
     classes: tuple[str, ...] | None,
     count: Count,
     class_folders: ClassFolders | None,
+    columns: str | Mapping[str, str] | None,
 ) -> CountedImages:
     """Choose the images for a run of an earlier version, which did not record them.
 
     If the source is the run's own, the same images are held out again.
     """
-    labelled = load_labelled(source, classes, class_folders)
+    labelled = load_labelled(source, classes, class_folders, columns=columns)
     items = list(labelled.split.items)
     notes = [
         *labelled.notes,
@@ -180,14 +187,19 @@ def _without_record(
         f"that the run was trained on may be counted.",
     ]
     config = read_config(run) if run.is_dir() else {}
-    absolute = Path(source).resolve() if Path(source).exists() else source
-    is_same = str(absolute) == str(config.get("data", {}).get("data"))
+    is_same = str(_absolute(source)) == str(config.get("data", {}).get("data"))
     if count == "held-out" and is_same and not labelled.is_test_split:
-        data = load_data(source, class_folders=class_folders)
+        data = load_data(source, class_folders=class_folders, columns=columns)
         place = labelled.split.classes.index
         items = [replace(item, label=place(data.classes[item.label])) for item in data.test]
         notes += data.notes
     return _counted(labelled, items, None, 0, notes)
+
+
+def _absolute(source: Source) -> object:
+    """Return a source as a run's settings record it; an object is like none of them."""
+    is_path = isinstance(source, str | Path)
+    return Path(source).resolve() if is_path and Path(source).exists() else source
 
 
 def _images(count: int) -> str:

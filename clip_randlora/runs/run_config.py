@@ -126,6 +126,17 @@ def read_class_folders(folder: str | Path) -> ClassFolders | None:
     return read_config(folder)["data"].get("class_folders") if has_config(folder) else None
 
 
+def read_columns(folder: str | Path, source: object) -> str | None:
+    """Return the ``columns`` that a run in the folder was given for the same source.
+
+    Args:
+        folder: of the run.
+        source: absolute, as the run records it.
+    """
+    data = read_config(folder)["data"] if has_config(folder) else {}
+    return data.get("columns") if str(data.get("data")) == str(source) else None
+
+
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other settings than it began with.
 

@@ -494,7 +494,7 @@ TABLES = {
     ),
     "rows and files too many": Case(
         "train/{1..8}.png", "cat dog", "train/{1..6}.png",
-        note=r"1 rows have no image \(9.png\); 2 images have no label and are left out "
+        note=r"1 row has no image \(9.png\); 2 images have no row and are left out "
         r"\(train/7.png and train/8.png\)",
         texts={"train.csv": IDS + "9.png,cat\n"},
     ),
@@ -559,7 +559,7 @@ TABLES = {
     ),
     "another encoding": Case(
         "train/{1..6}.png", error="train.csv: not in UTF-8",
-        texts={"train.csv": IDS.replace("cat", "Kätzchen").encode("latin-1")},
+        texts={"train.csv": IDS.replace("cat", "кошка").encode("cp1251")},
     ),
     "a broken row": Case(
         "train/{1..6}.png", error="train.csv: row 8 has 3 fields, the first 2",

@@ -1,0 +1,326 @@
+"""Data sets that are a table of labels: a file such as ``labels.csv``, a data frame, or the tables
+of a folder that ``--columns`` or the hub's ``metadata.csv`` choose.
+
+Unlike in `folders`, the table decides here, whatever the folders of its images are called.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from clip_randlora.data.folder_names import TEST, TRAIN, split_name
+from clip_randlora.data.folders import ClassFiles, Layout
+from clip_randlora.data.images import EXTENSIONS, MAX_FILE_BYTES
+from clip_randlora.data.label_files import (
+    SUFFIXES,
+    WORKBOOKS,
+    ColumnNames,
+    Table,
+    read_table,
+    table_of_frame,
+)
+from clip_randlora.data.sources import (
+    DiskFile,
+    File,
+    Listing,
+    list_folder,
+    natural_key,
+    printable,
+)
+from clip_randlora.data.tables import (
+    ImageNames,
+    Labels,
+    Tables,
+    is_label,
+    place_labels,
+    read_labels,
+    url_spellings,
+)
+from clip_randlora.errors import UserError
+from clip_randlora.utils.progress import OnProgress, one_stage
+
+_MAX_PATH = 4096
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")  # of the hub's image folders
+
+
+def is_table_file(path: Path) -> bool:
+    """Whether a path is a file that may be a table of labels.
+
+    Raises:
+        UserError: it is a workbook, such as ``.xlsx``.
+    """
+    name = path.name.lower()
+    if not name.endswith((*SUFFIXES, *WORKBOOKS)) or not path.is_file():
+        return False
+    if name.endswith(WORKBOOKS):
+        raise UserError(f"{path}: a workbook; save the sheet as CSV (UTF-8) and give that")
+    return True
+
+
+def read_table_source(path: Path, columns: ColumnNames, on_progress: OnProgress | None) -> Layout:
+    """Read the images that a table on disk names, relative to its folder.
+
+    Raises:
+        UserError: it is no table, or does not say which images have which labels.
+    """
+    siblings = [file for file in _files_in(str(path.parent)) if file.own_name != path.name]
+    file = File(path.name, DiskFile(path, path.stat().st_size))
+    table = read_table(file, str(path), siblings)
+    if table is None:
+        raise UserError(
+            f"{path}: no table of images and labels; give CSV, JSON or JSON lines with a row for "
+            f"each image, or an export of Label Studio or CVAT"
+        )
+    where, folder = str(path), path.parent
+    labelled = _read_at_paths(where, table, folder, columns, False, on_progress)
+    if labelled is not None:
+        return labelled
+    listing = list_folder(folder, on_progress)
+    images = [file for file in listing.files if _is_image(file.own_name)]
+    own = split_name(path.stem)
+    chosen = [file for file in images if _split_of(file.name) == (own.split if own else TRAIN)]
+    for group in (chosen, images) if own else (images, chosen):
+        if group and (
+            labels := read_labels(where, table, group, ImageNames(group), columns, split=TRAIN)
+        ):
+            return _layout(where, group, [(None, labels)])
+    labels = read_labels(where, table, images, ImageNames(images), columns, required=True)
+    assert labels is not None  # it was required
+    return _layout(where, images, [(None, labels)])
+
+
+def read_frame(frame: Any, columns: ColumnNames, on_progress: OnProgress | None) -> Layout:
+    """Read the images that a data frame of pandas or polars names, relative to the current folder.
+
+    Raises:
+        UserError: as for `read_table_source`.
+    """
+    table = table_of_frame(frame)
+    layout = _read_at_paths(table.name, table, Path(), columns, True, on_progress)
+    assert layout is not None  # it was required
+    return layout
+
+
+def read_folder_tables(
+    source: str, listing: Listing, images: Sequence[File], columns: ColumnNames
+) -> Layout:
+    """Read the labels of the images of a folder or an archive from the tables with some columns.
+
+    Raises:
+        UserError: no table has the columns, or they do not say which images have which labels.
+    """
+    keys = set(map(id, images))
+    tables = Tables(source, [f for f in listing.files if id(f) not in keys], images)
+    read = [table for file in tables.files if (table := tables.read(file))]
+    names = ImageNames(images)
+    found: list[tuple[str | None, Labels]] = []
+    for table in read:
+        if labels := read_labels(source, table, images, names, columns):
+            found.append((_split_of(table.name), labels))
+    if not found:
+        if len(read) == 1:  # say what is wrong with it
+            read_labels(source, read[0], images, names, columns, required=True)
+        raise UserError(
+            f"{source}: none of its {len(read)} tables has images and the columns "
+            f"{columns.as_text()}; correct --columns"
+        )
+    layout = _layout(source, images, found)
+    used = {labels.table for _, labels in found}
+    layout.skipped = [entry for entry in listing.skipped if entry.name not in used]
+    return layout
+
+
+def read_metadata(source: str, listing: Listing, images: Sequence[File]) -> Layout | None:
+    """Read the labels of ``metadata.csv`` or ``.jsonl``, as the hub's image folders have them.
+
+    The hub takes labels from it, and not from the folders' names.
+
+    Returns:
+        None if there is none, it has no labels, or it has those that the folders have.
+    """
+    files = [file for file in listing.files if file.own_name.lower() in _METADATA]
+    if not files:
+        return None
+    tables = Tables(source, files, images)
+    at = {image.name: image for image in images}
+    found: list[tuple[str | None, Labels]] = []
+    for file in tables.files:
+        table = tables.read(file)
+        if table is None or "file_name" not in (table.header or (*table.rows, ())[0]):
+            continue
+        inside = [image for image in images if f"/{image.name}".startswith(f"/{file.folder}/")]
+        inside = inside if file.folder else list(images)
+        names = _Paths(file.folder, at)
+        try:
+            labels = read_labels(source, table, inside, names, ColumnNames("file_name"))
+        except UserError:  # several columns may be the label: the folders decide
+            continue
+        if labels is not None and is_label(labels.columns.label or "", ()):
+            found.append((_split_of(file.name), labels))
+    if not found or _are_folders(found, images):
+        return None
+    layout = _layout(source, images, found)
+    used = {labels.table for _, labels in found}
+    layout.skipped = [entry for entry in listing.skipped if entry.name not in used]
+    return layout
+
+
+def _are_folders(found: Sequence[tuple[str | None, Labels]], images: Sequence[File]) -> bool:
+    """Whether each label is that of one folder's images."""
+    labels = {key: label for _, table in found for key, label in table.by_file.items()}
+    pairs = {(labels[id(f)], f.folder.rpartition("/")[2]) for f in images if id(f) in labels}
+    return len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs})
+
+
+def _read_at_paths(
+    where: str,
+    table: Table,
+    folder: Path,
+    columns: ColumnNames,
+    required: bool,
+    on_progress: OnProgress | None,
+) -> Layout | None:
+    """Read the images at the paths that a table has; None if they are not there."""
+    base = str(folder)
+    with one_stage("finding the images of the table", on_progress):
+        cells = {cell for row in table.rows for cell in row if isinstance(cell, str)}
+        places = {os.path.dirname(_join(base, cell)) for cell in cells if _may_be_path(cell)}
+        files = [file for place in sorted(places) for file in _files_in(place, base)]
+        images = [file for file in files if _is_image(file.own_name)]
+        at = {_normal(_join(base, file.name)): file for file in images}
+        labels = read_labels(where, table, images, _Paths(base, at), columns, required=required)
+    return None if labels is None else _layout(where, images, [(None, labels)])
+
+
+class _Paths:
+    """Images by their paths from a folder, with or without extension."""
+
+    def __init__(self, folder: str, at: Mapping[str, File]):
+        self._folder, self._at = folder, at
+        counts = Counter(map(_without_extension, at))
+        self._stems = {
+            stem: file for path, file in at.items() if counts[stem := _without_extension(path)] == 1
+        }
+
+    def find(self, value: str) -> File | None:
+        """Return the image at this path."""
+        path = _normal(_join(self._folder, value)) if _may_be_path(value) else ""
+        return self._at.get(path) or self._stems.get(path)
+
+    def find_loosely(self, value: str) -> File | None:
+        """Return the image at the path in a URL."""
+        found = (self.find(spelling.lstrip("/")) for spelling in url_spellings(value))
+        return next(filter(None, found), None)
+
+
+def _join(folder: str, value: str) -> str:
+    return os.path.join(folder, value.replace("\\", "/"))
+
+
+def _normal(path: str) -> str:
+    return unicodedata.normalize("NFC", os.path.normpath(path))
+
+
+def _without_extension(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _may_be_path(cell: str) -> bool:
+    return 0 < len(cell) < _MAX_PATH and "\0" not in cell
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _files_in(folder: str, base: str | None = None) -> list[File]:
+    """List the files of one folder, none if it cannot be read; names are relative to the base."""
+    try:
+        entries = [entry for entry in os.scandir(folder or ".") if entry.is_file()]
+    except (OSError, ValueError):
+        return []
+    inside = os.path.relpath(folder or ".", base or ".") if base is not None else "."
+    if inside.startswith(".."):
+        inside = folder
+    found = []
+    for entry in entries:
+        with suppress(OSError):  # removed meanwhile
+            content = DiskFile(entry.path, entry.stat().st_size)
+            if content.size <= MAX_FILE_BYTES:
+                name = os.path.normpath(os.path.join(inside, entry.name)).replace(os.sep, "/")
+                found.append(File(printable(name), content))
+    return sorted(found, key=lambda file: natural_key(file.name))
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a folder above a file, or the file's own name, tells."""
+    for part in (*name.split("/")[:-1], Path(name).stem):
+        found = split_name(part)
+        if found and found.is_bare:
+            return found.split
+    return None
+
+
+def _layout(
+    source: str, images: Sequence[File], found: Sequence[tuple[str | None, Labels]]
+) -> Layout:
+    """Sort labelled images into classes, with the split of a column, a table or the folders.
+
+    Args:
+        source: what errors name.
+        images: all that the tables may name.
+        found: the split that each table's name tells, and its labels.
+    """
+    by_key = {id(file): file for file in images}
+    tables: list[tuple[str, Labels]] = []
+    for own, labels in found:
+        labelled = [by_key[key] for key in labels.by_file]
+        folders = {file.folder for file in labelled}
+        labels.unnamed = [file for file in labels.unnamed if file.folder in folders]
+        if own is None and not labels.split_of:
+            labels.split_of = _splits_of_folders(labelled)
+        tables.append((own or TRAIN, labels))
+    _check_agreement(source, by_key, tables)
+    if not any(part == TRAIN or labels.split_of for part, labels in tables):
+        tables = [(TRAIN, labels) for _, labels in tables]
+    placed = place_labels(source, tables)
+    groups: dict[str, ClassFiles] = {TRAIN: {}, TEST: {}}
+    for file in images:
+        if id(file) in placed.places:
+            split, label = placed.places[id(file)]
+            groups[split].setdefault(label, []).append(file)
+    return Layout(groups[TRAIN], groups[TEST] if placed.has_test else None, placed.notes)
+
+
+def _splits_of_folders(files: Sequence[File]) -> dict[int, str]:
+    """Return the split of each file by the folders that it lies in; empty unless all tell one."""
+    folders = {file.folder: tuple(file.folder.split("/")) for file in files}
+    shared = zip(min(folders.values()), max(folders.values()), strict=False)
+    common = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
+    splits = {name: _split_of("/".join((*parts[common:], ""))) for name, parts in folders.items()}
+    kinds = set(splits.values())
+    if None in kinds or TRAIN not in kinds:
+        return {}
+    return {id(file): str(splits[file.folder]) for file in files}
+
+
+def _check_agreement(
+    source: str, by_key: Mapping[int, File], tables: Sequence[tuple[str, Labels]]
+) -> None:
+    """Refuse tables that give an image different labels."""
+    first: dict[int, Labels] = {}
+    for _, labels in tables:
+        for key, label in labels.by_file.items():
+            other = first.setdefault(key, labels)
+            if other.by_file[key] != label:
+                raise UserError(
+                    f"{source}: {by_key[key].name} is {other.by_file[key]} in {other.table} and "
+                    f"{label} in {labels.table}; correct one, or give the right one as DATA"
+                )
