@@ -298,6 +298,8 @@ def _table_of_records(
 
 def _cell(value: Any) -> Cell:
     """Return a value as a cell; "" for one that is missing, or is no text, number or list."""
+    if isinstance(value, str | int | float):
+        return _text(value)
     if hasattr(value, "tolist"):  # of NumPy
         value = value.tolist()
     if isinstance(value, dict) and set(value) == {"choices"}:

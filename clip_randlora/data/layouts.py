@@ -67,7 +67,7 @@ def is_hub_name(source: str | Path) -> bool:
 
 
 def absolute_hub(source: str) -> str | None:
-    """Return ``hub:./folder`` with an absolute path, other names of the hub as they are, or None."""
+    """Return ``hub:./folder`` with an absolute path, ``hub:ORG/NAME`` as it is, or else None."""
     if not is_hub_name(source):
         return None
     name, at, split = source.removeprefix(HUB).partition("@")

@@ -7,7 +7,6 @@ Unlike in `folders`, the table decides here, whatever the folders of its images 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +40,7 @@ from clip_randlora.data.tables import (
     is_label,
     place_labels,
     read_labels,
+    stem_of,
     url_spellings,
 )
 from clip_randlora.errors import UserError
@@ -70,15 +70,14 @@ def read_table_source(path: Path, columns: ColumnNames, on_progress: OnProgress 
     Raises:
         UserError: it is no table, or does not say which images have which labels.
     """
-    siblings = [file for file in _files_in(str(path.parent)) if file.own_name != path.name]
+    where, folder = str(path), path.parent
     file = File(path.name, DiskFile(path, path.stat().st_size))
-    table = read_table(file, str(path), siblings)
+    table = read_table(file, where, _files_in(str(folder), str(folder)))
     if table is None:
         raise UserError(
             f"{path}: no table of images and labels; give CSV, JSON or JSON lines with a row for "
             f"each image, or an export of Label Studio or CVAT"
         )
-    where, folder = str(path), path.parent
     labelled = _read_at_paths(where, table, folder, columns, False, on_progress)
     if labelled is not None:
         return labelled
@@ -149,7 +148,6 @@ def read_metadata(source: str, listing: Listing, images: Sequence[File]) -> Layo
     if not files:
         return None
     tables = Tables(source, files, images)
-    at = {image.name: image for image in images}
     found: list[tuple[str | None, Labels]] = []
     for file in tables.files:
         table = tables.read(file)
@@ -157,7 +155,7 @@ def read_metadata(source: str, listing: Listing, images: Sequence[File]) -> Layo
             continue
         inside = [image for image in images if f"/{image.name}".startswith(f"/{file.folder}/")]
         inside = inside if file.folder else list(images)
-        names = _Paths(file.folder, at)
+        names = _Paths("", {_inside(image.name, file.folder or "."): image for image in inside})
         try:
             labels = read_labels(source, table, inside, names, ColumnNames("file_name"))
         except UserError:  # several columns may be the label: the folders decide
@@ -191,28 +189,37 @@ def _read_at_paths(
     base = str(folder)
     with one_stage("finding the images of the table", on_progress):
         cells = {cell for row in table.rows for cell in row if isinstance(cell, str)}
-        places = {os.path.dirname(_join(base, cell)) for cell in cells if _may_be_path(cell)}
-        files = [file for place in sorted(places) for file in _files_in(place, base)]
+        above = {cell.replace("\\", "/").rpartition("/")[0] for cell in cells if _may_be_path(cell)}
+        places = sorted({os.path.normpath(os.path.join(base, place)) for place in above})
+        files = [file for place in places for file in _files_in(place, base)]
         images = [file for file in files if _is_image(file.own_name)]
-        at = {_normal(_join(base, file.name)): file for file in images}
+        at = {file.name: file for file in images}
         labels = read_labels(where, table, images, _Paths(base, at), columns, required=required)
     return None if labels is None else _layout(where, images, [(None, labels)])
 
 
 class _Paths:
-    """Images by their paths from a folder, with or without extension."""
+    """Images by their paths from a folder, with or without extension.
+
+    Args:
+        folder: that the paths start from.
+        at: images by their path from that folder, or by another one if they are not in it.
+    """
 
     def __init__(self, folder: str, at: Mapping[str, File]):
         self._folder, self._at = folder, at
-        counts = Counter(map(_without_extension, at))
+        counts = Counter(map(stem_of, at))
         self._stems = {
-            stem: file for path, file in at.items() if counts[stem := _without_extension(path)] == 1
+            stem: file for path, file in at.items() if counts[stem := stem_of(path)] == 1
         }
 
     def find(self, value: str) -> File | None:
         """Return the image at this path."""
-        path = _normal(_join(self._folder, value)) if _may_be_path(value) else ""
-        return self._at.get(path) or self._stems.get(path)
+        found = self._at.get(value) or self._stems.get(value)
+        if found is None and _may_be_path(value) and not value.isalnum():
+            path = _inside(os.path.join(self._folder, value.replace("\\", "/")), self._folder)
+            found = self._at.get(path) or self._stems.get(path)
+        return found
 
     def find_loosely(self, value: str) -> File | None:
         """Return the image at the path in a URL."""
@@ -220,16 +227,11 @@ class _Paths:
         return next(filter(None, found), None)
 
 
-def _join(folder: str, value: str) -> str:
-    return os.path.join(folder, value.replace("\\", "/"))
-
-
-def _normal(path: str) -> str:
-    return unicodedata.normalize("NFC", os.path.normpath(path))
-
-
-def _without_extension(path: str) -> str:
-    return os.path.splitext(path)[0]
+def _inside(path: str, folder: str) -> str:
+    """Return how a path goes on from a folder; the path itself if it is not in the folder."""
+    path, folder = os.path.normpath(path), os.path.normpath(folder)
+    inside = path if folder == "." else path.removeprefix(os.path.join(folder, ""))
+    return printable(inside.replace(os.sep, "/"))
 
 
 def _may_be_path(cell: str) -> bool:
@@ -240,22 +242,19 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _files_in(folder: str, base: str | None = None) -> list[File]:
+def _files_in(folder: str, base: str) -> list[File]:
     """List the files of one folder, none if it cannot be read; names are relative to the base."""
     try:
         entries = [entry for entry in os.scandir(folder or ".") if entry.is_file()]
     except (OSError, ValueError):
         return []
-    inside = os.path.relpath(folder or ".", base or ".") if base is not None else "."
-    if inside.startswith(".."):
-        inside = folder
+    prefix = _inside(os.path.join(folder, "x"), base)[:-1]
     found = []
     for entry in entries:
         with suppress(OSError):  # removed meanwhile
             content = DiskFile(entry.path, entry.stat().st_size)
             if content.size <= MAX_FILE_BYTES:
-                name = os.path.normpath(os.path.join(inside, entry.name)).replace(os.sep, "/")
-                found.append(File(printable(name), content))
+                found.append(File(prefix + printable(entry.name), content))
     return sorted(found, key=lambda file: natural_key(file.name))
 
 

@@ -34,6 +34,8 @@ from clip_randlora.data.sources import File, printable
 from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
+_SAMPLE = 1000  # cells by which the columns that name images are told
+_MAX_SPLITS = 20  # spellings in a column of splits
 _MAX_OTHERS = 50  # files that may be tables, apart from CSV: more are one for each image
 _LABEL_WORDS = word_table("""
     label labels class classes category categories species breed target diagnosis tag classid
@@ -195,8 +197,8 @@ class Tables:
                 found.append(file)
         others = [file for file in found if not file.name.lower().endswith(CSV_SUFFIXES)]
         if others:
-            beside = {spelling for f in images for spelling in (f.own_name, _stem(f.own_name))}
-            alone = [file for file in others if _stem(file.own_name) not in beside]
+            beside = {spelling for f in images for spelling in (f.own_name, stem_of(f.own_name))}
+            alone = [file for file in others if stem_of(file.own_name) not in beside]
             kept = set(map(id, alone if len(alone) <= _MAX_OTHERS else ()))
             dropped = set(map(id, others)) - kept
             found = [file for file in found if id(file) not in dropped]
@@ -246,7 +248,7 @@ class Tables:
         found: dict[bool, list[Labels]] = defaultdict(list)  # by whether it is named after a split
         names, rivals = ImageNames(images), ImageNames(others)
         for file in files:
-            own = split_name(_stem(file.own_name))
+            own = split_name(stem_of(file.own_name))
             if file not in self or (own.split != split if own else only_named):
                 continue
             table = self.read(file)
@@ -293,7 +295,7 @@ class ImageNames:
         for file in images:
             start, name = 0, file.name
             while True:
-                for spelling in (name[start:], _stem(name[start:])):
+                for spelling in (name[start:], stem_of(name[start:])):
                     if self._exact.setdefault(spelling, file) is not file:
                         ambiguous.add(spelling)
                 start = name.find("/", start) + 1
@@ -341,7 +343,7 @@ def url_spellings(value: str) -> list[str]:
     return [value, path, *uploaded]
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """Return a path without the extension."""
     stem, dot, ending = name.rpartition(".")
     return stem if dot and "/" not in ending else name
@@ -499,10 +501,10 @@ class _Reader:
         rows = len(self.columns[0]) - (self.table.header is None)
         for find in (names.find, names.find_loosely):
             ranks = {}
-            for number in numbers:
+            for number in self._likely_keys(numbers, find):
                 found = _find_all(set(self.columns[number]), find)
                 hits = len({id(file) for file in found.values()})
-                whole = sum(_stem(str(name)) != name for name in found)
+                whole = sum(stem_of(str(name)) != name for name in found)
                 is_enough = 2 * hits >= min(len(images), rows) or (
                     self.required and (whole or wanted is not None)
                 )
@@ -512,6 +514,14 @@ class _Reader:
             if ranks:
                 return max(ranks, key=ranks.__getitem__)
         return None
+
+    def _likely_keys(
+        self, numbers: Sequence[int], find: Callable[[str], File | None]
+    ) -> Sequence[int]:
+        """Return the columns of which a sample names images, or all if none does."""
+        step = max(1, len(self.columns[0]) // _SAMPLE)
+        likely = [n for n in numbers if _find_all(set(self.columns[n][::step]), find)]
+        return likely or numbers
 
     def _files(self, key: int, names: FindFile) -> dict[Cell, File]:
         """Find the images of a column; a loose spelling names only what no other row names."""
@@ -616,7 +626,7 @@ def _find_all(values: Iterable[Cell], find: Callable[[str], File | None]) -> dic
 def _as_splits(title: str, values: set[Cell], is_said: bool) -> dict[Cell, str] | None:
     """Return which split each cell means, or None if the column is not one of splits."""
     texts = [value for value in values if value and isinstance(value, str)]
-    if not texts or len(texts) < len(values - {""}):
+    if not 0 < len(texts) <= _MAX_SPLITS or len(texts) < len(values - {""}):
         return None
     words = words_of(title)
     flag = split_name(" ".join(word for word in words if word != "is"))
