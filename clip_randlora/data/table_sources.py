@@ -84,7 +84,10 @@ def read_table_source(path: Path, columns: ColumnNames, on_progress: OnProgress 
     listing = list_folder(folder, on_progress)
     images = [file for file in listing.files if _is_image(file.own_name)]
     own = split_name(path.stem)
-    chosen = [file for file in images if _split_of(file.name) == (own.split if own else TRAIN)]
+    wanted = own.split if own else TRAIN
+    folders = {file.folder for file in images}
+    folders = {name for name in folders if _split_of(f"{name}/") == wanted}
+    chosen = [file for file in images if file.folder in folders]
     for group in (chosen, images) if own else (images, chosen):
         if group and (
             labels := read_labels(where, table, group, ImageNames(group), columns, split=TRAIN)
@@ -193,6 +196,8 @@ def _read_at_paths(
         places = sorted({os.path.normpath(os.path.join(base, place)) for place in above})
         files = [file for place in places for file in _files_in(place, base)]
         images = [file for file in files if _is_image(file.own_name)]
+        if not images and not required:
+            return None
         at = {file.name: file for file in images}
         labels = read_labels(where, table, images, _Paths(base, at), columns, required=required)
     return None if labels is None else _layout(where, images, [(None, labels)])
@@ -216,7 +221,8 @@ class _Paths:
     def find(self, value: str) -> File | None:
         """Return the image at this path."""
         found = self._at.get(value) or self._stems.get(value)
-        if found is None and _may_be_path(value) and not value.isalnum():
+        is_plain = value.isascii() and "/" not in value and "\\" not in value
+        if found is None and not is_plain and _may_be_path(value):
             path = _inside(os.path.join(self._folder, value.replace("\\", "/")), self._folder)
             found = self._at.get(path) or self._stems.get(path)
         return found

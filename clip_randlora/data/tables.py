@@ -501,7 +501,8 @@ class _Reader:
         rows = len(self.columns[0]) - (self.table.header is None)
         for find in (names.find, names.find_loosely):
             ranks = {}
-            for number in self._likely_keys(numbers, find):
+            likely = self._likely_keys(numbers, find)
+            for number in likely or (numbers if find == names.find else ()):
                 found = _find_all(set(self.columns[number]), find)
                 hits = len({id(file) for file in found.values()})
                 whole = sum(stem_of(str(name)) != name for name in found)
@@ -518,17 +519,17 @@ class _Reader:
     def _likely_keys(
         self, numbers: Sequence[int], find: Callable[[str], File | None]
     ) -> Sequence[int]:
-        """Return the columns of which a sample names images, or all if none does."""
+        """Return the columns of which a sample names images."""
         step = max(1, len(self.columns[0]) // _SAMPLE)
-        likely = [n for n in numbers if _find_all(set(self.columns[n][::step]), find)]
-        return likely or numbers
+        return [n for n in numbers if _find_all(set(self.columns[n][::step]), find)]
 
     def _files(self, key: int, names: FindFile) -> dict[Cell, File]:
         """Find the images of a column; a loose spelling names only what no other row names."""
         values = set(self.columns[key])
         files = _find_all(values, names.find)
         taken = {id(file) for file in files.values()}
-        loose = _find_all(values - files.keys(), names.find_loosely)
+        others = values - files.keys() - {self.top[key]}  # not what is probably the header
+        loose = _find_all(others, names.find_loosely)
         return files | {name: file for name, file in loose.items() if id(file) not in taken}
 
     def _split_off_header(self, key: int, files: Mapping[Cell, File]) -> None:
