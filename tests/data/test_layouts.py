@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from helpers.images import expand, write_images
 
 from clip_randlora.data import load_data
 from clip_randlora.errors import UserError
-
-_PNG = io.BytesIO()
-Image.new("RGB", (1, 1), "red").save(_PNG, "PNG")
-
-
-def expand(pattern: str) -> list[str]:
-    """Spell out ``{cat,dog}/{1..3}.png``; several patterns stand between spaces around a ``+``."""
-    if " + " in pattern:
-        return [name for part in pattern.split(" + ") for name in expand(part)]
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
-        return [pattern]
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
-        choices = [str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)]
-    else:
-        choices = found[1].split(",")
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    return [name for choice in choices for name in expand(before + choice + after)]
 
 
 @dataclass
@@ -667,10 +647,7 @@ ALL = SPLITS | CLASSES | ERRORS | TABLES | LISTS
 
 def build(root: Path, case: Case) -> Path:
     """Write a layout's files: images that all differ."""
-    numbers = count()
-    for name in expand(case.files):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(_PNG.getvalue() + b"%06d" % next(numbers))
+    write_images(root, case.files)
     for name, text in case.texts.items():
         path = root / name
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,10 @@ from pathlib import Path
 
 import pandas
 import pytest
-from PIL import Image
+from helpers.images import expand, write_images
 
 from clip_randlora.data import Data, load_data
 from clip_randlora.errors import UserError
-from tests.data.test_layouts import expand
-
-_PNG = io.BytesIO()
-Image.new("RGB", (1, 1), "red").save(_PNG, "PNG")
 
 
 @dataclass
@@ -426,9 +422,7 @@ FILES = {
 
 def build(root: Path, case: Case) -> Path:
     """Write the files: images that all differ."""
-    for number, name in enumerate(expand(case.images)):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(_PNG.getvalue() + b"%06d" % number)
+    write_images(root, case.images)
     for name, text in case.files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())

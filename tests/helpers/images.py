@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,3 +49,26 @@ def write_classes(root: Path, names, images: int = 4, side: int = 40, start: int
             (root / name / f"{number}.png").write_bytes(encoded(picture(start, side)))
             start += 1
     return root
+
+
+def expand(pattern: str) -> list[str]:
+    """Spell out ``{cat,dog}/{1..3}.png``; several patterns stand between spaces around a ``+``."""
+    if " + " in pattern:
+        return [name for part in pattern.split(" + ") for name in expand(part)]
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
+        choices = [str(n) for n in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        choices = found[1].split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [name for choice in choices for name in expand(before + choice + after)]
+
+
+def write_images(root: Path, pattern: str) -> None:
+    """Write tiny images of the names that `expand` spells out, which all differ."""
+    content = encoded(Image.new("RGB", (1, 1), "red"))
+    for number, name in enumerate(expand(pattern)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content + b"%06d" % number)
