@@ -247,7 +247,8 @@ class Classifier:
         Raises:
             UserError: no image can be decoded, or the adapter was detached.
         """
-        return predict_split(self.side_by_side(), split, on_progress)
+        both = PairedPredictor(self.model, self.adapter, self.text, on_progress)
+        return predict_split(both, split, on_progress)
 
     def classify(self, entries: Iterable[Input]) -> Iterator[Answers]:
         """Classify images, and yield the answers for 256 of them at a time, in order.

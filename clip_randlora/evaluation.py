@@ -62,19 +62,26 @@ class PairedPredictor:
         model: the base model.
         adapter: attached to it.
         text: the prompts of the classes.
+        on_progress: told how many prompts are encoded.
 
     Raises:
         UserError: the adapter is not attached to the model, or was merged into it since.
     """
 
-    def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        text: TextClassifier,
+        on_progress: OnProgress | None = None,
+    ):
         self.model, self.adapter, self.text = model, adapter, text
         self._tensors = [*model.net.parameters(), *adapter.parameters()]
         self._built_from = self._state()
         with torch.inference_mode():
             ready = inference_model(model)
-            self._zero_shot = _Predictor(ready, text.features(net=ready.net))
-        self._tuned = self._build(adapter.strength)
+            self._zero_shot = _Predictor(ready, text.features_in_parts(ready.net, on_progress))
+        self._tuned = self._build(adapter.strength, on_progress)
 
     @property
     def strength(self) -> float:
@@ -97,7 +104,7 @@ class PairedPredictor:
             for t in self._tensors
         ]
 
-    def _build(self, strength: float) -> _Predictor:
+    def _build(self, strength: float, on_progress: OnProgress | None = None) -> _Predictor:
         """Build the predictor of one strength."""
         if not self.adapter.is_attached:
             raise UserError("the adapter is no longer attached to its model; load the run again")
@@ -110,7 +117,8 @@ class PairedPredictor:
             ready = inference_model(self.model, vision) if vision else zero_shot.model
             classes = zero_shot.classes
             if text:
-                classes = self.text.features(net=text_inference_net(self.model, text))
+                net = text_inference_net(self.model, text)
+                classes = self.text.features_in_parts(net, on_progress)
         return _Predictor(ready, classes, strength, head)
 
     def _refuse_if_merged(self) -> None:

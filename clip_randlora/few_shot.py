@@ -56,7 +56,7 @@ from clip_randlora.training.state import OnStep, StepMetrics, Training, TrainSta
 from clip_randlora.training.trainer import Trainer
 from clip_randlora.utils.devices import peak_memory
 from clip_randlora.utils.memory import free_memory
-from clip_randlora.utils.progress import OnProgress
+from clip_randlora.utils.progress import OnProgress, one_stage
 
 __all__ = ["Interrupted", "Run", "Step", "StepMetrics", "TrainConfig", "class_prompts", "fit"]
 
@@ -152,9 +152,10 @@ def fit(
         record = read_images(folder) if resume and folder is not None else None
         if record is not None:
             data, cache = record.restore(data), None  # the cache may hold other images
-        text = TextClassifier(model, data.classes, list(prompts.values()))
-        words = class_words(data.classes, config.prompts)
-        notes = check_prompts(model, text.tokens, prompts, words)
+        with one_stage("reading prompts", on_progress):
+            text = TextClassifier(model, data.classes, list(prompts.values()))
+            words = class_words(data.classes, config.prompts)
+            notes = check_prompts(model, text.tokens, prompts, words)
         further = []
         for name, other in also_test.items():
             test, remarks = _prepare_further_test(model, name, other, asked)
@@ -169,11 +170,13 @@ def fit(
         )
         notes += [*data.notes, *streamed, *train_images.notes]
         notes += [*_missing_targets(adapter), *launch_notes()]
-        eval_images = _decode_eval_images(model, data, watch) if watch else None
+        eval_images = _decode_eval_images(model, data, watch, on_progress) if watch else None
         training: Training | None = None
         if isinstance(config.method, HeadConfig):
             chooses = config.method.uses_validation
-            validation = _decode_validation_images(model, data, config) if chooses else None
+            validation = (
+                _decode_validation_images(model, data, config, on_progress) if chooses else None
+            )
             training = HeadTrainer(
                 model, adapter, text, train_images, config, state, validation, on_progress
             )
@@ -217,7 +220,7 @@ def fit(
         # compare
         predictions = from_main_process(
             lambda: predict_split(
-                PairedPredictor(model, adapter, text), data.test, on_progress, cache
+                PairedPredictor(model, adapter, text, on_progress), data.test, on_progress, cache
             ),
             model.device,
         )
@@ -244,7 +247,8 @@ def fit(
             folder=folder,
         )
         if written_folder is not None:
-            run_folder.write(run, written_folder, settings, data)
+            with one_stage("writing the run", on_progress):
+                run_folder.write(run, written_folder, settings, data)
         on_error.pop_all()  # keep the adapter attached
         return run
 
@@ -443,22 +447,26 @@ def _draw_train_images(
     )
 
 
-def _decode_eval_images(model: Model, data: Data, count: int) -> ImageBatch:
+def _decode_eval_images(
+    model: Model, data: Data, count: int, on_progress: OnProgress | None
+) -> ImageBatch:
     """Decode about ``count`` test images, evenly over the classes."""
     per_class = math.ceil(count / len(data.classes))
-    drawn = decode_shots(data.test, per_class, 0, model.square())
+    drawn = decode_shots(data.test, per_class, 0, model.square(), None, on_progress)
     rows = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(0))[:count]
     return ImageBatch(drawn.images[rows], drawn.labels[rows], [drawn.names[row] for row in rows])
 
 
-def _decode_validation_images(model: Model, data: Data, config: TrainConfig) -> ImageBatch | None:
+def _decode_validation_images(
+    model: Model, data: Data, config: TrainConfig, on_progress: OnProgress | None
+) -> ImageBatch | None:
     """Decode the data set's validation images, if it has any: few of them for few shots."""
     if data.validation is None:
         return None
     split = data.validation
     if isinstance(config.shots, int):
         split = draw_validation(split, config.shots, config.seed)
-    return decode_shots(split, None, 0, model.square())
+    return decode_shots(split, None, 0, model.square(), None, on_progress)
 
 
 def _missing_targets(adapter: Adapter) -> list[str]:

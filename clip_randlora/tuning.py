@@ -178,6 +178,14 @@ class Tuning:
         return folder
 
 
+class SearchInterrupted(KeyboardInterrupt):
+    """A search was stopped with Ctrl-C; ``tuning`` is the best of the results that there were."""
+
+    def __init__(self, tuning: Tuning):
+        super().__init__(f"stopped after {len(tuning.trials)} settings")
+        self.tuning = tuning
+
+
 def require_free(folder: Path) -> None:
     """Refuse a folder that has the settings of an earlier search.
 
@@ -219,15 +227,22 @@ def tune(
     Raises:
         UserError: a class has a single training image, ``minutes`` is not above zero, or the search
             was stopped before the first result.
+        SearchInterrupted: Ctrl-C was pressed after the first result. Before it, KeyboardInterrupt.
     """
     if not minutes > 0:
         raise UserError(f"minutes: {minutes}; give a number above 0")
     search = _Search(
         model, data, config or TrainConfig(), minutes * 60, on_trial, on_progress, should_stop
     )
-    for method in methods:
-        search.try_method(parse_method(method))
-    search.ask_other_folds()
+    try:
+        for method in methods:
+            search.try_method(parse_method(method))
+        search.ask_other_folds()
+    except KeyboardInterrupt:
+        search.is_stopped = True
+        if not search.has_results:
+            raise
+        raise SearchInterrupted(search.result()) from None
     return search.result()
 
 
@@ -313,6 +328,11 @@ class _Search:
         rate = self.rates.get(method.method, part)  # it diverged: the highest that it can be
         return rate * whole / part if of_all_folds else rate
 
+    @property
+    def has_results(self) -> bool:
+        """Whether a candidate has answered."""
+        return any(trial.folds for trial in self.trials.values())
+
     def ranked(self) -> list[Trial]:
         """Return the trials, the best first."""
         return sorted(self.trials.values(), key=lambda trial: trial.rank, reverse=True)
@@ -379,11 +399,11 @@ class _Search:
         found = [_trial(candidate, run.predictions.tuned, labels)]
         if candidate.rate is None or not run.adapter.is_scalable:
             return found
-        both = PairedPredictor(self.model, run.adapter, run.text)
+        both = PairedPredictor(self.model, run.adapter, run.text, self.on_progress)
         for strength in _STRENGTHS[1:]:
             both.strength = strength
-            tuned = predict_split(both, fold.test, cache=self.caches[number]).tuned
-            found.append(_trial(replace(candidate, strength=strength), tuned, labels))
+            answers = predict_split(both, fold.test, self.on_progress, self.caches[number])
+            found.append(_trial(replace(candidate, strength=strength), answers.tuned, labels))
         return found
 
     def _record(self, new: Trial) -> Trial:

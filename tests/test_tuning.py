@@ -1,5 +1,6 @@
 """The search for settings: on training images alone, within its time, and into a file."""
 
+import signal
 import time
 from dataclasses import replace
 
@@ -122,6 +123,35 @@ def test_a_stopped_search_keeps_its_results(tiny_folder, colors):
     assert tuning.default.candidate == cr.tuning.Candidate(cr.LoRA(), 1.0)
     with pytest.raises(cr.UserError, match="stopped before the first result"):
         cr.tune(model, data, 2, cr.TrainConfig(**FAST), should_stop=lambda: True)
+
+
+def test_ctrl_c_keeps_the_best_so_far(tiny_folder, colors, tmp_path, monkeypatch):
+    """It comes in the second training; the first has answered, and so has zero-shot."""
+    fit, begun = cr.tuning.fit, []
+
+    def press(*arguments, **options):
+        begun.append(True)
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(cr.tuning, "fit", press)
+    out = tmp_path / "tuned"
+    search = "tune", colors, "--model", tiny_folder, "--shots", 2, "--method", "anchored_head"
+    done = command(*search, "--out", out)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == (
+        f"interrupted: the best of 2 settings is saved to {out / 'tuned.yaml'}; train with it by "
+        f"--config {out / 'tuned.yaml'}"
+    )
+    assert "# The search was stopped before its end." in (out / "tuned.yaml").read_text()
+    assert len((out / "trials.csv").read_text().splitlines()) == 3
+
+    # before the first result
+    monkeypatch.setattr(cr.tuning, "fit", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    done = command(*search, "--out", tmp_path / "none")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "interrupted; start again")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_trial_says_how_sure_it_is():

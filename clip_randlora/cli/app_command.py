@@ -12,7 +12,7 @@ import typer
 
 from clip_randlora.cli.console import loading
 from clip_randlora.cli.options import DeviceOption
-from clip_randlora.errors import UserError
+from clip_randlora.errors import UserError, needs_extra
 
 _SECONDS_TO_FLUSH = 2
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -62,6 +62,9 @@ def browser_app(
         from clip_randlora.app import Settings, launch
         from clip_randlora.app.app_settings import default_folder
         from clip_randlora.clip.models import find_device
+
+        with needs_extra("the app", "app"):
+            import gradio  # noqa: F401  # the slowest of what `launch` needs
 
         settings = Settings(
             folder=(folder or default_folder()).resolve(),

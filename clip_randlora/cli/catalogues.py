@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, results
+from clip_randlora.cli.console import loading, results, working
 from clip_randlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def datasets(
         return
     spec = find_dataset_spec(name)
     if download:
-        fetch(spec)
+        with working(f"downloading {spec.name}"):
+            fetch(spec)
     _show_dataset(spec)
 
 
@@ -102,5 +103,6 @@ def _show_dataset(spec: DatasetSpec) -> None:
         separator = "\n" if field in ("templates", "notes") else ", "
         text = separator.join(value) if isinstance(value, list | tuple) else str(value)
         table.add_row(field, text)
-    table.add_row("on this machine", _on_disk(spec) or "no")
+    with loading():
+        table.add_row("on this machine", _on_disk(spec) or "no")
     results.print(table)

@@ -31,27 +31,29 @@ def loading() -> Iterator[None]:
 
 
 @contextmanager
-def working(stage: str) -> Iterator[None]:
-    """Show that the block is under way, which cannot say how far it is.
+def working(stage: str) -> Iterator[ProgressBars]:
+    """Show that the block is under way; yields an ``on_progress`` for those of its stages that can
+    say how far they are.
 
-    A terminal has a spinner at once; elsewhere there are the lines of `progress`.
+    A terminal shows it at once and forgets it at the end; elsewhere there are the lines of
+    `progress`.
     """
-    if messages.is_terminal:
-        with messages.status(stage):
-            yield
-        return
     from clip_randlora.utils.progress import one_stage
 
-    with progress() as on_progress, one_stage(stage, on_progress):
-        yield
+    with progress(at_once=True) as on_progress, one_stage(stage, on_progress):
+        yield on_progress
 
 
 @contextmanager
-def progress() -> Iterator[ProgressBars]:
-    """Yield an ``on_progress(stage, done, total)`` that is shown on standard error."""
+def progress(at_once: bool = False) -> Iterator[ProgressBars]:
+    """Yield an ``on_progress(stage, done, total)`` that is shown on standard error.
+
+    Downloads of other libraries are shown too. ``at_once``: see `ProgressBars`.
+    """
+    from clip_randlora.cli.library_bars import reported_to
     from clip_randlora.cli.progress_bars import ProgressBars
 
-    with ProgressBars(messages) as bars:
+    with ProgressBars(messages, at_once) as bars, reported_to(bars):
         yield bars
 
 

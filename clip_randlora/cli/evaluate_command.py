@@ -20,6 +20,7 @@ from clip_randlora.cli.options import (
     WorkersOption,
     load_classifier,
 )
+from clip_randlora.utils.progress import report_progress
 
 
 def evaluate(
@@ -78,9 +79,10 @@ def evaluate(
                 f"run was trained on {known or 'none'}."
             )
         predictions = classifier.predict_split(images.split, on_progress)
+        scores = score(predictions)
     print_notes(notes)
     skipped = [*images.skipped, *predictions.skipped]
-    metrics = score(predictions) | {
+    metrics = scores | {
         "images": len(predictions.names),
         "left_out": images.left_out,
         "others_left_out": images.others_left_out,
@@ -91,19 +93,24 @@ def evaluate(
     if not as_json:
         print_metrics(metrics)
         return
-    metrics["predictions"] = [
-        {
-            "image": name,
-            "label": classifier.classes[label],
-            "zero_shot": as_mapping(classifier.classes, zero_shot),
-            "tuned": as_mapping(classifier.classes, tuned),
-        }
-        for name, label, zero_shot, tuned in zip(
+    with progress() as on_progress:
+        answers = zip(
             predictions.names,
             predictions.labels.tolist(),
             predictions.zero_shot,
             predictions.tuned,
             strict=True,
         )
-    ]
-    print(json.dumps(metrics, ensure_ascii=False))
+        metrics["predictions"] = [
+            {
+                "image": name,
+                "label": classifier.classes[label],
+                "zero_shot": as_mapping(classifier.classes, zero_shot),
+                "tuned": as_mapping(classifier.classes, tuned),
+            }
+            for name, label, zero_shot, tuned in report_progress(
+                answers, "collecting answers", len(predictions.names), on_progress
+            )
+        ]
+        text = json.dumps(metrics, ensure_ascii=False)
+    print(text)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import loading, results, working
+from clip_randlora.cli.console import loading, progress, results, working
 from clip_randlora.cli.options import RunArgument
 from clip_randlora.errors import UserError
 
@@ -38,7 +38,7 @@ def export(
     if push_to:
         require_token()
     factors = _parse_weights(weights)
-    with working("exporting, then loading it back"):
+    with progress() as on_progress:
         export_run(
             run,
             format,
@@ -47,6 +47,7 @@ def export(
             precision=precision,
             add=add or (),
             weights=factors,
+            on_progress=on_progress,
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     results.print(f"Saved to {out}, {size / 1e6:.1f} MB; README.md there says how to load it")

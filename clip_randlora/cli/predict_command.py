@@ -28,6 +28,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import report_progress
 
 if TYPE_CHECKING:
+    from clip_randlora.cli.progress_bars import ProgressBars
     from clip_randlora.data import Skipped
     from clip_randlora.data.inputs import Input
 
@@ -66,7 +67,8 @@ def predict(
         raise UserError(f"--csv {csv_file}: exists; choose another file")
     with loading():
         classifier = load_classifier(run, device, engine, address, workers, strength)
-    entries = _entries(images)
+    with progress() as on_listing:
+        entries = _entries(images, on_listing)
     total = len(entries) if isinstance(entries, list) else 0  # unknown for standard input
     entries, asked = tee(entries)
     bad: list[str] = []
@@ -83,6 +85,8 @@ def predict(
         for entry, (name, answer) in report_progress(
             answers, "classifying images", total, on_progress
         ):
+            if on_progress and not total:
+                on_progress("classifying images", answered + len(bad), 0)
             if "error" in answer:
                 bad.append(answer["error"])
                 continue
@@ -100,15 +104,16 @@ def predict(
         _draw(drawn, answered, figure)
 
 
-def _entries(images: list[str]) -> list[Input] | Iterator[Input]:
+def _entries(images: list[str], on_progress: ProgressBars) -> list[Input] | Iterator[Input]:
     """Return the images to classify; an iterator if paths come from standard input."""
     from clip_randlora.data.inputs import each_input, read_standard_input
 
     sources = chain.from_iterable(
         read_standard_input(sys.stdin.buffer) if image == "-" else [image] for image in images
     )
-    entries = each_input(sources, _say_left_out)
-    return entries if "-" in images else list(entries)
+    if "-" in images:
+        return each_input(sources, _say_left_out)
+    return list(each_input(sources, _say_left_out, on_progress))
 
 
 def _say_left_out(left_out: list[Skipped]) -> None:

@@ -16,44 +16,52 @@ from clip_randlora.utils.progress import format_seconds
 _SECONDS_UNSEEN = 2.0  # shorter stages are not shown
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_NOTES = 0.02
+_BETWEEN_STAGES = "working"
 
 
 class ProgressBars(Progress):
     """An ``on_progress(stage, done, total)`` for the library, shown inside a ``with`` block.
 
     On a terminal each stage has a bar. Elsewhere, in a log say, a stage gets a line after two
-    seconds and then one every ten, also while a stage reports nothing.
+    seconds and then one every ten, also while a stage reports nothing. Work between two stages is
+    shown as one if it takes longer than two seconds.
     """
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, at_once: bool = False):
+        """Show stages on a console.
+
+        ``at_once``: a terminal shows them from the first moment, and not when they have ended.
+        """
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _Facts(),
             console=console,
             refresh_per_second=4,
+            transient=at_once,
             speed_estimate_period=600,
             disable=console.quiet or not console.is_terminal,
         )
+        self._unseen = 0.0 if at_once else _SECONDS_UNSEEN
         self._last: Task | None = None
-        self._noted = self._printed = 0.0
+        self._noted, self._printed = time.monotonic(), 0.0
         self._has_ended = threading.Event()
-        self._printer = threading.Thread(target=self._print_lines, daemon=True)
+        self._watch = threading.Thread(target=self._watch_stages, daemon=True)
 
     def start(self) -> None:
         """Show the bars, or begin to print lines."""
         if not self.disable:
             super().start()
-        elif not self.console.quiet:
-            self._printer.start()
+        if not self.console.quiet:
+            self._watch.start()
 
     def stop(self) -> None:
         """Leave the bars as they are, or print no more lines."""
+        if self._watch.is_alive():
+            self._has_ended.set()
+            self._watch.join()
         if not self.disable:
             super().stop()
-        elif self._printer.is_alive():
-            self._has_ended.set()
-            self._printer.join()
 
     def __call__(self, stage: str, done: int, total: int, details: str | None = None) -> None:
         """Note that ``done`` of ``total`` are done; ``details`` stand beside the numbers.
@@ -80,19 +88,32 @@ class ProgressBars(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the bars of the stages that take long."""
         for task in self.tasks:
-            task.visible = _seconds(task) >= _SECONDS_UNSEEN
+            task.visible = _seconds(task) >= self._unseen
         return super().get_renderables()
 
-    def _print_lines(self) -> None:
+    def _watch_stages(self) -> None:
         while not self._has_ended.wait(_SECONDS_UNSEEN / 4):
-            with self._lock:
-                task, now = self._last, time.monotonic()
-                is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
-                if not is_due or task is None or task.finished or _seconds(task) < _SECONDS_UNSEEN:
-                    continue
-                self._printed = now
-                line = f"{task.description}: {_describe(task)}"
-            self.console.print(line, soft_wrap=True, markup=False)
+            self._fill_gap()
+            if self.disable:
+                self._print_line()
+
+    def _fill_gap(self) -> None:
+        """Begin a stage of our own if the last one ended a while ago."""
+        with self._lock:
+            silent = time.monotonic() - self._noted
+            if (self._last is None or self._last.finished) and silent >= _SECONDS_UNSEEN:
+                task = self._begin(_BETWEEN_STAGES, 0, 0)
+                task.start_time = self.get_time() - silent
+
+    def _print_line(self) -> None:
+        with self._lock:
+            task, now = self._last, time.monotonic()
+            is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
+            if not is_due or task is None or task.finished or _seconds(task) < _SECONDS_UNSEEN:
+                return
+            self._printed = now
+            line = f"{task.description}: {_describe(task)}"
+        self.console.print(line, soft_wrap=True, markup=False)
 
 
 def _continues(task: Task, stage: str, done: int, total: int) -> bool:

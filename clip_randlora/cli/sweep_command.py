@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import CELLS_FAILED, INTERRUPTED, fail, loading, messages, results
+from clip_randlora.cli.console import (
+    CELLS_FAILED,
+    INTERRUPTED,
+    fail,
+    loading,
+    messages,
+    progress,
+    results,
+)
 from clip_randlora.cli.options import AddressOption, DeviceOption, EngineOption
 
 _NAMED = 5  # failed cells in the last line; each also had a line of its own when it failed
@@ -35,24 +44,27 @@ def sweep(
 
         settings = read_sweep(config, data or ())
     try:
-        progress = run_sweep(
-            settings,
-            out,
-            engine=engine,  # type: ignore[arg-type]  # checked there
-            address=address,
-            device=device,
-            console=messages,
-        )
+        # a terminal has a table that says how far the running cell is
+        with nullcontext() if messages.is_terminal else progress() as on_progress:
+            done = run_sweep(
+                settings,
+                out,
+                engine=engine,  # type: ignore[arg-type]  # checked there
+                address=address,
+                device=device,
+                console=messages,
+                on_progress=on_progress,
+            )
     except Stopped as stop:
         fail(
             INTERRUPTED,
             f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
             f"command to go on",
         )
-    results.print(f"{len(progress.done)} cells finished, {len(progress.failed)} failed: {out}")
+    results.print(f"{len(done.done)} cells finished, {len(done.failed)} failed: {out}")
     results.print(f"clip-randlora report {out}")
-    if progress.failed:
-        names, count = list(progress.failed), len(progress.failed)
+    if done.failed:
+        names, count = list(done.failed), len(done.failed)
         named = ", ".join(names[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
         fail(CELLS_FAILED, f"failed: {named}; the same command tries again")
 
@@ -64,6 +76,6 @@ def report(
     """Write a sweep's tables (report.md, report.csv) and figures."""
     with loading():
         from clip_randlora.report import write_report
-
-        written = write_report(folder, out)
+    with progress() as on_progress:
+        written = write_report(folder, out, on_progress)
     results.print(f"Saved {written}")

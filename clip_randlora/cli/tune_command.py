@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.console import (
+    INTERRUPTED,
+    fail,
+    loading,
+    messages,
+    print_notes,
+    progress,
+    results,
+)
 from clip_randlora.cli.options import (
     ClassFoldersOption,
     ColumnsOption,
@@ -22,7 +30,7 @@ from clip_randlora.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from clip_randlora.tuning import Trial
+    from clip_randlora.tuning import Trial, Tuning
 
 _ROWS = 10
 
@@ -52,7 +60,7 @@ def tune(
     """Find the best settings by cross-validation on the training images alone."""
     with loading():
         from clip_randlora.few_shot import TrainConfig
-        from clip_randlora.tuning import METHODS, SETTINGS, require_free
+        from clip_randlora.tuning import METHODS, SETTINGS, SearchInterrupted, require_free
         from clip_randlora.tuning import tune as search
 
         require_free(out)
@@ -65,16 +73,30 @@ def tune(
     labelled, loaded = load_data_and_model(
         data, None, class_folders, model, pretrained, device, columns=columns
     )
-    with progress() as on_progress:
-        found = search(
-            loaded,
-            labelled,
-            minutes,
-            base,
-            methods=method or METHODS,
-            on_trial=_print_trial,
-            on_progress=on_progress,
+    try:
+        with progress() as on_progress:
+            found = search(
+                loaded,
+                labelled,
+                minutes,
+                base,
+                methods=method or METHODS,
+                on_trial=_print_trial,
+                on_progress=on_progress,
+            )
+    except SearchInterrupted as stop:
+        _save(stop.tuning, out)
+        fail(
+            INTERRUPTED,
+            f"interrupted: the best of {len(stop.tuning.trials)} settings is saved to "
+            f"{out / SETTINGS}; train with it by --config {out / SETTINGS}",
         )
+    _save(found, out)
+    results.print(f"Saved to {out / SETTINGS}; train with it by --config {out / SETTINGS}")
+
+
+def _save(found: Tuning, out: Path) -> None:
+    """Print the best trials and write the settings."""
     table = Table("settings", "folds", "images", "accuracy")
     for trial in found.trials[:_ROWS]:
         shown = "failed" if trial.failed else f"{trial.accuracy:.1%}"
@@ -82,7 +104,6 @@ def tune(
     results.print(table)
     print_notes(found.notes)
     found.write(out)
-    results.print(f"Saved to {out / SETTINGS}; train with it by --config {out / SETTINGS}")
 
 
 def _print_trial(trial: Trial) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clip_randlora.clip.models import CLIPNet, Model
+from clip_randlora.utils.progress import OnProgress, report_progress
 
+_AT_A_TIME = 512  # prompts
 _PACKED_LENGTH = 160  # tokens; attention's cost grows with its square, the saving does not
 
 
@@ -51,7 +53,30 @@ class TextClassifier:
         tokens = self.tokens if rows is None else self.tokens[rows]
         tower = self._tower if net is None else _causal_tower(net)
         features = _encode(net or self.model.net, tower, tokens, self.shared)
-        if rows is not None or len(features) == len(self.classes):
+        return features if rows is not None else self._of_classes(features)
+
+    @torch.no_grad()
+    def features_in_parts(
+        self, net: CLIPNet | None = None, on_progress: OnProgress | None = None
+    ) -> Tensor:
+        """Encode the classes as `features` does, some hundred prompts at a time.
+
+        It takes less memory, and gives no gradients.
+
+        Args:
+            net: encodes them in place of the model's network.
+            on_progress: told how many prompts are encoded.
+        """
+        net = net or self.model.net
+        tower = _causal_tower(net)
+        parts = report_progress(
+            self.tokens.split(_AT_A_TIME), "encoding prompts", len(self.tokens), on_progress, len
+        )
+        return self._of_classes(torch.cat([_encode(net, tower, p, self.shared) for p in parts]))
+
+    def _of_classes(self, features: Tensor) -> Tensor:
+        """Return the normalised mean (C, E) of the features (P, E) of each class's prompts."""
+        if len(features) == len(self.classes):
             return features
         sums = features.new_zeros(len(self.classes), features.shape[1])
         sums = sums.index_add(0, self.owners, features)

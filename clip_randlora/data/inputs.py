@@ -38,6 +38,7 @@ from clip_randlora.data.layouts import list_source
 from clip_randlora.data.parts import find_parts, is_part
 from clip_randlora.data.sources import DiskFile, natural_key
 from clip_randlora.errors import UserError
+from clip_randlora.utils.progress import OnProgress
 
 _CHANNELS = (1, 3, 4)
 _SECONDS_TO_ANSWER, _SECONDS_TO_FETCH = 20, 120
@@ -62,7 +63,9 @@ class Input:
     content: Path | Content | None = None
 
 
-def each_input(images: Any, on_left_out: OnSkipped) -> Iterator[Input]:
+def each_input(
+    images: Any, on_left_out: OnSkipped, on_progress: OnProgress | None = None
+) -> Iterator[Input]:
     """Yield the images of one source or of several, in order.
 
     What cannot be used is yielded too, and raises when it is opened: a missing file, an array of
@@ -72,6 +75,7 @@ def each_input(images: Any, on_left_out: OnSkipped) -> Iterator[Input]:
         images: one source or an iterable of them, see `clip_randlora.Classifier.predict`.
         on_left_out: called with the files of a folder, ``.zip`` or glob that are hidden or are no
             images by their names, if there are any.
+        on_progress: told how many files of a folder or ``.zip`` are listed.
     """
     sources = images if _is_several(images) else [images]
     numbers = itertools.count(1)
@@ -81,7 +85,7 @@ def each_input(images: Any, on_left_out: OnSkipped) -> Iterator[Input]:
         elif isinstance(source, Item):
             yield Input(source.name, source.open, source.content)
         elif isinstance(source, str | PurePath):
-            yield from _of_path(source, on_left_out)
+            yield from _of_path(source, on_left_out, on_progress)
         elif isinstance(source, np.ndarray | torch.Tensor):
             yield from _of_array(source, numbers)
         else:
@@ -147,7 +151,9 @@ def _read(source: Any, name: str) -> bytes:
 # --- paths ----------------------------------------------------------------------------------
 
 
-def _of_path(source: str | PurePath, on_left_out: OnSkipped) -> Iterator[Input]:
+def _of_path(
+    source: str | PurePath, on_left_out: OnSkipped, on_progress: OnProgress | None
+) -> Iterator[Input]:
     text = str(source)
     if isinstance(source, str) and (scheme := re.match(r"([A-Za-z][\w+.-]*)://", source)):
         if scheme[1].lower() in ("http", "https"):
@@ -159,7 +165,7 @@ def _of_path(source: str | PurePath, on_left_out: OnSkipped) -> Iterator[Input]:
     path = Path(os.path.expanduser(text))
     is_zip = path.suffix.lower() == ".zip" and os.path.isfile(path) and zipfile.is_zipfile(path)
     if os.path.isdir(path) or is_zip or is_part(path):
-        yield from _listed(path, on_left_out)
+        yield from _listed(path, on_left_out, on_progress)
     elif isinstance(source, str) and glob.has_magic(text) and not os.path.lexists(path):
         yield from _matching(str(path), on_left_out)
     else:
@@ -171,11 +177,11 @@ def _file(path: Path) -> Input:
     return Input(name, partial(decode_image, path, name), path)
 
 
-def _listed(path: Path, on_left_out: OnSkipped) -> Iterator[Input]:
+def _listed(path: Path, on_left_out: OnSkipped, on_progress: OnProgress | None) -> Iterator[Input]:
     name = _printable(path)
     try:
         parts = find_parts(path)
-        listing, files = list_source(path)
+        listing, files = list_source(path, on_progress)
     except UserError as error:
         yield _failing(UnreadableImage(name, str(error).removeprefix(f"{path}: ")))
         return

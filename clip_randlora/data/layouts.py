@@ -109,7 +109,8 @@ def read_layout(
         is_free = class_folders is None and not columns
         split = find_split_in_folder(path) if is_free and path.is_dir() else None
         if split:
-            return read_coop_split(split)
+            with one_stage("reading the split", on_progress):
+                return read_coop_split(split)
         return _read_listed(source, class_folders, on_progress, columns)
     if columns:
         raise UserError(f"--columns: not with {source}; its YAML file has `columns`")
@@ -118,14 +119,16 @@ def read_layout(
     if split is None:
         published.require_on_disk(spec)
     if split is not None:
-        layout = read_coop_split(split)
+        with one_stage("reading the split", on_progress):
+            layout = read_coop_split(split)
     elif spec.folder:
         chosen = class_folders or spec.class_folders
         layout = _read_spec_folder(spec, spec.folder, chosen, on_progress)
     elif spec.shards:
         layout = _read_spec_shards(spec, spec.shards, class_folders, on_progress)
     else:
-        layout = _read_published(spec)
+        with one_stage("reading the splits", on_progress):
+            layout = _read_published(spec)
     layout.is_described = True
     layout.templates = spec.templates
     layout.held_back = spec.validation

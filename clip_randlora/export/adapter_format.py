@@ -26,8 +26,9 @@ def write(source: ExportSource, folder: Path) -> None:
 
 def verify(source: ExportSource, folder: Path) -> None:
     """Load the adapter onto a fresh base model and compare the features."""
-    fresh = load_model(source.model.name, source.model.pretrained, "cpu")
-    adapter = load_adapter(fresh.net, folder)
+    with source.step("loading the export"):
+        fresh = load_model(source.model.name, source.model.pretrained, "cpu")
+        adapter = load_adapter(fresh.net, folder)
     with torch.no_grad(), adapter.cached_weights():
         features = encode(fresh.net, source.expected.pixels, source.expected.tokens)
     source.expected.require_equal(*features, tolerance=1e-5)

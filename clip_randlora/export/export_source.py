@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from clip_randlora.clip.text import TextClassifier
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_config, run_folder
 from clip_randlora.utils.outputs import write_json
+from clip_randlora.utils.progress import OnProgress, one_stage
 
 _IMAGES = 3
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
@@ -98,6 +100,7 @@ class ExportSource:
         model, adapter: the base model, with the adapter attached at the strength.
         prompts: ``{class: prompts}`` of all runs.
         expected: the features that the export has to reproduce.
+        on_progress: told what the export does.
 
     Raises:
         UserError: a run is not finished, its base model is not available, or the runs do not fit
@@ -111,8 +114,10 @@ class ExportSource:
         precision: str = "fp32",
         add: Sequence[str | Path] = (),
         weights: Sequence[float] | None = None,
+        on_progress: OnProgress | None = None,
     ):
         self.strength, self.precision = check_strength(strength), precision
+        self.on_progress = on_progress
         self.runs = [RunInfo.read(folder) for folder in (run, *add)]
         average = [1 / len(self.runs)] * len(self.runs)
         self.weights = average if weights is None else list(weights)
@@ -121,13 +126,19 @@ class ExportSource:
             for name, texts in run_config.read_prompts(info.folder, info.settings).items():
                 self.prompts.setdefault(name, texts)
         settings = self.runs[0].settings
-        self.model = load_model(settings["model"], settings["pretrained"], "cpu")
-        if add:
-            self.adapter = add_adapters(self.model.net, self._adapter_files, self.weights)
-        else:
-            self.adapter = load_adapter(self.model.net, self._adapter_files[0])
+        with self.step("loading the model"):
+            self.model = load_model(settings["model"], settings["pretrained"], "cpu")
+            if add:
+                self.adapter = add_adapters(self.model.net, self._adapter_files, self.weights)
+            else:
+                self.adapter = load_adapter(self.model.net, self._adapter_files[0])
         self.adapter.strength = self.strength
-        self.expected = self._features()
+        with self.step("computing what the export has to give"):
+            self.expected = self._features()
+
+    def step(self, what: str) -> AbstractContextManager[None]:
+        """Report the block as a stage of the export; such stages are not nested."""
+        return one_stage(what, self.on_progress)
 
     @property
     def _adapter_files(self) -> list[Path]:

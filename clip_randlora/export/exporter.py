@@ -16,9 +16,11 @@ from clip_randlora.export.export_source import ExportSource, RunInfo
 from clip_randlora.export.limits import find_obstacle, require_fit
 from clip_randlora.export.snippets import snippet
 from clip_randlora.utils.outputs import LOCK, lock_folder, remove_if_left_empty, set_default_modes
+from clip_randlora.utils.progress import OnProgress
 
 # Format X is the module X_format, with ``write(source, folder)`` and ``verify(source, folder)``,
-# which raises a UserError if what is loaded back gives other features.
+# which raises a UserError if what is loaded back gives other features. What takes long is a
+# ``source.step``.
 _FORMATS = {
     "adapter": "The trained parameters and their settings, for this package: the smallest, of one "
     "run or of several added with weights.",
@@ -80,6 +82,7 @@ def export_run(
     precision: str = "fp32",
     add: Sequence[str | Path] = (),
     weights: Sequence[float] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Path:
     """Write a finished run in another library's format, with a model card.
 
@@ -94,6 +97,7 @@ def export_run(
         precision: ``fp32``, or for ``onnx`` also ``fp16``.
         add: further runs on the same base model, whose updates are added in weight space.
         weights: a factor for ``run`` and for each of ``add``; by default their average.
+        on_progress: told each step, see `clip_randlora.utils.progress.OnProgress`.
 
     Returns:
         ``out``.
@@ -111,7 +115,7 @@ def export_run(
         raise UserError("--weights: there is one run only; name the others with --add")
     _require_free(out)
     writer = _import_writer(format)
-    source = ExportSource(run, strength, precision, add, weights)
+    source = ExportSource(run, strength, precision, add, weights, on_progress)
     require_fit(source, format)
     temporary = out.with_name(f".{out.name}.tmp")
     with (

@@ -58,8 +58,10 @@ def write(source: ExportSource, folder: Path) -> None:
     image_encoder = _Encoder(net, lambda pixels: net.encode_image(pixels, normalize=True))
     # ONNX Runtime has no argmax of 64-bit integers, hence int()
     text_encoder = _Encoder(net, lambda tokens: net.encode_text(tokens.int(), normalize=True))
-    images = _export(image_encoder, expected.pixels, "pixels", "image_features")
-    texts = _export(text_encoder, expected.tokens, "tokens", "text_features")
+    with source.step("converting the image encoder"):
+        images = _export(image_encoder, expected.pixels, "pixels", "image_features")
+    with source.step("converting the text encoder"):
+        texts = _export(text_encoder, expected.tokens, "tokens", "text_features")
     head = _export(
         _Head(expected.classes, source.logit_scale),
         expected.images,
@@ -73,7 +75,8 @@ def write(source: ExportSource, folder: Path) -> None:
     classifier = onnx.compose.merge_models(images, head, io_map=joint)
     for name, model in ((_IMAGES, images), (_TEXTS, texts), (_CLASSIFIER, classifier)):
         onnx.helper.set_model_props(model, _metadata(source))
-        onnx.save(model, folder / name)
+        with source.step(f"writing {name}"):
+            onnx.save(model, folder / name)
     shutil.copy(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
 
 
@@ -141,10 +144,13 @@ def verify(source: ExportSource, folder: Path) -> None:
         (_TEXTS, "text features", expected.tokens, expected.texts),
         (_CLASSIFIER, "probabilities", expected.pixels, probabilities),
     ):
-        onnx.checker.check_model(folder / name)
-        session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
-        key = session.get_inputs()[0].name
-        for rows in (slice(0, 1), slice(None)):
-            (got,) = session.run(None, {key: inputs[rows].numpy()})
-            tolerance = _TOLERANCE[source.precision]
-            require_equal(what, torch.from_numpy(got), outputs[rows], tolerance)
+        with source.step(f"checking {name}"):
+            onnx.checker.check_model(folder / name)
+            session = onnxruntime.InferenceSession(
+                folder / name, providers=["CPUExecutionProvider"]
+            )
+            key = session.get_inputs()[0].name
+            for rows in (slice(0, 1), slice(None)):
+                (got,) = session.run(None, {key: inputs[rows].numpy()})
+                tolerance = _TOLERANCE[source.precision]
+                require_equal(what, torch.from_numpy(got), outputs[rows], tolerance)

@@ -19,7 +19,8 @@ def write(source: ExportSource, folder: Path) -> None:
     source.adapter.merge()
     state = source.model.net.state_dict()
     weights = {key: tensor.contiguous() for key, tensor in state.items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    with source.step("writing the weights"):
+        save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     config = {"model_cfg": _architecture(source), "preprocess_cfg": source.preprocess_cfg}
     write_json(folder / "open_clip_config.json", config)
     source.write_prompts(folder)
@@ -36,7 +37,8 @@ def _architecture(source: ExportSource) -> dict[str, Any]:
 
 def verify(source: ExportSource, folder: Path) -> None:
     """Load the folder with open_clip and compare features and preprocessing."""
-    net, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}")
+    with source.step("loading the export"):
+        net, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}")
     features = encode(net.eval(), source.expected.pixels, source.expected.tokens)
     source.expected.require_equal(*features, tolerance=1e-5)
     image = Image.radial_gradient("L").resize((300, 200)).convert("RGB")

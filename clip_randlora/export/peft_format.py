@@ -17,13 +17,15 @@ from clip_randlora.utils.quiet import without_warnings
 
 def write(source: ExportSource, folder: Path) -> None:
     """Write the adapter; its strength goes into alpha."""
-    save_peft_adapter(source.adapter, folder, transformers_base(source.runs[0]))
+    with source.step("writing the adapter"):
+        save_peft_adapter(source.adapter, folder, transformers_base(source.runs[0]))
     source.write_prompts(folder)
 
 
 def verify(source: ExportSource, folder: Path) -> None:
     """Load the adapter with peft onto transformers' form of the base and compare the features."""
-    net = CLIPModel(clip_config(source.model.net))
-    net.load_state_dict(to_transformers(source.base_weights()))
+    with source.step("loading the base model"):
+        net = CLIPModel(clip_config(source.model.net))
+        net.load_state_dict(to_transformers(source.base_weights()))
     with without_warnings():  # up to 0.21.2 peft also looks for the shared bases in each layer
         require_equal_features(PeftModel.from_pretrained(net, folder), source.expected)

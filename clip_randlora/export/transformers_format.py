@@ -24,7 +24,8 @@ def write(source: ExportSource, folder: Path) -> None:
     source.adapter.merge()
     clip_config(source.model.net).save_pretrained(folder)
     weights = to_transformers(source.model.net.state_dict())
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with source.step("writing the weights"):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     CLIPProcessor(_image_processor(source), _tokenizer(source)).save_pretrained(folder)
     source.write_prompts(folder)
 
@@ -101,7 +102,8 @@ def _image_processor(source: ExportSource) -> PilBackend:
 
 def verify(source: ExportSource, folder: Path) -> None:
     """Load the folder with transformers and compare features, tokens and pixels."""
-    loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    with source.step("loading the export"):
+        loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True)
     net, loading = loaded
     if loading["missing_keys"] or loading["unexpected_keys"]:
         raise UserError(f"nothing written: CLIPModel loads other tensors than it holds: {loading}")

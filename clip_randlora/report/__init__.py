@@ -12,11 +12,14 @@ from clip_randlora.report.results import read_cells, summarize_models
 from clip_randlora.report.transfer import summarize_transfer, transfer_sections
 from clip_randlora.sweep.sweep_folder import SweepFolder
 from clip_randlora.utils.outputs import figure_errors_to_notes, write_text
+from clip_randlora.utils.progress import OnProgress, one_stage
 
 __all__ = ["write_report"]
 
 
-def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
+def write_report(
+    sweep: str | Path, out: str | Path | None = None, on_progress: OnProgress | None = None
+) -> Path:
     """Write the report of a sweep, which may still be running.
 
     Beside ``report.md`` stand ``report.csv``, the figures, ``paired.csv`` if there are two methods
@@ -27,6 +30,7 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     Args:
         sweep: the sweep's folder.
         out: folder for the report; by default the sweep's.
+        on_progress: told each step, see `clip_randlora.utils.progress.OnProgress`.
 
     Returns:
         The path of ``report.md``.
@@ -37,7 +41,7 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     """
     out = Path(out or sweep)
     folder = SweepFolder(sweep)
-    cells = read_cells(folder)
+    cells = read_cells(folder, on_progress)
     models = summarize_models(cells)
     path = out / "report.md"
     if path.exists() and not path.read_text(encoding="utf-8").startswith(TITLE):
@@ -45,7 +49,10 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     drawn: list[str] = []
     notes: list[str] = []
-    with figure_errors_to_notes("The figures", notes):
+    with (
+        one_stage("drawing figures", on_progress),
+        figure_errors_to_notes("The figures", notes),
+    ):
         from clip_randlora.report.plots import draw
         from clip_randlora.runs import figures  # an error of matplotlib must not cost the tables
 
@@ -53,9 +60,10 @@ def write_report(sweep: str | Path, out: str | Path | None = None) -> Path:
             figures.save(figure, out / name)
             drawn.append(name)
     write_csv(models, out / "report.csv")
-    paired = paired_differences(models, folder.reference())
-    transfer = summarize_transfer(folder)
-    published = beside_published(folder.asked(), models)
+    with one_stage("comparing methods", on_progress):
+        paired = paired_differences(models, folder.reference())
+        transfer = summarize_transfer(folder)
+        published = beside_published(folder.asked(), models)
     tables = {"paired": paired, "transfer": transfer, "published": published}
     for name, table in tables.items():
         if len(table):

@@ -11,6 +11,7 @@ import pandas as pd
 from clip_randlora.errors import UserError
 from clip_randlora.sweep.config import ZERO_SHOT
 from clip_randlora.sweep.sweep_folder import SweepFolder
+from clip_randlora.utils.progress import OnProgress, report_progress
 
 AVERAGE = "average"
 OPEN_SEED = "open"
@@ -20,8 +21,12 @@ _KEYS = ["data", "method", "shots"]
 _NUMBERS = ["top1", "zero_shot", "trainable_parameters", "train_seconds"]
 
 
-def read_cells(folder: SweepFolder) -> pd.DataFrame:
+def read_cells(folder: SweepFolder, on_progress: OnProgress | None = None) -> pd.DataFrame:
     """Read every cell of a sweep, a row each.
+
+    Args:
+        folder: the sweep.
+        on_progress: told how many cells are read.
 
     Returns:
         A table with the columns
@@ -36,7 +41,8 @@ def read_cells(folder: SweepFolder) -> pd.DataFrame:
         UserError: the folder is not a sweep's, or a file in it is damaged.
     """
     rows = []
-    for cell in folder.asked():
+    asked = folder.asked()
+    for cell in report_progress(asked, "reading cells", len(asked), on_progress):
         settings = cell.method.settings
         method_seed = getattr(settings, "seed", None)
         if method_seed is None and hasattr(settings, "seed"):

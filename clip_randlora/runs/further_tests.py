@@ -97,7 +97,7 @@ def run_tests(
     results, skipped = {}, []
     for test in tests:
         predictions = predict_split(
-            PairedPredictor(model, adapter, test.text),
+            PairedPredictor(model, adapter, test.text, on_progress),
             test.data.test,
             on_progress,
             cache.beside(test.data) if cache else None,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from clip_randlora.sweep.config import Cell
 from clip_randlora.sweep.sweep_folder import SweepFolder
-from clip_randlora.utils.progress import format_seconds
+from clip_randlora.utils.progress import OnProgress, format_seconds
 
 
 class SweepProgress:
@@ -26,10 +26,15 @@ class SweepProgress:
     """
 
     def __init__(
-        self, cells: Sequence[Cell], todo: Sequence[Cell], folder: SweepFolder, console: Console
+        self,
+        cells: Sequence[Cell],
+        todo: Sequence[Cell],
+        folder: SweepFolder,
+        console: Console,
+        on_progress: OnProgress | None = None,
     ):
         self._cells, self._todo, self._console = list(cells), list(todo), console
-        self._running = ""
+        self._running, self._on_progress = "", on_progress
         self._measured: dict[tuple, list[float]] = defaultdict(list)
         waiting = {cell.id for cell in todo}
         self.done = [cell for cell in cells if cell.id not in waiting]
@@ -59,10 +64,15 @@ class SweepProgress:
     def has_started(self, cell: Cell) -> None:
         """Show that a cell was begun."""
         self._running = f"running {cell.id}: loading"
+        if self._on_progress:
+            self._on_progress(f"{cell.id}: loading", 0, 0)
 
     def has_reached(self, cell: Cell, stage: str, done: int, total: int) -> None:
         """Show how far a cell is; see `clip_randlora.utils.progress.OnProgress`."""
-        self._running = f"running {cell.id}: {stage}, {done} of {total}"
+        of = f" of {total}" if total else ""  # of some stages it is not known
+        self._running = f"running {cell.id}: {stage}, {done}{of}"
+        if self._on_progress:
+            self._on_progress(f"{cell.id}: {stage}", done, total)
 
     def has_finished(self, cell: Cell, seconds: float) -> None:
         """Count a finished cell."""

@@ -14,6 +14,7 @@ from clip_randlora.sweep.cell_runner import CellRunner, Outcome
 from clip_randlora.sweep.config import Cell, SweepConfig
 from clip_randlora.sweep.display import SweepProgress
 from clip_randlora.sweep.sweep_folder import SweepFolder
+from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.ray_cluster import is_cluster
 
 
@@ -33,6 +34,7 @@ def run_sweep(
     address: str | None = None,
     device: str | None = None,
     console: Console | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SweepProgress:
     """Run every cell that is not finished; finished ones are never run again.
 
@@ -46,7 +48,8 @@ def run_sweep(
         engine: ``local``: one cell after another in this process; ``ray``: tasks of a cluster.
         address: of a Ray cluster; by default one is started on this machine.
         device: to train on; by default the best there is.
-        console: where progress is shown; by default nowhere.
+        console: where cells are shown as they end; by default nowhere.
+        on_progress: told how far the running cell is, or on a cluster how many cells have ended.
 
     Returns:
         The progress, with its ``done`` and ``failed`` cells.
@@ -63,14 +66,19 @@ def run_sweep(
     cells = list(config.cells())
     with folder.lock():
         todo = folder.begin(cells, config.reference)
-        progress = SweepProgress(cells, todo, folder, console or Console(quiet=True))
+        console = console or Console(quiet=True)
+        progress = SweepProgress(cells, todo, folder, console, on_progress)
         if on_cluster:
             outcomes = run_on_ray(folder, todo, config.resources, progress, device, address)
         else:
             outcomes = _run_here(folder, todo, progress, device)
         try:
             with progress, closing(outcomes):
-                for cell, outcome in outcomes:
+                if on_cluster:
+                    ended = report_progress(outcomes, "running cells", len(todo), on_progress)
+                else:
+                    ended = outcomes
+                for cell, outcome in ended:
                     if outcome.error:
                         folder.fail(
                             cell, outcome.error, outcome.details, keeps_state=outcome.keeps_state

@@ -17,7 +17,7 @@ from clip_randlora.data import ImageBatch, TrainingImages, draw_crops
 from clip_randlora.forward.inference import inference_model
 from clip_randlora.training.config import TrainConfig
 from clip_randlora.training.state import OnStep, TrainState
-from clip_randlora.utils.progress import OnProgress, report_progress
+from clip_randlora.utils.progress import OnProgress, one_stage, report_progress
 
 _BATCH = 64
 
@@ -52,8 +52,7 @@ class HeadTrainer:
         self.model, self.config, self.state = model, config, state
         self.method, self.on_progress = config.method, on_progress
         self.train_images, self.validation_images = train_images, validation_images
-        with torch.no_grad():
-            classes = text.features().float().cpu()
+        classes = text.features_in_parts(on_progress=on_progress).float().cpu()
         self.data = HeadData(
             torch.empty(0, 0, classes.shape[1]),
             train_images.labels.cpu(),
@@ -74,7 +73,8 @@ class HeadTrainer:
         if self.validation_images is not None:
             validation = rest, self.validation_images.labels.cpu()
         data = replace(self.data, features=features.unflatten(0, (views, count)))
-        fit = self.method.fit(self.head.cpu(), replace(data, validation=validation))
+        with one_stage("fitting the head", self.on_progress):
+            fit = self.method.fit(self.head.cpu(), replace(data, validation=validation))
         self.head.to(self.model.device)
         self.state.notes += fit.notes
         self.state.step = self.state.steps = fit.iterations

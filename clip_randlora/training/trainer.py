@@ -45,7 +45,7 @@ from clip_randlora.training.text_inputs import TextInputs
 from clip_randlora.training.zero_shot_error import zero_shot_error
 from clip_randlora.utils.devices import Stopwatch, send
 from clip_randlora.utils.memory import free_memory
-from clip_randlora.utils.progress import OnProgress
+from clip_randlora.utils.progress import OnProgress, one_stage
 from clip_randlora.utils.tensor_memory import TensorMemory
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -115,7 +115,7 @@ class Trainer:
         self.checkpoint = Checkpoint(folder, train_images, state, adapter) if folder else None
         if config.learning_rate is None:
             start, size = time.perf_counter(), self.image_inputs.crop_size
-            self.error = zero_shot_error(model, adapter, text, train_images, size)
+            self.error = zero_shot_error(model, adapter, text, train_images, size, on_progress)
             state.seconds += time.perf_counter() - start
         self._set_up_optimizer(config.learning_rate)
         if self.checkpoint and resume:
@@ -280,10 +280,9 @@ class Trainer:
         """Run what is frozen once, in the forward pass that the steps will use."""
         epochs = math.ceil(self.state.steps * self.batch_size / len(self.labels))
         with self._forward():
-            self.state.notes += [
-                *self.image_inputs.fill_cache(self.adapter, epochs, self.on_progress),
-                *self.text_inputs.fill_cache(),
-            ]
+            self.state.notes += self.image_inputs.fill_cache(self.adapter, epochs, self.on_progress)
+            with one_stage("encoding prompts", self.on_progress):
+                self.state.notes += self.text_inputs.fill_cache()
 
     def _choose_plan(self) -> None:
         """Choose what the settings leave open, by the free memory."""
@@ -297,7 +296,10 @@ class Trainer:
         free = from_main_process(lambda: free_memory(device) // local_processes(device), device)
         is_open = parts is None or checkpoints is None
         if is_open and not self._certainly_fits(images, free):
-            self.plan, notes = choose_plan(images, free, parts, checkpoints, self._take_dry_step)
+            with one_stage("measuring the memory of a step", self.on_progress):
+                self.plan, notes = choose_plan(
+                    images, free, parts, checkpoints, self._take_dry_step
+                )
             state.notes += notes
         state.accumulate = self.plan.parts
 

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+import tqdm
 from helpers.images import write_colors
+from huggingface_hub import utils
 from rich.console import Console
 
 import clip_randlora as cr
@@ -66,12 +68,14 @@ def test_a_training_tells_how_far_every_stage_is(method, stages, tiny, colors, t
     out = tmp_path / "run" if stages == [("training", 3)] else None  # its figures take long
     cr.fit(tiny, data, config, out, on_progress=fitting, on_step=steps.append)
     told = fitting.stages()
-    assert told[0] == ("decoding images", 12)
+    assert told[:2] == [("reading prompts", 1), ("decoding images", 12)]
     assert [stage for stage in told if stage[0] in ("encoding images", "training")] == stages
+    assert ("encoding prompts", 3) in told
     assert [stage for stage in told if stage[0] == "comparing contents"] == (
         [("comparing contents", 12), ("comparing contents", len(data.test))] if out else []
     )
-    assert told[-1] == ("classifying images", len(data.test))
+    last = [("classifying images", len(data.test)), *[("writing the run", 1)] * (out is not None)]
+    assert told[-len(last) :] == last
     assert len(steps) == (3 if ("training", 3) in stages else 0)
     if out is None:
         return
@@ -132,6 +136,46 @@ def test_work_that_reports_nothing_is_said_to_go_on(shown_messages):
     lines = output.getvalue().splitlines()
     assert 1 <= len(lines) <= 2
     assert all(line.startswith("writing the file: 0 s so far") for line in lines)
+
+
+def test_work_between_two_stages_is_said_to_go_on(shown_messages):
+    output = shown_messages(is_terminal=False)
+    with console.progress() as on_progress:
+        on_progress("reading", 0, 5)
+        on_progress("reading", 5, 5)
+        time.sleep(0.3)
+    assert output.getvalue().startswith("working: 0 s so far")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_download_by_another_library_is_shown(is_terminal, shown_messages, capfd):
+    """huggingface_hub's bars draw nothing in a log, torchvision's mix with the lines there."""
+    output = shown_messages(is_terminal)
+    with console.working("loading"):
+        for bar_class, options in ((tqdm.tqdm, {}), (utils.tqdm, {"desc": "weights.bin: "})):
+            bar = bar_class(total=8 * 10**6, unit="B", unit_scale=True, mininterval=0, **options)
+            for _ in range(8):
+                bar.update(10**6)
+                time.sleep(0.03)
+            bar.close()
+    text = output.getvalue()
+    assert "downloading, MB: " in text or (is_terminal and "downloading, MB " in text)
+    assert "downloading weights.bin, MB" in text and " of 8" in text
+    assert capfd.readouterr().err == ""
+    bar = tqdm.tqdm(total=1, file=(drawn := io.StringIO()))
+    bar.close()
+    assert "0/1" in drawn.getvalue()
+
+
+def test_an_export_tells_its_steps(tiny_run, tmp_path):
+    told = Told()
+    cr.export_run(tiny_run, "open_clip", tmp_path / "exported", on_progress=told)
+    assert [stage for stage, _ in told.stages()] == [
+        "loading the model",
+        "computing what the export has to give",
+        "writing the weights",
+        "loading the export",
+    ]
 
 
 def test_a_total_may_become_known(shown_messages):
