@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import forks
 from helpers.commands import command, without_progress
 from helpers.images import write_colors
 from PIL import Image
@@ -63,14 +64,11 @@ def test_a_member_of_a_zip_is_read_in_another_process(tmp_path):
         for path in write_colors(tmp_path / "colors", {"train": 2}).rglob("*.png"):
             archive.write(path, path.relative_to(tmp_path))
     items, _ = cr.list_images(tmp_path / "images.zip")
-    code = (
-        "import pickle, sys; sys.stdout.buffer.write(pickle.load(sys.stdin.buffer).content.read())"
-    )
-    item = items[-1]
-    content = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(item), capture_output=True, check=True
-    ).stdout
-    assert content == item.content.read()
+    sent = tmp_path / "item"
+    sent.write_bytes(pickle.dumps(items[-1]))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).content.read().hex())"
+    done = forks.of_the_package().run(code, [sent])
+    assert bytes.fromhex(done.stdout) == items[-1].content.read(), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,8 @@ def loading() -> Iterator[None]:
 
 
 @contextmanager
-def working(stage: str) -> Iterator[ProgressBars]:
-    """Show that the block is under way; yields an ``on_progress`` for those of its stages that can
-    say how far they are.
+def working(stage: str) -> Iterator[None]:
+    """Show that the block is under way, which cannot say how far it is.
 
     A terminal shows it at once and forgets it at the end; elsewhere there are the lines of
     `progress`.
@@ -41,7 +40,7 @@ def working(stage: str) -> Iterator[ProgressBars]:
     from clip_randlora.utils.progress import one_stage
 
     with progress(at_once=True) as on_progress, one_stage(stage, on_progress):
-        yield on_progress
+        yield
 
 
 @contextmanager

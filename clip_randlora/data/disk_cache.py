@@ -18,6 +18,7 @@ from clip_randlora.data.dataset import Item, Skipped
 from clip_randlora.data.images import UnreadableImage
 from clip_randlora.errors import UserError
 
+_VERSION = b"2"  # of the pixels: torch resizes them, which differs a little from Pillow
 _FREE_BYTES = 2 * 1024**3  # left on the disk
 _CHECK_EVERY = 100  # images written between two looks at the disk
 
@@ -90,5 +91,5 @@ class DiskCache:
             key = content.tobytes()
         else:
             key = content
-        name = hashlib.sha256(self._transform.encode() + b"\0" + key).hexdigest()
+        name = hashlib.sha256(b"\0".join((_VERSION, self._transform.encode(), key))).hexdigest()
         return self._folder / name[:2] / f"{name[2:40]}.rgb"

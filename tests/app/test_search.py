@@ -60,6 +60,7 @@ def has_found(job: SearchJob) -> Callable[[], bool]:
     return lambda: any(trial.accuracy == 1 for trial, _ in list(job.trials.values()))
 
 
+@pytest.mark.slow
 def test_a_stopped_search_keeps_what_it_found(service, workspace):
     """It leaves runs and test images alone, and its result is there after a restart."""
     job = service.start_search(workspace, choices(**STUCK), 5)

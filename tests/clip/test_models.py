@@ -23,6 +23,20 @@ def test_lite0_is_an_ordinary_open_clip_model():
     assert all(torch.equal(first, second) for first, second in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("size", [(200, 151), (97, 300), (40, 50)])
+def test_training_images_are_resized_as_open_clip_would(tiny, mode, size):
+    """torch and Pillow round differently: a few values differ, by 1."""
+    image = Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 30).convert("RGB")
+    settings = tiny.net.visual.preprocess_cfg | {"resize_mode": mode, "size": 61}
+    tiny.net.visual.preprocess_cfg = settings
+    exact = tiny.square()
+    tiny.net.visual.preprocess_cfg = settings | {"size": 32}
+    difference = (tiny.square(61)(image).int() - exact(image).int()).abs()
+    assert difference.shape == (3, 61, 61)
+    assert difference.max() <= 1 and difference.float().mean() < 0.02
+
+
 def test_lite0_fits_in_the_package():
     (weights,) = BUNDLED["lite0"].glob("*.safetensors")
     assert weights.stat().st_size <= 40e6

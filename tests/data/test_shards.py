@@ -62,6 +62,7 @@ def colors(tmp_path_factory) -> Path:
 # --- the metrics of folders -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_and_tables_give_the_metrics_and_the_weights_of_folders(
     tiny_folder, colors, tmp_path
 ):

@@ -37,7 +37,7 @@ def command(*arguments) -> subprocess.CompletedProcess:
     )
 
 
-_PROGRESS = re.compile(r"[a-z ]+: .*(so far|left|took .+|[\d,]+ of [\d,]+)")
+_PROGRESS = re.compile(r"([^\s:]+: )?[a-z][\w .]*: .*(so far|left|took .+|[\d,]+ of [\d,]+)")
 
 
 def without_progress(errors: str) -> str:

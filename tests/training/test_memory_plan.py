@@ -78,7 +78,7 @@ def test_tensors_are_counted_while_they_exist():
     assert memory.stretches[0][-1] == 4000
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_step_takes_what_two_small_ones_tell(tiny, colors, precision, monkeypatch):
     """Steps of 2 and 3 images foretell one of 12 to 10 %."""
     found = []
@@ -135,6 +135,7 @@ def test_checkpointed_blocks_train_to_the_same_bits(tiny_folder, colors):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_keeps_its_parts(tiny_folder, colors, tmp_path: Path, monkeypatch):
     free = iter([LITTLE, LITTLE, 10**12])  # in one go, interrupted, resumed
     monkeypatch.setattr(trainer, "free_memory", lambda _: next(free))

@@ -62,7 +62,7 @@ def test_the_weights_are_those_from_memory_to_the_bit(tiny, colors, settings):
 
 
 def test_it_goes_on_in_the_middle_of_an_epoch(tiny, colors, tmp_path):
-    data, config = cr.load_data(colors), cr.TrainConfig(**FAST, stream=True)
+    data, config = cr.load_data(colors), cr.TrainConfig(**FAST | {"steps": 3}, stream=True)
     straight = trained(cr.fit(tiny, data, config))
 
     def stop(step) -> None:
