@@ -12,6 +12,7 @@ from benchmarks.blocks import blocks
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
+from benchmarks.label import label
 from benchmarks.listing import listing
 from benchmarks.memory import memory
 from benchmarks.page import page
@@ -39,6 +40,7 @@ for command in (
     fewshot,
     blocks,
     infer,
+    label,
     ask,
     start,
     serve,

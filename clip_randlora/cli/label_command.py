@@ -176,12 +176,12 @@ def _say_left_out(left_out: list[Skipped]) -> None:
     print_notes([summarize_skipped(left_out)])
 
 
-def _labelled(data: str | None, run: Path | None) -> list[Path] | str | None:
+def _labelled(data: str | None, run: Path | None) -> list[Input] | list[Path] | None:
     """Return the images that have labels: those given, or those that the run was trained on."""
     from clip_randlora.runs.image_record import training_files
 
     if data is not None:
-        return data
+        return _entries([data], None)
     if run is None or not run.is_dir():
         return None
     files = training_files(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -132,11 +131,12 @@ def label_images(
         above: probability from 0 to 1; an answer below it is no label.
         suggest: how many images to choose for labelling, see `suggest_next`.
         labelled: images that have labels already, as for `Classifier.predict`; what they cover is
-            not suggested again.
+            not suggested again. Those that cannot be read cover nothing.
         on_progress: see `clip_randlora.utils.progress.OnProgress`. Told if ``images`` are paths.
 
     Raises:
-        UserError: ``above`` or ``suggest`` is out of range, or no image can be read.
+        UserError: ``above`` or ``suggest`` is out of range, or none of the images, or of
+            ``labelled``, can be read.
     """
     if not 0 <= above <= 1:
         raise UserError(f"above: {above:g} is no probability; give a number from 0 to 1")
@@ -166,7 +166,7 @@ def label_images(
             probabilities.append(probability)
         seen += len(batch.names)
     if not names:
-        raise _nothing_labelled(errors)
+        raise _none_readable(errors)
     return Labelling(
         classifier.classes,
         above,
@@ -201,12 +201,27 @@ def _classify(
     return report_progress(batches, stage, total, on_progress, lambda batch: len(batch.names))
 
 
-def _encode(classifier: Classifier, images: Any, on_progress: OnProgress | None) -> Tensor | None:
-    """Return the unit features of images that have labels already; those unreadable count not."""
+def _encode(
+    classifier: Classifier, images: Any, on_progress: OnProgress | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the unit features and probabilities of those images that can be read, if any.
+
+    Raises:
+        UserError: none of them can be read.
+    """
     entries, total = _entries(images)
-    batches = _classify(classifier, entries, total, "encoding labelled images", on_progress)
-    found = [batch.rows[0].float().cpu() for batch in batches if batch.rows is not None]
-    return torch.cat(found) if found else None
+    found: list[tuple[Tensor, Tensor]] = []
+    errors: list[str] = []
+    for batch in _classify(classifier, entries, total, "encoding labelled images", on_progress):
+        errors += [str(error) for error in batch.errors if error is not None]
+        if batch.rows is not None:
+            found.append(batch.rows)
+    if errors and not found:
+        raise _none_readable(errors)
+    if not found:
+        return None
+    features, probabilities = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return features, probabilities
 
 
 class _Sample:
@@ -239,21 +254,20 @@ class _Sample:
         keys, rows, features, probabilities = (part[smallest] for part in joined)
         self._kept, self._count = [(keys, rows, features, probabilities)], len(keys)
 
-    def suggest(self, count: int, labelled: Tensor | None) -> list[int]:
+    def suggest(self, count: int, known: tuple[Tensor, Tensor] | None) -> list[int]:
         """Choose among the drawn images; return their rows."""
         if not count:
             return []
         self._shrink()
         _, rows, features, probabilities = self._kept[0]
         order = rows.argsort()
-        chosen = suggest_next(features[order], probabilities[order], count, labelled)
+        chosen = suggest_next(features[order], probabilities[order], count, *(known or ()))
         return rows[order][chosen].tolist()
 
 
-def _nothing_labelled(errors: Sequence[str]) -> UserError:
+def _none_readable(errors: Sequence[str]) -> UserError:
     if not errors:
         return UserError("no images given; give files, folders or URLs")
     if len(errors) == 1:
         return UserError(errors[0])
-    first, count = Counter(errors).most_common(1)[0][0], len(errors)
-    return UserError(f"none of {count} images can be read, e.g. {first}")
+    return UserError(f"none of {len(errors)} images can be read, e.g. {errors[0]}")

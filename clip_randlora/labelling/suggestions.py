@@ -5,11 +5,13 @@ With few labels, images that are typical and cover all that there is teach more 
 which uncertain images count more (Bae et al., MaxHerding, ECCV 2024, arXiv 2407.12212, and
 Uncertainty Herding, ICLR 2025, arXiv 2412.20644)::
 
-    C(S) = sum over images i of  u_i  max over s in S of  exp(-|f_i - f_s|^2 / w)
+    C(S) = sum over images i of  u_i  max over s in S of  exp(-|x_i - x_s|^2 / w)
 
-S holds the labelled images and the chosen ones, f are unit features, and u_i is the entropy of an
-image's probabilities. The width w is the mean squared distance of an image to the nearest 3 % of
-the images. Each choice is the image that adds most to C.
+S holds the labelled images and the chosen ones, and u_i is the entropy of an image's probabilities
+p. The vector x has two parts: the unit feature, and the square roots of p (Hellinger distance) with
+half its weight, so that images of one answer stand less for those of another. The width w is the
+mean squared distance of an image to the nearest 3 % of the images. Each choice is the image that
+adds most to C.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clip_randlora.data.sampling import permutation
 from clip_randlora.errors import UserError
 
 MOST_CANDIDATES = 4_000  # images to choose from: their square is in memory
 _NEAR = 0.03  # share of the images that one image stands for
+_CLASS_SHARE = 0.5  # weight of the probabilities beside that of the features
 _ROWS = 1000  # computed at a time
 _AT_ONCE = 64  # gains that are computed again together
 
@@ -44,7 +48,8 @@ def suggest_next(
         probabilities: of the classes, float (N, C), if they are known.
         count: how many images to choose.
         labelled: unit features (M, E) of images that have a label already.
-        labels: their classes, int64 (M,).
+        labels: their classes, int64 (M,), or probabilities of these, float (M, C). Without them,
+            the probabilities of the others only say how uncertain these are.
         seed: of the draw of 4,000 images to choose from, if there are more.
 
     Returns:
@@ -63,7 +68,11 @@ def suggest_next(
     known = points[:0] if labelled is None else labelled.detach().cpu().float()
     weights = torch.ones(len(pool))
     if probabilities is not None:
-        weights = _entropy(probabilities.detach().cpu().float()[pool])
+        chances = probabilities.detach().cpu().float()[pool]
+        weights = _entropy(chances)
+        if labelled is None or labels is not None:
+            of_known = chances[:0] if labels is None else _chances(labels, chances.shape[1])
+            points, known = _join(points, chances), _join(known, of_known)
     return pool[_choose(points, weights, known, min(count, len(pool)))].tolist()
 
 
@@ -71,6 +80,18 @@ def _entropy(probabilities: Tensor) -> Tensor:
     """Return each row's entropy, with a little more, so that sure images count too."""
     entropy = torch.special.entr(probabilities).sum(dim=1)
     return entropy + 1e-3 * math.log(max(2, probabilities.shape[1]))
+
+
+def _chances(labels: Tensor, classes: int) -> Tensor:
+    """Return the probabilities (M, C) of labels (M,), or those that are given."""
+    labels = labels.detach().cpu()
+    return labels.float() if labels.ndim == 2 else F.one_hot(labels.long(), classes).float()
+
+
+def _join(features: Tensor, chances: Tensor) -> Tensor:
+    """Return unit vectors (N, E + C) of features (N, E) and probabilities (N, C)."""
+    parts = features, _CLASS_SHARE**0.5 * chances.sqrt()
+    return torch.cat(parts, dim=1) / (1 + _CLASS_SHARE) ** 0.5
 
 
 def _choose(points: Tensor, weights: Tensor, known: Tensor, count: int) -> list[int]:
@@ -96,6 +117,7 @@ def _choose(points: Tensor, weights: Tensor, known: Tensor, count: int) -> list[
         is_current = torch.zeros(len(points), dtype=torch.bool)
         while not is_current[best := int(gains.argmax())]:
             largest = gains.topk(min(_AT_ONCE, len(gains))).indices
+            largest[-1] = best  # of many equal gains, it need not be among them
             gains[largest] = (kernel[largest] - covered).clamp_(min=0) @ weights
             gains[chosen] = -math.inf
             is_current[largest] = True
@@ -139,5 +161,18 @@ def _check_sizes(
             f"labelled: of shape {tuple(labelled.shape)}, features of {tuple(features.shape)}; "
             f"encode both with the same model"
         )
-    if labels is not None and (labelled is None or len(labels) != len(labelled)):
+    if labels is None:
+        return
+    if labelled is None or len(labels) != len(labelled):
         raise UserError("labels: give one for each row of labelled")
+    if probabilities is None:
+        return
+    classes = probabilities.shape[1]
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise UserError(f"labels: of {labels.shape[1]} classes, probabilities of {classes}")
+    if (
+        labels.ndim == 1
+        and len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < classes
+    ):
+        raise UserError(f"labels: a class is not from 0 to {classes - 1}")
