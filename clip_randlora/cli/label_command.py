@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from clip_randlora.labelling import Labelling
     from clip_randlora.labelling.sorting import How
 
+_ALL_CLASSES = 50  # of more, only those with images are listed
+
 
 def label(
     sources: Annotated[
@@ -194,7 +196,8 @@ def _print(labelling: Labelling) -> None:
     """Print how many images got each label, and which to label first."""
     table = Table("class", "images")
     for name, count in labelling.counts().items():
-        table.add_row(name, str(count))
+        if count or len(labelling.classes) <= _ALL_CLASSES:
+            table.add_row(name, str(count))
     below = len(labelling) - sum(labelling.counts().values())
     if below:
         table.add_section()

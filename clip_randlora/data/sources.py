@@ -38,7 +38,8 @@ MAX_UNJUDGED_BYTES = 2**30
 _ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of the directory at a zip's end
 _ZIP_DIRECTORY_BYTES = 128 * 2**20
 _NUMBER = re.compile("[0-9]+")
-_JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # left by operating systems
+# left by operating systems, and by `label --into`
+_JUNK = {".ds_store", "thumbs.db", "desktop.ini", "__macosx", ".labelled.jsonl"}
 
 
 class File:

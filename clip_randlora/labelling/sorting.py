@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import filecmp
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, get_args
+from typing import Literal, get_args
 
 from clip_randlora.data.inputs import Input
 from clip_randlora.data.sources import safe_parts
@@ -21,7 +21,7 @@ from clip_randlora.utils.outputs import lock_folder
 from clip_randlora.utils.progress import OnProgress, report_progress
 
 How = Literal["copy", "link", "move"]
-LIST = ".labelled.csv"  # in the folder: which image became which file
+LIST = ".labelled.jsonl"  # in the folder: which image became which file
 _UNFINISHED = ".labelled.tmp"
 
 
@@ -52,7 +52,7 @@ def sort_into_folders(
     """Put each image that has a label into the folder of its class.
 
     A file that is there is never overwritten: a second ``a.jpg`` becomes ``a-2.jpg``. The hidden
-    file ``.labelled.csv`` lists which image became which file. An image that is listed is left as
+    file ``.labelled.jsonl`` lists which image became which file. An image that is listed is left as
     it is, so the work can be interrupted and begun again, and a file that was sorted by hand since
     stays where it is.
 
@@ -72,7 +72,7 @@ def sort_into_folders(
     folders = {name: folder.joinpath(*_parts(name)) for name in labelling.classes}
     done = Sorted(dict.fromkeys(labelling.classes, 0))
     labelled = sum(labelling.counts().values())
-    with lock_folder(folder), _List(folder) as listed:
+    with lock_folder(folder, option="--into"), _List(folder) as listed:
         each = report_progress(
             (image for image in labelling if image.label), "sorting images", labelled, on_progress
         )
@@ -98,31 +98,26 @@ class _List:
         self.files: set[str] = set()
 
     def __enter__(self) -> _List:
-        with suppress(FileNotFoundError), self._open("r") as file:
-            for row in csv.reader(line.replace("\0", "") for line in file):
-                if len(row) == 2:
-                    self.images.add(row[0])
-                    self.files.add(row[1])
-        self._file = self._open("a")
-        if self.images or self._file.tell():
-            self._file.write("\n")  # the last line was cut short if the process was killed
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        with suppress(FileNotFoundError), open(self.path, encoding="utf-8") as file:
+            for line in file:
+                with suppress(ValueError, TypeError):  # cut short, or empty
+                    image, became = json.loads(line)
+                    self.images.add(image)
+                    self.files.add(became)
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._file.write("\n")  # the last line was cut short if the process was killed
         return self
-
-    def _open(self, mode: str) -> IO[str]:
-        # names need not be UTF-8
-        return open(self.path, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, image: str, file: Path) -> None:
         """List an image."""
-        row = image, file.relative_to(self.folder).as_posix()
-        self._writer.writerow(row)
+        became = file.relative_to(self.folder).as_posix()
+        self._file.write(json.dumps([image, became]) + "\n")
         self._file.flush()
-        self.images.add(row[0])
-        self.files.add(row[1])
+        self.images.add(image)
+        self.files.add(became)
 
     def has_file(self, file: Path) -> bool:
         """Return whether an image was listed as this file."""
@@ -150,7 +145,7 @@ def _sort(
         file, is_new = _place(original, folder / name, how, listed, done)
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.filename == str(original) and error.filename2 is None:
+        if isinstance(original, Path) and not os.access(original, os.R_OK):
             done.errors.append(f"{image.name}: cannot be read ({reason})")
             return
         raise UserError(

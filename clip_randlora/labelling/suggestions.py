@@ -10,8 +10,8 @@ Uncertainty Herding, ICLR 2025, arXiv 2412.20644)::
 S holds the labelled images and the chosen ones, and u_i is the entropy of an image's probabilities
 p. The vector x has two parts: the unit feature, and the square roots of p (Hellinger distance) with
 half its weight, so that images of one answer stand less for those of another. The width w is the
-mean squared distance of an image to the nearest 3 % of the images. Each choice is the image that
-adds most to C.
+mean squared distance of an image to the nearest 3 % of the images, at least 5 of them. Each choice
+is the image that adds most to C.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from clip_randlora.errors import UserError
 
 MOST_CANDIDATES = 4_000  # images to choose from: their square is in memory
 _NEAR = 0.03  # share of the images that one image stands for
+_FEWEST_NEAR = 5
 _CLASS_SHARE = 0.5  # weight of the probabilities beside that of the features
 _ROWS = 1000  # computed at a time
 _AT_ONCE = 64  # gains that are computed again together
@@ -133,9 +134,9 @@ def _kernel(rows: Tensor, points: Tensor, width: float) -> Tensor:
 
 
 def _width(points: Tensor) -> float:
-    """Return the mean squared distance of a point to the `_NEAR` of the points nearest to it."""
+    """Return the mean squared distance of a point to the last of the points nearest to it."""
     some = points[:: math.ceil(len(points) / _ROWS)]
-    near = min(len(points), 1 + math.ceil(_NEAR * len(points)))
+    near = min(len(points), 1 + max(_FEWEST_NEAR, math.ceil(_NEAR * len(points))))
     likeness = (some @ points.T).topk(near, dim=1).values[:, -1]
     return max(1e-6, 2 - 2 * float(likeness.mean()))
 

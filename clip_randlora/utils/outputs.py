@@ -84,12 +84,13 @@ def figure_errors_to_notes(what: str, notes: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def lock_folder(folder: Path, asked: Path | None = None) -> Iterator[None]:
+def lock_folder(folder: Path, asked: Path | None = None, option: str = "--out") -> Iterator[None]:
     """Create a folder if needed, and lock it until the block or the process ends.
 
     Args:
         folder: the folder to lock.
         asked: the folder that the user gave, for messages, if it is another one.
+        option: with which it was given, for messages.
 
     Raises:
         UserError: another process or thread holds the lock, or the folder cannot be written to.
@@ -101,12 +102,12 @@ def lock_folder(folder: Path, asked: Path | None = None) -> Iterator[None]:
         lock = _lock(folder / LOCK)
     except Timeout:
         raise UserError(
-            f"--out {asked}: another process is writing there; wait for it, or choose another "
+            f"{option} {asked}: another process is writing there; wait for it, or choose another "
             f"folder"
         ) from None
     except OSError as error:
         raise UserError(
-            f"--out {asked}: cannot be written to ({error.strerror}); choose another folder"
+            f"{option} {asked}: cannot be written to ({error.strerror}); choose another folder"
         ) from error
     with lock:
         try:
