@@ -23,7 +23,6 @@ from benchmarks.common.measured import Measured
 from benchmarks.common.options import OutOption, ResumeOption, ThreadsOption, require_known
 from benchmarks.common.processes import Row, run_row
 from clip_randlora.adapters.heads.anchored_head import fit_class_vectors
-from clip_randlora.data import Split
 from clip_randlora.data.inputs import each_input
 
 _LABELS = (1, 2, 4, 8)  # of a class, on average
@@ -139,10 +138,6 @@ def label(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to this number.")] = 5,
     model: Annotated[str, typer.Option(help="As for `clip-randlora train`.")] = "lite0",
-    train: Annotated[
-        str | None,
-        typer.Option(help="Train with this method instead of the anchored head on features."),
-    ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure the rate instead.")] = False,
     images: Annotated[int, typer.Option(min=10, help="With --speed: how many.")] = 20_000,
     threads: ThreadsOption = None,
@@ -154,8 +149,7 @@ def label(
         _measure_speed(Benchmark("label-speed", {"images": images}, out, threads, resume), images)
         return
     require_known("--strategy", strategy, STRATEGIES)
-    settings = {"model": model, "train": train}
-    benchmark = Benchmark("label", settings, out, threads, resume)
+    benchmark = Benchmark("label", {"model": model}, out, threads, resume)
     torch.set_num_threads(benchmark.threads)
     rows = [
         Row(
@@ -169,7 +163,7 @@ def label(
     ]
 
     def run(row: Row, seed: int) -> dict[str, Any]:
-        return {"result": measure(**row.settings, seed=seed, model=model, train=train)}
+        return {"result": measure(**row.settings, seed=seed, model=model)}
 
     found = benchmark.measure(rows, seeds, run, _progress)
     columns = {
@@ -181,7 +175,7 @@ def label(
         f"given at random (mean of {_DRAWS} draws a seed) in percentage points. A seed draws "
         f"{_POOL:.0%} of the training images as those without labels; the next labels are chosen "
         f"when the ones before are known and trained on.",
-        f"Trained with {train or 'the anchored head, on features that are encoded once'}.",
+        "Trained is the anchored head, on features that are encoded once.",
     ]
     benchmark.publish(report.table([*found, *_means(found)], columns), notes)
 
@@ -240,19 +234,15 @@ def _encode(source: str, model: str) -> _Set:
     return _Set(data, splits[0], splits[1], text, scale)
 
 
-def measure(
-    data: str, strategy: str, seed: int, model: str = "lite0", train: str | None = None
-) -> dict[str, float]:
+def measure(data: str, strategy: str, seed: int, model: str = "lite0") -> dict[str, float]:
     """Return the top-1 on the test images after each number of labels, chosen by a strategy."""
     of = _encode(data, model)
-    draws = _DRAWS if strategy == "random" and train is None else 1
-    runs = [_label_and_train(of, strategy, seed, draw, model, train) for draw in range(draws)]
+    draws = _DRAWS if strategy == "random" else 1
+    runs = [_label_and_train(of, strategy, seed, draw) for draw in range(draws)]
     return {f"labels_{count}": sum(run[count] for run in runs) / draws for count in _LABELS}
 
 
-def _label_and_train(
-    of: _Set, strategy: str, seed: int, draw: int, model: str, train: str | None
-) -> dict[int, float]:
+def _label_and_train(of: _Set, strategy: str, seed: int, draw: int) -> dict[int, float]:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(of.train), generator=generator)[: int(_POOL * len(of.train))]
     features, labels = of.train[rows], of.data.train.labels[rows]
@@ -265,28 +255,9 @@ def _label_and_train(
         weight, _ = fit_class_vectors(
             features[chosen], labels[chosen], of.text, of.scale, _STRENGTH / count
         )
-        if train is None:
-            answers = (of.test @ weight.T).argmax(dim=1)
-            found[count] = float((answers == of.data.test.labels).double().mean())
-        else:
-            found[count] = _train(of.data, rows[chosen].tolist(), seed, model, train)
+        answers = (of.test @ weight.T).argmax(dim=1)
+        found[count] = float((answers == of.data.test.labels).double().mean())
     return found
-
-
-def _train(data: cr.Data, rows: Sequence[int], seed: int, model: str, method: str) -> float:
-    """Train on some of the training images; classes without any are known by name alone."""
-    items = tuple(data.train.items[row] for row in sorted(rows))
-    few = cr.Data(
-        data.name,
-        data.classes,
-        Split(items, data.classes),
-        data.test,
-        templates=data.templates,
-        prompts=data.prompts,
-    )
-    config = cr.TrainConfig.parse({"method": {"method": method}, "seed": seed, "shots": None})
-    run = cr.fit(cr.load_model(model), few, config)
-    return float(run.metrics["tuned"]["top1"])
 
 
 # --- rate -------------------------------------------------------------------------------------

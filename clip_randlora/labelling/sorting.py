@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from clip_randlora.data.inputs import Input
 from clip_randlora.data.sources import safe_parts
 from clip_randlora.errors import UserError
-from clip_randlora.labelling.answers import LabelledImage, Labelling
+from clip_randlora.labelling.label_each import LabelledImage, Labelling
 from clip_randlora.utils.outputs import lock_folder
 from clip_randlora.utils.progress import OnProgress, report_progress
 

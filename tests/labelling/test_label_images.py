@@ -109,7 +109,7 @@ def test_zero_shot_answers_without_training(tiny, photos):
     for name, answer in classifier.predict_each(photos):
         assert answer["tuned"] == answer["zero_shot"]
         row = labelling.names.index(name)
-        assert labelling.answers[row] == CLASSES.index(next(iter(answer["tuned"])))
+        assert labelling.label_each[row] == CLASSES.index(next(iter(answer["tuned"])))
     for classes, reason in ((["one"], "at least two"), (["a", "b", "a"], "'a' is there twice")):
         with pytest.raises(cr.UserError, match=reason):
             cr.Classifier.zero_shot(tiny, classes)
@@ -128,9 +128,9 @@ def cr_inputs(folder):
 
 
 def test_only_a_sample_of_the_features_is_kept():
-    from clip_randlora.labelling import answers
+    from clip_randlora.labelling import label_each
 
-    sample = answers._Sample(5)
+    sample = label_each._Sample(5)
     for first in range(0, 40, 4):
         rows = torch.arange(first, first + 4.0)
         sample.add(first, rows[:, None].repeat(1, 3), torch.full((4, 2), 0.5))
