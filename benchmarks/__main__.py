@@ -9,6 +9,7 @@ import typer
 from benchmarks.ablation import ablation
 from benchmarks.ask import ask
 from benchmarks.blocks import blocks
+from benchmarks.calibration import calibration
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
@@ -22,6 +23,7 @@ from benchmarks.serve import serve
 from benchmarks.start import start
 from benchmarks.step import step
 from benchmarks.stream import stream
+from benchmarks.unknown import unknown
 from clip_randlora.errors import UserError
 
 app = typer.Typer(
@@ -48,6 +50,8 @@ for command in (
     export,
     read,
     listing,
+    calibration,
+    unknown,
 ):
     app.command()(command)
 

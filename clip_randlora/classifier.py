@@ -18,16 +18,22 @@ from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter, ZeroShot, attach, load_adapter
 from clip_randlora.clip.models import Model, load_model
+from clip_randlora.clip.none_of_these import none_labels
 from clip_randlora.clip.prompts import Prompts, check_prompts, class_words, make_prompts
 from clip_randlora.clip.text import TextClassifier
+from clip_randlora.confidence import Confidence
+from clip_randlora.confidence.unknown import margins, nearest
 from clip_randlora.data import Skipped, Split, UnreadableImage, summarize_skipped
 from clip_randlora.data.inputs import Input, each_input
 from clip_randlora.errors import UserError
 from clip_randlora.evaluation import BATCH, PairedPredictor, Predictions, as_mapping, predict_split
+from clip_randlora.runs.confidence_file import read_confidence, read_known
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress
 from clip_randlora.utils.wording import join_names
+
+_SMALLEST = 1e-37  # probability; its logarithm is finite
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,14 @@ class Answers:
         names: of all of them.
         errors: why an image cannot be used, else None, for each of them.
         zero_shot, tuned: probabilities of the others, float32 (M, C).
+        unknown: whether they are of none of the classes, bool (M,); None if that was not asked.
     """
 
     names: list[str]
     errors: list[UnreadableImage | None]
     zero_shot: Tensor
     tuned: Tensor
+    unknown: Tensor | None = None
 
     def each(self, classes: Sequence[str], on_error: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the name and the answer of each image as `Classifier.predict_each` does."""
@@ -51,12 +59,16 @@ class Answers:
         if first is not None and on_error == "raise":
             raise first
         rows = zip(self.zero_shot, self.tuned, strict=True)
+        unknown = iter(self.unknown.tolist() if self.unknown is not None else ())
         for name, error in zip(self.names, self.errors, strict=True):
             if error is not None:
                 yield name, {"error": str(error)}
                 continue
             answers = zip(("zero_shot", "tuned"), next(rows), strict=True)
-            yield name, {which: as_mapping(classes, p) for which, p in answers}
+            answer: dict[str, Any] = {which: as_mapping(classes, p) for which, p in answers}
+            if self.unknown is not None:
+                answer["unknown"] = next(unknown)
+            yield name, answer
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,21 @@ class Classifier:
         adapter: attached to it.
         text: the prompts of the classes.
         classes: the class names, as the folders of the training images spelt them.
+        confidence: the temperatures of the answers, and from where on an image is of no class.
+        known: zero-shot features of training images, float32 (N, E); None if there are none.
     """
 
-    def __init__(self, model: Model, adapter: Adapter, text: TextClassifier):
+    def __init__(
+        self,
+        model: Model,
+        adapter: Adapter,
+        text: TextClassifier,
+        confidence: Confidence | None = None,
+        known: Tensor | None = None,
+    ):
         self.model, self.adapter, self.text = model, adapter, text
-        self.classes = text.classes
+        self.classes, self.confidence = text.classes, confidence or Confidence()
+        self.known = known
         self._both: PairedPredictor | None = None
         self._lock = threading.Lock()  # held while `_both` is built, so that only one thread does
 
@@ -112,7 +134,7 @@ class Classifier:
             UserError: the path is neither a run folder nor its adapter, the run is not finished, or
                 its base model cannot be loaded.
         """
-        task = read_task(path)
+        task, confidence = read_task(path), read_confidence(path)
         model = model or load_model(task.model, task.pretrained, device)
         text = TextClassifier(model, task.classes, [task.prompts[name] for name in task.classes])
         adapter = load_adapter(model.net, task.adapter)
@@ -123,7 +145,7 @@ class Classifier:
                 f"{len(task.classes)} classes on {task.model}; use another copy"
             )
         adapter.strength = strength
-        return cls(model, adapter, text)
+        return cls(model, adapter, text, confidence, read_known(path))
 
     @classmethod
     def zero_shot(
@@ -158,7 +180,8 @@ class Classifier:
     ) -> Classifier:
         """Return a classifier of other classes, with the same model and adapter.
 
-        The tuned encoders answer for them, though they were not trained on them.
+        The tuned encoders answer for them, though they were not trained on them. The temperature
+        is 1, as the run's was fitted for its own classes.
 
         Args:
             classes: class names as folders spell them, at least two.
@@ -187,7 +210,7 @@ class Classifier:
 
     def side_by_side(self) -> PairedPredictor:
         """Return a predictor for batches of tensors, at the adapter's current strength."""
-        return PairedPredictor(self.model, self.adapter, self.text)
+        return PairedPredictor(self.model, self.adapter, self.text, confidence=self.confidence)
 
     def _predictor(self) -> PairedPredictor:
         """Return the predictor of the last call, or a new one if the parameters changed since."""
@@ -202,7 +225,9 @@ class Classifier:
                 both.strength = self.adapter.strength
         return both
 
-    def predict(self, images: Any, *, on_error: str = "raise") -> list[dict[str, Any]]:
+    def predict(
+        self, images: Any, *, on_error: str = "raise", reject: bool = False
+    ) -> list[dict[str, Any]]:
         """Classify images.
 
         The first call forms the tuned weights; later calls reuse them.
@@ -215,18 +240,23 @@ class Classifier:
                 Arrays and tensors are uint8, or floats in [0, 1], not normalised.
             on_error: ``raise``, or ``return``: then the answer for an image that cannot be used is
                 ``{"error": why}``, and the others are answered.
+            reject: also say of each image whether it is of none of the classes, by the tuned
+                answer and the training images: see `unknown_scores`.
 
         Returns:
             A list, even for a single image, of
-            ``{"zero_shot": {class: p}, "tuned": {class: p}}``, the most probable class first.
+            ``{"zero_shot": {class: p}, "tuned": {class: p}}``, the most probable class first; with
+            ``reject`` also ``"unknown": bool``.
 
         Raises:
-            UserError: an image cannot be used (it is named), or the adapter was detached.
+            UserError: an image cannot be used (it is named), the adapter was detached, or
+                ``reject`` was asked of a run that has no threshold.
         """
-        return [answer for _, answer in self.predict_each(images, on_error=on_error)]
+        found = self.predict_each(images, on_error=on_error, reject=reject)
+        return [answer for _, answer in found]
 
     def predict_each(
-        self, images: Any, *, on_error: str = "raise"
+        self, images: Any, *, on_error: str = "raise", reject: bool = False
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Classify images a batch at a time, and yield the name and the answer of each, in order.
 
@@ -234,7 +264,7 @@ class Classifier:
         name is the path or URL, or for example ``image 3`` for the third image if it has none.
         Files of a folder without an image's suffix are left out with a warning.
         """
-        batches = self.classify(check_inputs(images, on_error))
+        batches = self.classify(check_inputs(images, on_error), reject)
         return chain.from_iterable(batch.each(self.classes, on_error) for batch in batches)
 
     def predict_split(self, split: Split, on_progress: OnProgress | None = None) -> Predictions:
@@ -247,19 +277,71 @@ class Classifier:
         Raises:
             UserError: no image can be decoded, or the adapter was detached.
         """
-        both = PairedPredictor(self.model, self.adapter, self.text, on_progress)
-        return predict_split(both, split, on_progress)
+        both = PairedPredictor(self.model, self.adapter, self.text, on_progress, self.confidence)
+        scores = self.unknown_scores if self._has_threshold else None
+        return predict_split(both, split, on_progress, unknown_scores=scores)
 
-    def classify(self, entries: Iterable[Input]) -> Iterator[Answers]:
+    def unknown_scores(self, features: Tensor, tuned: Tensor) -> Tensor:
+        """Return how much images are of one of the classes, float32 (N,).
+
+        See `clip_randlora.confidence.unknown`. `unknown_threshold` is the score below which an
+        image is of none.
+
+        Args:
+            features: zero-shot features of the images (N, E), of `PairedPredictor`.
+            tuned: their tuned probabilities (N, C), at the classifier's strength.
+
+        Raises:
+            UserError: the run has no threshold.
+        """
+        self._refuse_without_threshold()
+        assert self.known is not None
+        temperature = self.confidence.temperature_at(self.adapter.strength)
+        logits = temperature * tuned.clamp(min=_SMALLEST).log()
+        margin = margins(logits) / float(self.model.logit_scale())
+        return margin + nearest(features.float().cpu(), self.known)
+
+    @property
+    def unknown_threshold(self) -> float:
+        """The score of `unknown_scores` below which an image is of none of the classes."""
+        self._refuse_without_threshold()
+        assert self.confidence.unknown is not None
+        return self.confidence.unknown.score_at(self.adapter.strength)
+
+    @property
+    def _has_threshold(self) -> bool:
+        return self.confidence.unknown is not None and self.known is not None
+
+    def _refuse_without_threshold(self) -> None:
+        if not self._has_threshold:
+            raise UserError(
+                "reject: the run has no threshold for images of no class; it is an older one, an "
+                "adapter file on its own, or was trained with calibrate off: train it again, or "
+                "leave it out"
+            )
+
+    def _is_unknown(self, features: Tensor, tuned: Tensor) -> Tensor:
+        below = self.unknown_scores(features, tuned) < self.unknown_threshold
+        none = torch.tensor(none_labels(self.classes), dtype=torch.int64)
+        return below | torch.isin(tuned.argmax(dim=1), none)
+
+    def classify(self, entries: Iterable[Input], reject: bool = False) -> Iterator[Answers]:
         """Classify images, and yield the answers for 256 of them at a time, in order.
 
         While a batch is computed, threads decode the next one.
         """
+        if reject:
+            self._refuse_without_threshold()
         both = self._predictor()
         for names, errors, images in self._decode_batches(entries):
             empty = torch.empty(0, len(self.classes))
-            rows = (empty, empty) if images is None else both.probabilities(images)
-            yield Answers(names, errors, *rows)
+            rows, unknown = (empty, empty), torch.empty(0, dtype=torch.bool) if reject else None
+            if images is not None:
+                features = both.zero_shot_features(images)
+                rows = both.probabilities(images, features)
+                if reject:
+                    unknown = self._is_unknown(features, rows[1])
+            yield Answers(names, errors, *rows, unknown)
 
     def encode_and_classify(self, entries: Iterable[Input]) -> Iterator[Encoded]:
         """Classify images tuned only, 256 at a time as `classify`; also yield their features."""

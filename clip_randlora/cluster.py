@@ -28,6 +28,7 @@ from clip_randlora.data import Skipped, Split, UnreadableImage
 from clip_randlora.data.inputs import Input
 from clip_randlora.errors import UserError, is_out_of_memory, needs_extra
 from clip_randlora.evaluation import BATCH, Predictions
+from clip_randlora.runs.confidence_file import read_confidence
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.ray_cluster import connected, import_ray
@@ -161,7 +162,14 @@ class ClusterClassifier:
         zero_shot, tuned = (
             torch.cat([getattr(part, which) for part in kept]) for which in ("zero_shot", "tuned")
         )
-        return Predictions(split.classes, names, torch.tensor(labels), zero_shot, tuned, skipped)
+        temperatures = (1.0, 1.0)
+        if self._job.others is None:
+            own = read_confidence(self._job.run)
+            temperatures = own.temperature_at(0.0), own.temperature_at(self._job.strength)
+        labelled = names, torch.tensor(labels)
+        return Predictions(
+            split.classes, *labelled, zero_shot, tuned, skipped, temperatures=temperatures
+        )
 
     def classify(self, entries: Sequence[Input]) -> Iterator[Answers]:
         """Classify images, and yield the answers for some of them at a time, in order.

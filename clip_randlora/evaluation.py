@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter, check_strength
 from clip_randlora.clip.models import Model
+from clip_randlora.clip.none_of_these import none_labels
 from clip_randlora.clip.text import TextClassifier
+from clip_randlora.confidence import Confidence, change_temperature
+from clip_randlora.confidence.unknown import detection
 from clip_randlora.data import Skipped, Split, decode_batches
 from clip_randlora.errors import UserError
 from clip_randlora.forward.inference import inference_model, text_inference_net
@@ -33,22 +36,28 @@ class _Predictor:
         model: encodes images, see `clip_randlora.forward.inference`.
         classes: unit class features (C, E).
         strength: of the update in both.
+        temperature: divides the logits.
         head: of a method that trains one; its logits are interpolated with the zero-shot ones.
     """
 
     model: Model
     classes: Tensor
     strength: float = 0.0
+    temperature: float = 1.0
     head: nn.Module | None = None
 
-    def probabilities(self, features: Tensor) -> Tensor:
-        """Return probabilities, float32 (N, C), for unit image features (N, E)."""
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits before the temperature, float32 (N, C), for unit features (N, E)."""
         features, classes = features.float(), self.classes.float()
         with torch.autocast(features.device.type, enabled=False):
             logits = self.model.logit_scale().float() * features @ classes.T
             if self.head is not None:
                 logits = torch.lerp(logits, self.head(features), self.strength)
-        return logits.softmax(dim=-1).cpu()
+        return logits
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Return probabilities, float32 (N, C), for unit image features (N, E)."""
+        return (self.logits(features) / self.temperature).softmax(dim=-1).cpu()
 
 
 class PairedPredictor:
@@ -63,6 +72,7 @@ class PairedPredictor:
         adapter: attached to it.
         text: the prompts of the classes.
         on_progress: told how many prompts are encoded.
+        confidence: the temperatures of the answers; by default 1.
 
     Raises:
         UserError: the adapter is not attached to the model, or was merged into it since.
@@ -74,13 +84,18 @@ class PairedPredictor:
         adapter: Adapter,
         text: TextClassifier,
         on_progress: OnProgress | None = None,
+        confidence: Confidence | None = None,
     ):
         self.model, self.adapter, self.text = model, adapter, text
+        self.confidence = confidence or Confidence()
         self._tensors = [*model.net.parameters(), *adapter.parameters()]
         self._built_from = self._state()
         with torch.inference_mode():
             ready = inference_model(model)
-            self._zero_shot = _Predictor(ready, text.features_in_parts(ready.net, on_progress))
+            classes = text.features_in_parts(ready.net, on_progress)
+        self._zero_shot = _Predictor(
+            ready, classes, temperature=self.confidence.temperature_at(0.0)
+        )
         self._tuned = self._build(adapter.strength, on_progress)
 
     @property
@@ -91,6 +106,11 @@ class PairedPredictor:
     @strength.setter
     def strength(self, value: float) -> None:
         self._tuned = self._build(check_strength(value))  # running predictions keep the old one
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Of the zero-shot and of the tuned answers; see `Confidence.temperature_at`."""
+        return self._zero_shot.temperature, self._tuned.temperature
 
     @property
     def is_current(self) -> bool:
@@ -119,7 +139,7 @@ class PairedPredictor:
             if text:
                 net = text_inference_net(self.model, text)
                 classes = self.text.features_in_parts(net, on_progress)
-        return _Predictor(ready, classes, strength, head)
+        return _Predictor(ready, classes, strength, self.confidence.temperature_at(strength), head)
 
     def _refuse_if_merged(self) -> None:
         """Refuse to predict once the update is in the weights that both networks share."""
@@ -147,10 +167,28 @@ class PairedPredictor:
         """
         self._refuse_if_merged()
         before, after = self._zero_shot, self._tuned  # another thread may set a strength
-        if zero_shot is None:
-            zero_shot = encode_images(before.model, images)
-        tuned = zero_shot if after.model is before.model else encode_images(after.model, images)
-        return before.probabilities(zero_shot), after.probabilities(tuned)
+        features = _features(before, after, images, zero_shot)
+        return before.probabilities(features[0]), after.probabilities(features[1])
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images zero-shot and tuned: unit features (N, E) each.
+
+        Args:
+            images: (N, 3, S, S), uint8 or floats in [0, 1].
+        """
+        self._refuse_if_merged()
+        return _features(self._zero_shot, self._tuned, images)
+
+    @torch.inference_mode()
+    def logits(self, features: Tensor, *, tuned: bool = True) -> Tensor:
+        """Return the logits of unit features (N, E) before the temperature, float32 (N, C)."""
+        return (self._tuned if tuned else self._zero_shot).logits(features)
+
+    @property
+    def zero_shot_classes(self) -> Tensor:
+        """Unit class features without the adapter, (C, E)."""
+        return self._zero_shot.classes
 
     @torch.inference_mode()
     def tuned_answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,8 +210,18 @@ class PairedPredictor:
 SideBySide = PairedPredictor  # the name it had first
 
 
+def _features(
+    before: _Predictor, after: _Predictor, images: Tensor, zero_shot: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Encode images with both networks, once if they have one image tower."""
+    if zero_shot is None:
+        zero_shot = encode_images(before.model, images)
+    shared = after.model is before.model
+    return zero_shot, zero_shot if shared else encode_images(after.model, images)
+
+
 def encode_images(model: Model, images: Tensor) -> Tensor:
-    """Encode uint8 images (N, 3, S, S) in batches to unit features (N, E)."""
+    """Encode images (N, 3, S, S), uint8 or floats in [0, 1], in batches to unit features (N, E)."""
     return torch.cat([model.encode_image(batch) for batch in images.split(_FORWARD_BATCH)])
 
 
@@ -187,6 +235,9 @@ class Predictions:
         labels: true classes, int64 (N,).
         zero_shot, tuned: probabilities, float32 (N, C).
         skipped: images that could not be read.
+        temperatures: of the zero-shot and of the tuned probabilities.
+        scores: how much each image is of one of the classes, float32 (N,), if that was asked; see
+            `clip_randlora.confidence.unknown`.
     """
 
     classes: tuple[str, ...]
@@ -195,6 +246,20 @@ class Predictions:
     zero_shot: Tensor
     tuned: Tensor
     skipped: list[Skipped] = field(default_factory=list)
+    temperatures: tuple[float, float] = (1.0, 1.0)
+    scores: Tensor | None = None
+
+    def select(self, rows: Tensor, classes: tuple[str, ...]) -> Predictions:
+        """Return the predictions of some images: bool (N,), whose labels are of ``classes``."""
+        return replace(
+            self,
+            classes=classes,
+            names=[name for name, kept in zip(self.names, rows.tolist(), strict=True) if kept],
+            labels=self.labels[rows],
+            zero_shot=self.zero_shot[rows],
+            tuned=self.tuned[rows],
+            scores=None if self.scores is None else self.scores[rows],
+        )
 
 
 def predict_split(
@@ -202,6 +267,7 @@ def predict_split(
     split: Split,
     on_progress: OnProgress | None = None,
     cache: Cache | None = None,
+    unknown_scores: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Classify every image of a split zero-shot and tuned; each image is decoded once.
 
@@ -210,11 +276,13 @@ def predict_split(
         split: has at least one image.
         on_progress: told how many are classified, see `clip_randlora.utils.progress.OnProgress`.
         cache: of this model, if the split is the test split of the cache's data.
+        unknown_scores: `Classifier.unknown_scores`, if they are asked.
     """
     names: list[str] = []
     labels: list[Tensor] = []
     zero_shot: list[Tensor] = []
     tuned: list[Tensor] = []
+    scores: list[Tensor] = []
     skipped: list[Skipped] = []
     decoded = cache.test_images(both.model.image_size) if cache else None
     batches = report_progress(
@@ -228,21 +296,33 @@ def predict_split(
         features = None
         if cache:
             features = cache.zero_shot(number, partial(both.zero_shot_features, batch.images))
+        if unknown_scores and features is None:
+            features = both.zero_shot_features(batch.images)
         answers = both.probabilities(batch.images, features)
+        if unknown_scores and features is not None:
+            scores.append(unknown_scores(features, answers[1]))
         for probabilities, kept in zip(answers, (zero_shot, tuned), strict=True):
             kept.append(probabilities)
         names += batch.names
         labels.append(batch.labels)
         skipped += batch.skipped
     return Predictions(
-        split.classes, names, torch.cat(labels), torch.cat(zero_shot), torch.cat(tuned), skipped
+        split.classes,
+        names,
+        torch.cat(labels),
+        torch.cat(zero_shot),
+        torch.cat(tuned),
+        skipped,
+        both.temperatures,
+        torch.cat(scores) if scores else None,
     )
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
     """Return the scores of predictions as ``metrics.json`` has them.
 
-    ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1. ``per_class`` holds
+    ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1, and
+    ``ece_uncalibrated``, which the probabilities would have at temperature 1. ``per_class`` holds
     the number of ``images`` and both top-1 accuracies of every class with images.
     """
     labels, per_class = predictions.labels, {}
@@ -258,10 +338,47 @@ def score(predictions: Predictions) -> dict[str, Any]:
         which: {
             "top1": _top1(probabilities, labels),
             "ece": expected_calibration_error(probabilities, labels),
+            "ece_uncalibrated": expected_calibration_error(
+                change_temperature(probabilities, 1 / temperature), labels
+            ),
         }
-        for which, probabilities in both.items()
+        for (which, probabilities), temperature in zip(
+            both.items(), predictions.temperatures, strict=True
+        )
     }
     return {**scores, "per_class": per_class}
+
+
+def score_none_of_these(
+    predictions: Predictions, classes: Sequence[str], threshold: float
+) -> dict[str, Any]:
+    """Return how well images of none of the classes are told from others, by their scores.
+
+    Args:
+        predictions: with ``scores``. Images of none have a label beyond the classes, or that of a
+            class ``none of these``.
+        classes: of the run.
+        threshold: below which an image is of none.
+
+    Returns:
+        Nothing without such images, else ``none_of_these`` with their number ``images``, ``auroc``
+        and ``fpr95`` of `clip_randlora.confidence.unknown.detection`, and the shares of the other
+        images that are ``kept`` and of these that are ``rejected`` at the threshold.
+    """
+    assert predictions.scores is not None
+    is_none = predictions.labels >= len(classes)
+    is_none |= torch.isin(predictions.labels, torch.tensor(none_labels(classes), dtype=torch.int64))
+    if is_none.all() or not is_none.any():
+        return {}
+    known, unknown = predictions.scores[~is_none], predictions.scores[is_none]
+    return {
+        "none_of_these": {
+            "images": len(unknown),
+            **detection(known, unknown),
+            "kept": float((known >= threshold).double().mean()),
+            "rejected": float((unknown < threshold).double().mean()),
+        }
+    }
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clip_randlora.adapters import (
     Adapter,
@@ -21,9 +22,11 @@ from clip_randlora.adapters import (
 )
 from clip_randlora.clip.class_names import clean_class_names
 from clip_randlora.clip.models import Model
+from clip_randlora.clip.none_of_these import GENERIC_NAMES, is_none_of_these
 from clip_randlora.clip.prompts import check_prompts, class_words, make_prompts, record_prompts
 from clip_randlora.clip.templates import DEFAULT_TEMPLATES
 from clip_randlora.clip.text import TextClassifier
+from clip_randlora.confidence import Confidence
 from clip_randlora.data import (
     Data,
     DiskCache,
@@ -33,11 +36,13 @@ from clip_randlora.data import (
     decode_shots,
 )
 from clip_randlora.data.decoding import DecodedImages
-from clip_randlora.data.sampling import count_shots, draw_validation
+from clip_randlora.data.sampling import MOST_VALIDATION_SHOTS, count_shots, draw_validation
 from clip_randlora.data.streaming import reason_to_stream
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
 from clip_randlora.runs import run_config, run_folder
+from clip_randlora.runs.calibration import calibrate
+from clip_randlora.runs.confidence_file import write_confidence
 from clip_randlora.runs.further_tests import FurtherTest, prepare_test, refuse_head, run_tests
 from clip_randlora.runs.image_record import read_images, record_images
 from clip_randlora.runs.run import Run
@@ -213,6 +218,16 @@ def fit(
         if config.strength != 1:
             adapter.scale_by(config.strength)
         _save_adapter(adapter, settings, written_folder)
+        confidence = Confidence()
+        if config.calibrate:
+            confidence, known = from_main_process(
+                lambda: _calibrate(
+                    model, adapter, text, data, train_images, config, training, on_progress
+                ),
+                model.device,
+            )
+            if written_folder is not None:
+                write_confidence(written_folder, confidence, known)
         notes += state.notes
         if state.step < state.steps:
             notes.append(f"Stopped at step {state.step} of {state.steps}.")
@@ -220,12 +235,16 @@ def fit(
         # compare
         predictions = from_main_process(
             lambda: predict_split(
-                PairedPredictor(model, adapter, text, on_progress), data.test, on_progress, cache
+                PairedPredictor(model, adapter, text, on_progress, confidence),
+                data.test,
+                on_progress,
+                cache,
             ),
             model.device,
         )
         images = {"train": len(train_images), "test": len(predictions.names)}
         metrics = score(predictions) | _facts(model, adapter, state, config, images)
+        metrics["temperature"] = {"zero_shot": confidence.zero_shot, "tuned": confidence.tuned}
         skipped = [*data.skipped, *train_images.skipped, *predictions.skipped]
         if further:
             metrics["also_test"], unread = from_main_process(
@@ -245,6 +264,7 @@ def fit(
             notes=notes,
             skipped=skipped,
             folder=folder,
+            confidence=confidence,
         )
         if written_folder is not None:
             with one_stage("writing the run", on_progress):
@@ -331,6 +351,9 @@ def _with_prompts_of(data: Data, config: TrainConfig) -> TrainConfig:
     """Fill in the data set's templates and class names."""
     cleaned = dict(zip(data.classes, clean_class_names(data.classes), strict=True))
     named = {name: own for name, own in data.prompts.items() if own != (cleaned.get(name),)}
+    # what is in no other class looks like nothing that the folder's name says
+    none = {name: GENERIC_NAMES for name in data.classes if is_none_of_these(name)}
+    named = none | named
     templates = config.templates or data.templates or DEFAULT_TEMPLATES
     return config.model_copy(update={"templates": templates, "prompts": named | config.prompts})
 
@@ -467,6 +490,28 @@ def _decode_validation_images(
     if isinstance(config.shots, int):
         split = draw_validation(split, config.shots, config.seed)
     return decode_shots(split, None, 0, model.square(), None, on_progress)
+
+
+def _calibrate(
+    model: Model,
+    adapter: Adapter,
+    text: TextClassifier,
+    data: Data,
+    train_images: TrainingImages,
+    config: TrainConfig,
+    training: Training | None,
+    on_progress: OnProgress | None,
+) -> tuple[Confidence, Tensor]:
+    """Fit temperatures and thresholds by the validation images, or by those of the training."""
+    both = PairedPredictor(model, adapter, text, on_progress)
+    validation = None
+    if data.validation is not None:
+        shots = config.shots if isinstance(config.shots, int) else MOST_VALIDATION_SHOTS
+        few = draw_validation(data.validation, shots, config.seed)
+        validation = decode_shots(few, None, 0, model.square(), None, on_progress)
+    head_data = training.data if isinstance(training, HeadTrainer) else None
+    with one_stage("fitting the temperature", on_progress):
+        return calibrate(both, train_images, config, validation, head_data)
 
 
 def _missing_targets(adapter: Adapter) -> list[str]:

@@ -349,7 +349,8 @@ class _Search:
             self.is_short = True
             return []
         config = candidate.config(self.base, self.default_rate(candidate.method))
-        config = config.model_copy(update={"shots": None, "steps": self.steps, "strength": 1.0})
+        fixed = {"shots": None, "steps": self.steps, "strength": 1.0, "calibrate": False}
+        config = config.model_copy(update=fixed)
         last, is_cut = start + self.seconds / TRAININGS, False
 
         def should_stop() -> bool:  # asked where there are more steps to take

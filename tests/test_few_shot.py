@@ -54,6 +54,8 @@ def test_training_learns_and_the_run_says_so(tiny, colors, tmp_path, fine_figure
         "README.md",
         "adapter.safetensors",
         "calibration.png",
+        "confidence.json",
+        "confidence.safetensors",
         "config.yaml",
         "confusion.png",
         "curves.png",

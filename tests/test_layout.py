@@ -18,7 +18,7 @@ LOWEST_FIRST = (
     {"clip", "adapters"},
     {"data"},
     {"forward"},
-    {"training"},
+    {"training", "confidence"},
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},

@@ -22,6 +22,8 @@ RUN_FIGURES = ("curves.png", "confusion.png", "calibration.png", "examples.png")
 RUN_FILES = (
     ADAPTER,
     "config.yaml",
+    "confidence.json",
+    "confidence.safetensors",
     "metrics.json",
     "history.csv",
     "predictions.csv",

@@ -71,6 +71,11 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     both = metrics["zero_shot"], metrics["tuned"]
     table.add_row("top-1", *(Text(f"{row['top1']:.1%}", style="bold") for row in both))
     table.add_row("calibration error", *(f"{row['ece']:.3f}" for row in both))
+    none = metrics.get("none_of_these")
+    if none:
+        table.add_section()
+        table.add_row("none of these: AUROC", "", f"{none['auroc']:.3f}")
+        table.add_row("false positives at 95 % kept", "", f"{none['fpr95']:.1%}")
     results.print(table)
 
 

@@ -20,6 +20,7 @@ from clip_randlora.cli.options import (
     WorkersOption,
     load_classifier,
 )
+from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import report_progress
 
 
@@ -53,7 +54,7 @@ def evaluate(
     """Compare zero-shot and tuned on labelled images that the run was not trained on."""
     with loading():
         from clip_randlora.data import summarize_skipped
-        from clip_randlora.evaluation import as_mapping, score
+        from clip_randlora.evaluation import as_mapping, score, score_none_of_these
         from clip_randlora.runs.held_out import find_test_images
 
         classifier = load_classifier(run, device, engine, address, workers)
@@ -78,16 +79,23 @@ def evaluate(
                 f"Answered among the {len(classifier.classes)} classes of {data}, of which the "
                 f"run was trained on {known or 'none'}."
             )
-        predictions = classifier.predict_split(images.split, on_progress)
-        scores = score(predictions)
+        everything = classifier.predict_split(images.split, on_progress)
     print_notes(notes)
+    classes = tuple(classifier.classes)
+    is_of_class = everything.labels < len(classes)
+    if not is_of_class.any():
+        raise UserError(f"{data}: has images of none of the classes alone; give others beside them")
+    predictions = everything.select(is_of_class, classes)
     skipped = [*images.skipped, *predictions.skipped]
-    metrics = scores | {
+    metrics = score(predictions) | {
         "images": len(predictions.names),
         "left_out": images.left_out,
         "others_left_out": images.others_left_out,
         "skipped": len(skipped),
     }
+    if everything.scores is not None:
+        threshold = classifier.unknown_threshold
+        metrics |= score_none_of_these(everything, classes, threshold)
     if skipped:
         messages.print(summarize_skipped(skipped))
     if not as_json:

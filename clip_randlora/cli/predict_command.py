@@ -52,6 +52,10 @@ def predict(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="Write every probability to this new file.")
     ] = None,
+    reject: Annotated[
+        bool,
+        typer.Option("--reject", help="Say of images that are of none of the classes: unknown."),
+    ] = False,
     device: DeviceOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
@@ -65,6 +69,8 @@ def predict(
     """
     if csv_file and csv_file.exists():
         raise UserError(f"--csv {csv_file}: exists; choose another file")
+    if reject and engine != "local":
+        raise UserError(f"--reject: not with --engine {engine}; leave one of them out")
     with loading():
         classifier = load_classifier(run, device, engine, address, workers, strength)
     with progress() as on_listing:
@@ -75,13 +81,17 @@ def predict(
     drawn: list[tuple[Input, dict[str, Any]]] = []
     answered = 0
     with ExitStack() as stack:
-        outputs = [stack.enter_context(_csv(csv_file, classifier.classes))] if csv_file else []
+        outputs = (
+            [stack.enter_context(_csv(csv_file, classifier.classes, reject))] if csv_file else []
+        )
         if as_json or not csv_file:
             outputs.append(stack.enter_context(_json() if as_json else _table()))
         # on a terminal a bar would mix with the lines of JSON
         hidden = as_json and sys.stdout.isatty()
         on_progress = None if hidden else stack.enter_context(progress())
-        answers = zip(asked, classifier.predict_each(entries, on_error="return"), strict=True)
+        options = {"reject": True} if reject else {}
+        found = classifier.predict_each(entries, on_error="return", **options)
+        answers = zip(asked, found, strict=True)
         for entry, (name, answer) in report_progress(
             answers, "classifying images", total, on_progress
         ):
@@ -139,7 +149,7 @@ def _nothing_answered(bad: list[str]) -> UserError:
 
 
 @contextmanager
-def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
+def _csv(path: Path, classes: tuple[str, ...], reject: bool) -> Iterator[Write]:
     """Write a row for each answer; the file appears when it is complete."""
     from clip_randlora.runs.predictions_file import probability_cells, probability_columns
     from clip_randlora.utils.outputs import atomic_write
@@ -149,13 +159,15 @@ def _csv(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "zero_shot", "tuned", *probability_columns(classes)])
+        columns = ["image", "zero_shot", "tuned", *(["unknown"] if reject else [])]
+        writer.writerow([*columns, *probability_columns(classes)])
 
         def write(name: str, answer: dict[str, Any]) -> None:
             both = answer["zero_shot"], answer["tuned"]
             in_order = ([probabilities[name] for name in classes] for probabilities in both)
             tops = [next(iter(probabilities)) for probabilities in both]
-            writer.writerow([name, *tops, *probability_cells(*in_order)])
+            unknown = [str(answer["unknown"]).lower()] if reject else []
+            writer.writerow([name, *tops, *unknown, *probability_cells(*in_order)])
 
         yield write
 
@@ -180,7 +192,10 @@ def _table() -> Iterator[Write]:
     table = Table("image", "zero-shot", "tuned")
 
     def write(name: str, answer: dict[str, Any]) -> None:
-        table.add_row(name, _top(answer["zero_shot"]), _top(answer["tuned"]))
+        tuned = _top(answer["tuned"])
+        if answer.get("unknown"):
+            tuned = f"unknown: none of the classes\n{tuned}"
+        table.add_row(name, _top(answer["zero_shot"]), tuned)
 
     yield write
     results.print(table)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clip_randlora.clip.none_of_these import is_none_of_these
 from clip_randlora.data.dataset import Data, Item, Skipped, Split
 from clip_randlora.data.dataset_spec import SPEC_SUFFIXES, read_dataset_spec
 from clip_randlora.data.folders import EXPECTED_LAYOUT, ClassFiles, ClassFolders, Layout
@@ -198,7 +199,8 @@ def load_labelled(
     Args:
         source: in the forms that `load_data` takes, or the folder of a single class, or one with a
             single class folder.
-        classes: the run's; None takes the source's own, at least two.
+        classes: the run's; None takes the source's own, at least two. A folder ``none of these``
+            that the run does not know is a further class after these.
         class_folders, columns: as for `load_data`.
         on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
@@ -214,11 +216,14 @@ def load_labelled(
         classes = _classes_of(layout)
         _check_classes(source, source, classes, layout.test)
     unknown = sorted(files.keys() - set(classes), key=natural_key)
-    if unknown:
+    none = [name for name in unknown if is_none_of_these(name)]
+    if len(unknown) > len(none):
+        unknown = [name for name in unknown if name not in none]
         raise UserError(
             f"{source}: the run does not know the class {unknown[0]!r}; it knows "
             f"{', '.join(classes)} (--own-classes answers among the classes of {source})"
         )
+    classes = [*classes, *none]
     is_checked = not layout.is_ready_made and _count(files) <= MOST_CHECKED
     items, broken = _read_items(files, classes, is_checked, on_progress)
     skipped = (*layout.skipped, *broken)

@@ -10,6 +10,7 @@ from clip_randlora.adapters import load_adapter
 from clip_randlora.adapters.io.adapter_files import FILE_NAME
 from clip_randlora.clip.models import load_model
 from clip_randlora.export.export_source import ExportSource, encode
+from clip_randlora.runs.confidence_file import write_confidence
 from clip_randlora.utils.outputs import write_json
 
 
@@ -22,6 +23,7 @@ def write(source: ExportSource, folder: Path) -> None:
     settings = adapter.config.model_dump(mode="json")
     config = {"base": base, "adapter": settings, "classes": source.prompts}
     write_json(folder / "config.json", config)
+    write_confidence(folder, source.confidence.at(source.strength), source.known)
 
 
 def verify(source: ExportSource, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +18,10 @@ from clip_randlora.adapters import Adapter, add_adapters, check_strength, load_a
 from clip_randlora.adapters.heads import LinearHead
 from clip_randlora.clip.models import load_model
 from clip_randlora.clip.text import TextClassifier
+from clip_randlora.confidence import Confidence
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_config, run_folder
+from clip_randlora.runs.confidence_file import read_confidence, read_known
 from clip_randlora.utils.outputs import write_json
 from clip_randlora.utils.progress import OnProgress, one_stage
 
@@ -99,6 +102,7 @@ class ExportSource:
         strength, precision: as given.
         model, adapter: the base model, with the adapter attached at the strength.
         prompts: ``{class: prompts}`` of all runs.
+        confidence, known: of the run, see `Classifier`; of several runs nothing is known.
         expected: the features that the export has to reproduce.
         on_progress: told what the export does.
 
@@ -133,6 +137,9 @@ class ExportSource:
             else:
                 self.adapter = load_adapter(self.model.net, self._adapter_files[0])
         self.adapter.strength = self.strength
+        # of a sum of runs nothing was fitted
+        self.confidence = Confidence() if add else read_confidence(self.runs[0].folder)
+        self.known = None if add else read_known(self.runs[0].folder)
         with self.step("computing what the export has to give"):
             self.expected = self._features()
 
@@ -157,8 +164,9 @@ class ExportSource:
             classes = TextClassifier(model, self.classes, prompts).features()
         head, bias = self.adapter.head, None
         if isinstance(head, LinearHead):
-            classes = torch.lerp(classes, head.weight / self.logit_scale, self.strength)
-            bias = None if head.bias is None else self.strength * head.bias
+            scale = float(model.logit_scale().detach())
+            classes = torch.lerp(classes, head.weight / scale, self.strength)
+            bias = None if head.bias is None else self.strength * head.bias / self.temperature
         return Features(pixels, images, tokens, texts, classes, bias)
 
     @property
@@ -180,9 +188,33 @@ class ExportSource:
         return Image.Resampling["BICUBIC" if name == "random" else name.upper()]
 
     @property
+    def temperature(self) -> float:
+        """The temperature of the answers at the strength."""
+        return self.confidence.temperature_at(self.strength)
+
+    def unknown(self) -> dict[str, float] | None:
+        """Return from where on an export's answer is none of the classes, if that is known.
+
+        ``margin`` is by how much the largest of the logarithms of the probabilities must exceed
+        their mean: an export has not the zero-shot features that this package asks beside it.
+        """
+        threshold = self.confidence.unknown
+        if threshold is None:
+            return None
+        margin = threshold.margin_at(self.strength) / self.temperature
+        return {"margin": margin, "kept": threshold.kept}
+
+    @property
     def logit_scale(self) -> float:
-        """The factor between cosine similarities and logits."""
-        return float(self.model.logit_scale().detach())
+        """The factor between cosine similarities and logits, of which the temperature is a part."""
+        return float(self.model.logit_scale().detach()) / self.temperature
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """Return the weights after a merge, with the temperature in the logit scale."""
+        state = dict(self.model.net.state_dict())
+        if self.temperature != 1:
+            state["logit_scale"] = state["logit_scale"] - math.log(self.temperature)
+        return state
 
     def base_weights(self) -> dict[str, Tensor]:
         """Return the base model's weights by their open_clip names, while the adapter is on."""
@@ -220,3 +252,8 @@ def require_equal(what: str, got: Tensor, expected: Tensor, tolerance: float) ->
             f"nothing written: {what} of the export differ by {difference:.2g} from this package's "
             f"(allowed: {tolerance:g}); the format cannot express this model, choose another"
         )
+
+
+def require_scale(got: Tensor, expected: float) -> None:
+    """Raise a UserError if the logarithm of an export's logit scale is not that of a number."""
+    require_equal("logit scale", got.detach().exp() / expected, torch.ones_like(got), 1e-4)

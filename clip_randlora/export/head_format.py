@@ -30,6 +30,7 @@ def write(source: ExportSource, folder: Path) -> None:
         "classes": json.dumps(source.classes, ensure_ascii=False),
         "prompts": json.dumps(source.prompts, ensure_ascii=False),
         "strength": str(source.strength),
+        "temperature": str(source.temperature),  # which the scale and the bias have already
     }
     save_file(tensors, folder / FILE_NAME, metadata=metadata)
 

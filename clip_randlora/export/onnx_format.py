@@ -129,6 +129,8 @@ def _metadata(source: ExportSource) -> dict[str, str]:
         "resample": int(resample),  # Pillow's number for it
         "resize_mode": settings.get("resize_mode", "shortest"),
         "strength": source.strength,
+        "temperature": source.temperature,  # which the probabilities have already
+        "unknown": source.unknown(),
         "precision": source.precision,
         "base_model": source.runs[0].base_name,
     }

@@ -10,15 +10,14 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import save_file
 
-from clip_randlora.export.export_source import ExportSource, encode, require_equal
+from clip_randlora.export.export_source import ExportSource, encode, require_equal, require_scale
 from clip_randlora.utils.outputs import write_json
 
 
 def write(source: ExportSource, folder: Path) -> None:
     """Merge the adapter, and write weights and configuration as open_clip reads them."""
     source.adapter.merge()
-    state = source.model.net.state_dict()
-    weights = {key: tensor.contiguous() for key, tensor in state.items()}
+    weights = {key: tensor.contiguous() for key, tensor in source.merged_weights().items()}
     with source.step("writing the weights"):
         save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     config = {"model_cfg": _architecture(source), "preprocess_cfg": source.preprocess_cfg}
@@ -41,5 +40,6 @@ def verify(source: ExportSource, folder: Path) -> None:
         net, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}")
     features = encode(net.eval(), source.expected.pixels, source.expected.tokens)
     source.expected.require_equal(*features, tolerance=1e-5)
+    require_scale(net.logit_scale, source.logit_scale)
     image = Image.radial_gradient("L").resize((300, 200)).convert("RGB")
     require_equal("pixels", preprocess(image), source.model.preprocess(image), 0.0)

@@ -12,14 +12,19 @@ from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.export.export_source import ExportSource
 from clip_randlora.export.snippets import transformers_base
 from clip_randlora.export.transformers_format import clip_config, require_equal_features
+from clip_randlora.utils.outputs import write_json
 from clip_randlora.utils.quiet import without_warnings
 
 
 def write(source: ExportSource, folder: Path) -> None:
-    """Write the adapter; its strength goes into alpha."""
+    """Write the adapter; its strength goes into alpha.
+
+    The base's logit scale is not the adapter's, so the temperature has a file of its own.
+    """
     with source.step("writing the adapter"):
         save_peft_adapter(source.adapter, folder, transformers_base(source.runs[0]))
     source.write_prompts(folder)
+    write_json(folder / "temperature.json", source.temperature)
 
 
 def verify(source: ExportSource, folder: Path) -> None:

@@ -26,6 +26,7 @@ def snippet(run: RunInfo, format: str, path: str) -> str:
         open_image=_function("open_image"),
         square=_function("square"),
         transformers_base=_quoted(base or "BASE"),
+        temperature=" / temperature" if format == "peft" else "",
         base_remark="" if base else "  # BASE: an export with --format transformers --strength 0",
     )
 
@@ -82,7 +83,8 @@ def classify(path):
     image = square(open_image(path), size, keeps_shape, cut.resample)
     pixels = cut(image, return_tensors="pt")["pixel_values"]
     image = unit(model.visual_projection(model.vision_model(pixels).pooler_output))
-    probabilities = (model.logit_scale.exp() * image @ classes.T).softmax(dim=-1)[0]
+    logits = model.logit_scale.exp() * image @ classes.T{temperature}
+    probabilities = logits.softmax(dim=-1)[0]
     return dict(zip(prompts, probabilities.tolist()))
 
 
@@ -163,6 +165,7 @@ folder, base = {path}, {transformers_base}{base_remark}
 model = CLIPModel.from_pretrained(base)
 model = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
 processor = CLIPProcessor.from_pretrained(base)
+temperature = json.loads(Path(folder, "temperature.json").read_text("utf-8"))
 """
     + _ANSWER_OF_TRANSFORMERS,
     "onnx": """\

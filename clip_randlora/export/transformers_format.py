@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, Pi
 
 from clip_randlora.adapters.io.transformers_names import to_transformers
 from clip_randlora.errors import UserError
-from clip_randlora.export.export_source import ExportSource, Features, require_equal
+from clip_randlora.export.export_source import ExportSource, Features, require_equal, require_scale
 
 _SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -22,8 +22,11 @@ _SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|end
 def write(source: ExportSource, folder: Path) -> None:
     """Merge the adapter, and write model, tokenizer and image processor."""
     source.adapter.merge()
-    clip_config(source.model.net).save_pretrained(folder)
-    weights = to_transformers(source.model.net.state_dict())
+    weights = source.merged_weights()
+    config = clip_config(source.model.net)
+    config.logit_scale_init_value = float(weights["logit_scale"])
+    config.save_pretrained(folder)
+    weights = to_transformers(weights)
     with source.step("writing the weights"):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     CLIPProcessor(_image_processor(source), _tokenizer(source)).save_pretrained(folder)
@@ -108,6 +111,7 @@ def verify(source: ExportSource, folder: Path) -> None:
     if loading["missing_keys"] or loading["unexpected_keys"]:
         raise UserError(f"nothing written: CLIPModel loads other tensors than it holds: {loading}")
     require_equal_features(net, source.expected)
+    require_scale(net.logit_scale, source.logit_scale)
     processor = CLIPProcessor.from_pretrained(folder)
     prompts = [prompt for of_class in source.prompts.values() for prompt in of_class]
     got = processor.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")

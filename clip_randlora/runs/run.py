@@ -9,6 +9,7 @@ from typing import Any
 from clip_randlora.adapters import Adapter
 from clip_randlora.clip.models import Model
 from clip_randlora.clip.text import TextClassifier
+from clip_randlora.confidence import Confidence
 from clip_randlora.data import Skipped
 from clip_randlora.evaluation import Predictions
 from clip_randlora.training.config import TrainConfig
@@ -28,3 +29,4 @@ class Run:
     notes: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     folder: Path | None = None
+    confidence: Confidence = field(default_factory=Confidence)

@@ -110,6 +110,8 @@ class TrainConfig(BaseModel):
             for each of its images, of the image's class, and no other. The loss is then over the
             classes of the images that are encoded together: with ``accumulate`` or several
             processes, those of a part.
+        calibrate: fit the temperature of the answers after the training, see
+            `clip_randlora.runs.calibration`. The answers keep their order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -141,6 +143,7 @@ class TrainConfig(BaseModel):
     views: int | None = Field(default=None, ge=1)
     stream: bool | None = None
     prompts_per_step: int | Literal["batch"] = 256
+    calibrate: bool = True
 
     @field_validator("shots", mode="before")
     @classmethod

@@ -72,9 +72,10 @@ class HeadTrainer:
         validation = None
         if self.validation_images is not None:
             validation = rest, self.validation_images.labels.cpu()
-        data = replace(self.data, features=features.unflatten(0, (views, count)))
+        features = features.unflatten(0, (views, count))
+        self.data = replace(self.data, features=features, validation=validation)
         with one_stage("fitting the head", self.on_progress):
-            fit = self.method.fit(self.head.cpu(), replace(data, validation=validation))
+            fit = self.method.fit(self.head.cpu(), self.data)
         self.head.to(self.model.device)
         self.state.notes += fit.notes
         self.state.step = self.state.steps = fit.iterations

@@ -61,6 +61,7 @@ TRAIN: dict[int, Change] = {
             "logit_scale": None,
             "strength": 1.0,
             "stream": False,
+            "calibrate": False,
         },
     ),
 }

@@ -261,7 +261,8 @@ COMMON = "method towers targets blocks seed"
 SETTINGS_OF_TODAY = {
     "training": "method shots seed steps epochs min_steps batch_size learning_rate weight_decay "
     "beta2 warmup label_smoothing clip_norm precision templates prompts crop_scale crop_size flip "
-    "views prompts_per_step max_steps accumulate checkpoint_blocks logit_scale strength stream",
+    "views prompts_per_step max_steps accumulate checkpoint_blocks logit_scale strength stream "
+    "calibrate",
     "randlora": f"{COMMON} rank alpha bases as_released",
     "lora": f"{COMMON} rank alpha",
     "clip_lora": f"{COMMON} rank alpha",

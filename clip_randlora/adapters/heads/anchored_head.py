@@ -65,7 +65,12 @@ class AnchoredHead(LinearHeadConfig):
 
 
 def fit_class_vectors(
-    features: Tensor, labels: Tensor, anchor: Tensor, logit_scale: float, penalty: float
+    features: Tensor,
+    labels: Tensor,
+    anchor: Tensor,
+    logit_scale: float,
+    penalty: float,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, int]:
     """Return the class vectors W (C, E) that minimise the loss above, and L-BFGS's iterations.
 
@@ -75,6 +80,7 @@ def fit_class_vectors(
         anchor: T, float32 (C, E).
         logit_scale: s.
         penalty: the factor of ``||W - T||^2``.
+        label_smoothing: of the cross entropy.
     """
     weight = anchor.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -83,7 +89,8 @@ def fit_class_vectors(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        entropy = F.cross_entropy(logit_scale * features @ weight.T, labels)
+        logits = logit_scale * features @ weight.T
+        entropy = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         total = entropy + penalty * (weight - anchor).square().sum()
         total.backward()
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,10 +36,8 @@ def cross_validated(
     folds = min(_FOLDS, int(torch.bincount(data.labels, minlength=len(data.classes)).min()))
     if folds < 2:
         return default, "as a class has a single training image"
-    fold = _places_in_class(data.labels) % folds
     totals = [0.0] * len(candidates)
-    for held_out in range(folds):
-        kept, left = fold != held_out, fold == held_out
+    for kept, left in split_into_folds(data.labels, folds):
         part = replace(data, features=data.features[:, kept], labels=data.labels[kept])
         found = logits_of(part, data.features[0, left])
         for place, logits in enumerate(found):
@@ -48,10 +46,24 @@ def cross_validated(
     return candidates[best], f"by {folds}-fold cross-validation on the training images"
 
 
-def _places_in_class(labels: Tensor) -> Tensor:
-    """Return the number of each image among those of its class, from 0."""
+def split_into_folds(labels: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each fold the rows of the images that are kept and of those that are left out.
+
+    There are at most as many folds as the largest class has images. The image of a class that has
+    no other is never left out.
+
+    Args:
+        labels: int64 (N,).
+        most: upper bound on the number of folds.
+    """
+    counts = torch.bincount(labels)
+    folds = min(most, int(counts.max()))
     one_hot = torch.nn.functional.one_hot(labels)
-    return one_hot.cumsum(dim=0).gather(1, labels[:, None]).squeeze(1) - 1
+    places = one_hot.cumsum(dim=0).gather(1, labels[:, None]).squeeze(1) - 1
+    for number in range(folds):
+        is_left = (places % folds == number) & (counts[labels] > 1)
+        if is_left.any():
+            yield (~is_left).nonzero().flatten(), is_left.nonzero().flatten()
 
 
 def describe_choice(setting: str, value: float, how: str) -> str:
