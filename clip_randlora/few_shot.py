@@ -35,8 +35,9 @@ from clip_randlora.data import (
     TrainingImages,
     decode_shots,
 )
+from clip_randlora.data.coop_draws import MOST_VALIDATION_SHOTS
 from clip_randlora.data.decoding import DecodedImages
-from clip_randlora.data.sampling import MOST_VALIDATION_SHOTS, count_shots, draw_validation
+from clip_randlora.data.sampling import count_shots, draw_validation
 from clip_randlora.data.streaming import reason_to_stream
 from clip_randlora.errors import OutOfMemory, is_out_of_memory
 from clip_randlora.evaluation import PairedPredictor, predict_split, score
@@ -220,14 +221,14 @@ def fit(
         _save_adapter(adapter, settings, written_folder)
         confidence = Confidence()
         if config.calibrate:
-            confidence, known = from_main_process(
+            confidence, features = from_main_process(
                 lambda: _calibrate(
                     model, adapter, text, data, train_images, config, training, on_progress
                 ),
                 model.device,
             )
             if written_folder is not None:
-                write_confidence(written_folder, confidence, known)
+                write_confidence(written_folder, confidence, features)
         notes += state.notes
         if state.step < state.steps:
             notes.append(f"Stopped at step {state.step} of {state.steps}.")

@@ -53,6 +53,7 @@ def evaluate(
 ) -> None:
     """Compare zero-shot and tuned on labelled images that the run was not trained on."""
     with loading():
+        from clip_randlora.classifier import Classifier
         from clip_randlora.data import summarize_skipped
         from clip_randlora.evaluation import as_mapping, score, score_none_of_these
         from clip_randlora.runs.held_out import find_test_images
@@ -93,9 +94,8 @@ def evaluate(
         "others_left_out": images.others_left_out,
         "skipped": len(skipped),
     }
-    if everything.scores is not None:
-        threshold = classifier.unknown_threshold
-        metrics |= score_none_of_these(everything, classes, threshold)
+    if isinstance(classifier, Classifier) and everything.scores is not None:
+        metrics |= score_none_of_these(everything, classes, classifier.unknown_threshold)
     if skipped:
         messages.print(summarize_skipped(skipped))
     if not as_json:
