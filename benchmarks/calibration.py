@@ -85,9 +85,11 @@ def run_job(data: str, shots: int, method: str, seed: int) -> dict[str, Any]:
         few_shot.calibrate = usual
     return {
         "zero_shot": metrics["zero_shot"]["ece"],
-        "zero_shot_before": metrics["zero_shot"]["ece_uncalibrated"],
+        "zero_shot_before": metrics["zero_shot"].get(
+            "ece_uncalibrated", metrics["zero_shot"]["ece"]
+        ),
         "tuned": metrics["tuned"]["ece"],
-        "before": metrics["tuned"]["ece_uncalibrated"],
+        "before": metrics["tuned"].get("ece_uncalibrated", metrics["tuned"]["ece"]),
         "temperature": metrics["temperature"]["tuned"],
         "train_seconds": metrics["train_seconds"],
         "calibrate_seconds": seconds,

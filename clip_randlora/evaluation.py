@@ -322,7 +322,7 @@ def score(predictions: Predictions) -> dict[str, Any]:
     """Return the scores of predictions as ``metrics.json`` has them.
 
     ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1, and
-    ``ece_uncalibrated``, which the probabilities would have at temperature 1. ``per_class`` holds
+    ``ece_uncalibrated``, which they would have at temperature 1, if that is another. ``per_class`` holds
     the number of ``images`` and both top-1 accuracies of every class with images.
     """
     labels, per_class = predictions.labels, {}
@@ -334,18 +334,17 @@ def score(predictions: Predictions) -> dict[str, Any]:
                 which: _top1(probabilities[here], label) for which, probabilities in both.items()
             }
             per_class[name] = {"images": int(here.sum()), **top1}
-    scores = {
-        which: {
+    scores = {}
+    for (which, probabilities), temperature in zip(
+        both.items(), predictions.temperatures, strict=True
+    ):
+        scores[which] = {
             "top1": _top1(probabilities, labels),
             "ece": expected_calibration_error(probabilities, labels),
-            "ece_uncalibrated": expected_calibration_error(
-                change_temperature(probabilities, 1 / temperature), labels
-            ),
         }
-        for (which, probabilities), temperature in zip(
-            both.items(), predictions.temperatures, strict=True
-        )
-    }
+        if temperature != 1:
+            plain = change_temperature(probabilities, 1 / temperature)
+            scores[which]["ece_uncalibrated"] = expected_calibration_error(plain, labels)
     return {**scores, "per_class": per_class}
 
 

@@ -229,6 +229,8 @@ def fit(
             )
             if written_folder is not None:
                 write_confidence(written_folder, confidence, features)
+                known_by = {"confidence": confidence.model_dump(mode="json")}
+                _save_adapter(adapter, settings | known_by, written_folder)
         notes += state.notes
         if state.step < state.steps:
             notes.append(f"Stopped at step {state.step} of {state.steps}.")
@@ -308,12 +310,16 @@ def _complete_config(config: TrainConfig, data: Data, resumed: str | Path | None
         method = method.with_seed(recorded["seed"])
     beta2 = begun.get("beta2") if config.beta2 is None else config.beta2
     flip = config.flip if "flip" in config.model_fields_set else begun.get("flip", config.flip)
+    calibrate = config.calibrate
+    if "calibrate" not in config.model_fields_set:
+        calibrate = begun.get("calibrate", calibrate)
     left_open = ("stream", "accumulate", "checkpoint_blocks")
     return config.model_copy(
         update={
             "method": method.with_seed(config.seed),
             "beta2": beta2,
             "flip": flip,
+            "calibrate": calibrate,
             **{name: begun.get(name) for name in left_open if getattr(config, name) is None},
         }
     )

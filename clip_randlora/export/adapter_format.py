@@ -19,11 +19,13 @@ def write(source: ExportSource, folder: Path) -> None:
     adapter = source.adapter_at_strength()
     base = {"model": source.model.name, "pretrained": source.model.pretrained}
     task = {"classes": source.classes, "templates": ["{}"], "prompts": source.prompts}
+    confidence = source.confidence.at(source.strength)
+    task["confidence"] = confidence.model_dump(mode="json")
     adapter.save(folder / FILE_NAME, base | task)
     settings = adapter.config.model_dump(mode="json")
     config = {"base": base, "adapter": settings, "classes": source.prompts}
     write_json(folder / "config.json", config)
-    write_confidence(folder, source.confidence.at(source.strength), source.known)
+    write_confidence(folder, confidence, source.known)
 
 
 def verify(source: ExportSource, folder: Path) -> None:

@@ -29,17 +29,12 @@ def square(image, size, keeps_shape, resample):
 session = onnxruntime.InferenceSession(Path(__file__).with_name("classifier.onnx"))
 facts = {key: json.loads(v) for key, v in session.get_modelmeta().custom_metadata_map.items()}
 size, keeps_shape = facts["image_size"], facts["resize_mode"] == "shortest"
-reject = "--reject" in sys.argv  # answer unknown for an image of none of the classes
-if reject and not facts["unknown"]:
-    sys.exit("--reject: the run has no threshold for images of no class")
-for path in sys.argv[1:]:  # python classify.py [--reject] IMAGE...
-    if path == "--reject":
-        continue
+least = (facts["unknown"] or sys.exit("no threshold"))["margin"] if "--reject" in sys.argv else 0
+for path in (name for name in sys.argv[1:] if name != "--reject"):  # python classify.py IMAGE...
     image = square(open_image(path), size, keeps_shape, facts["resample"])
     pixels = ((np.asarray(image) / 255 - facts["mean"]) / facts["std"]).transpose(2, 0, 1)[None]
     (probabilities,) = session.run(None, {"pixels": pixels.astype(np.float32)})[0]
-    answer = facts["classes"][probabilities.argmax()]
-    logarithms = np.log(np.maximum(probabilities, 1e-37))
-    if reject and logarithms.max() - logarithms.mean() < facts["unknown"]["margin"]:
+    logs, answer = np.log(probabilities.clip(1e-37)), facts["classes"][probabilities.argmax()]
+    if logs.max() - logs.mean() < least:
         answer = "unknown"
     print(path, answer, f"{probabilities.max():.1%}", sep="\t")

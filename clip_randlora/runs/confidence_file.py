@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_randlora.adapters.config import one_line
+from clip_randlora.adapters.io import adapter_files
 from clip_randlora.confidence import Confidence
 from clip_randlora.errors import UserError
 from clip_randlora.utils.outputs import atomic_write, write_json
@@ -55,14 +57,16 @@ def read_known(path: str | Path) -> Tensor | None:
 
 
 def read_confidence(path: str | Path) -> Confidence:
-    """Read the file of a run folder, or the one beside an adapter file.
+    """Read the file of a run folder, or the one beside an adapter file, or what is in that.
 
-    Runs of earlier versions, and adapter files on their own, have none: the temperatures are 1.
+    Runs of earlier versions have none: the temperatures are 1.
 
     Raises:
         UserError: the file is damaged.
     """
     path = Path(path)
+    if path.is_file() and not (path.parent / FILE_NAME).exists():
+        return _read_of_adapter(path)
     path = (path if path.is_dir() else path.parent) / FILE_NAME
     try:
         return Confidence.model_validate_json(path.read_bytes())
@@ -72,3 +76,13 @@ def read_confidence(path: str | Path) -> Confidence:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise UserError(f"{path}: damaged, {one_line(error)}; copy it again") from error
+
+
+def _read_of_adapter(path: Path) -> Confidence:
+    """Read what an adapter file on its own has."""
+    task = adapter_files.read(path).task
+    found = task.get("confidence") if isinstance(task, Mapping) else None
+    try:
+        return Confidence() if found is None else Confidence.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged, task {one_line(error)}; use another copy") from error

@@ -114,7 +114,8 @@ def answers(run: Path, folder: Path, strength: float = 1.0) -> None:
     with torch.inference_mode():
         images = model.net.encode_image(pixels, normalize=True)
         texts = model.net.encode_text(tokens, normalize=True)
-        logits = model.logit_scale() * images @ classifier.text.features().T
+        scale = model.logit_scale() / classifier.confidence.temperature_at(strength)
+        logits = scale * images @ classifier.text.features().T
     expected = {
         "pixels": pixels,
         "images": images,

@@ -41,7 +41,7 @@ def test_the_answers_keep_their_order_and_the_metrics_have_both_errors(runs):
         got, before = with_it.metrics[which], without.metrics[which]
         assert got["top1"] == before["top1"]
         assert got["ece_uncalibrated"] == pytest.approx(before["ece"], abs=1e-5)
-        assert before["ece_uncalibrated"] == before["ece"] != got["ece"]
+        assert "ece_uncalibrated" not in before
     assert not (without.folder / "confidence.json").exists()
 
 
@@ -71,7 +71,7 @@ def test_a_run_without_the_file_answers_at_temperature_1(runs, colors, tmp_path)
     (old / "confidence.json").unlink()
     assert cr.Classifier.load(old).predict([image]) == expected
     alone = shutil.copy(runs[True].folder / "adapter.safetensors", tmp_path)
-    assert cr.Classifier.load(alone).predict([image]) == expected
+    assert cr.Classifier.load(alone).confidence == runs[True].confidence
 
 
 @pytest.mark.parametrize("content", ["{", '{"tuned": 0}', '{"tuned": "warm"}', "[]"])
