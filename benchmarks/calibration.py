@@ -83,13 +83,14 @@ def run_job(data: str, shots: int, method: str, seed: int) -> dict[str, Any]:
         metrics = cr.fit(cr.load_model("lite0"), cr.load_data(data), config).metrics
     finally:
         few_shot.calibrate = usual
+    before, after = metrics["zero_shot"], metrics["tuned"]
     return {
         "zero_shot": metrics["zero_shot"]["ece"],
         "zero_shot_before": metrics["zero_shot"].get(
             "ece_uncalibrated", metrics["zero_shot"]["ece"]
         ),
         "tuned": metrics["tuned"]["ece"],
-        "before": metrics["tuned"].get("ece_uncalibrated", metrics["tuned"]["ece"]),
+        "before": after.get("ece_uncalibrated", after["ece"]),
         "temperature": metrics["temperature"]["tuned"],
         "train_seconds": metrics["train_seconds"],
         "calibrate_seconds": seconds,

@@ -322,8 +322,8 @@ def score(predictions: Predictions) -> dict[str, Any]:
     """Return the scores of predictions as ``metrics.json`` has them.
 
     ``zero_shot`` and ``tuned`` hold ``top1`` and ``ece``, shares from 0 to 1, and
-    ``ece_uncalibrated``, which they would have at temperature 1, if that is another. ``per_class`` holds
-    the number of ``images`` and both top-1 accuracies of every class with images.
+    ``ece_uncalibrated``, which they would have at temperature 1, if that is another. ``per_class``
+    holds the number of ``images`` and both top-1 accuracies of every class with images.
     """
     labels, per_class = predictions.labels, {}
     both = {"zero_shot": predictions.zero_shot, "tuned": predictions.tuned}
