@@ -85,11 +85,9 @@ def run_job(data: str, shots: int, method: str, seed: int) -> dict[str, Any]:
         few_shot.calibrate = usual
     before, after = metrics["zero_shot"], metrics["tuned"]
     return {
-        "zero_shot": metrics["zero_shot"]["ece"],
-        "zero_shot_before": metrics["zero_shot"].get(
-            "ece_uncalibrated", metrics["zero_shot"]["ece"]
-        ),
-        "tuned": metrics["tuned"]["ece"],
+        "zero_shot": before["ece"],
+        "zero_shot_before": before.get("ece_uncalibrated", before["ece"]),
+        "tuned": after["ece"],
         "before": after.get("ece_uncalibrated", after["ece"]),
         "temperature": metrics["temperature"]["tuned"],
         "train_seconds": metrics["train_seconds"],
