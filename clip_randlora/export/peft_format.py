@@ -19,12 +19,12 @@ from clip_randlora.utils.quiet import without_warnings
 def write(source: ExportSource, folder: Path) -> None:
     """Write the adapter; its strength goes into alpha.
 
-    The base's logit scale is not the adapter's, so the temperature has a file of its own.
+    The base's logit scale is not the adapter's, so the one with the temperature has its own file.
     """
     with source.step("writing the adapter"):
         save_peft_adapter(source.adapter, folder, transformers_base(source.runs[0]))
     source.write_prompts(folder)
-    write_json(folder / "temperature.json", source.temperature)
+    write_json(folder / "logit_scale.json", source.logit_scale)
 
 
 def verify(source: ExportSource, folder: Path) -> None:

@@ -26,7 +26,7 @@ def snippet(run: RunInfo, format: str, path: str) -> str:
         open_image=_function("open_image"),
         square=_function("square"),
         transformers_base=_quoted(base or "BASE"),
-        temperature=" / temperature" if format == "peft" else "",
+        scale="scale" if format == "peft" else "model.logit_scale.exp()",
         base_remark="" if base else "  # BASE: an export with --format transformers --strength 0",
     )
 
@@ -83,7 +83,7 @@ def classify(path):
     image = square(open_image(path), size, keeps_shape, cut.resample)
     pixels = cut(image, return_tensors="pt")["pixel_values"]
     image = unit(model.visual_projection(model.vision_model(pixels).pooler_output))
-    logits = model.logit_scale.exp() * image @ classes.T{temperature}
+    logits = {scale} * image @ classes.T
     probabilities = logits.softmax(dim=-1)[0]
     return dict(zip(prompts, probabilities.tolist()))
 
@@ -165,7 +165,7 @@ folder, base = {path}, {transformers_base}{base_remark}
 model = CLIPModel.from_pretrained(base)
 model = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
 processor = CLIPProcessor.from_pretrained(base)
-temperature = json.loads(Path(folder, "temperature.json").read_text("utf-8"))
+scale = json.loads(Path(folder, "logit_scale.json").read_text("utf-8"))
 """
     + _ANSWER_OF_TRANSFORMERS,
     "onnx": """\
