@@ -159,7 +159,8 @@ def test_a_run_on_random_weights_is_exported(quick_folder, drawings, tmp_path):
     cr.export_run(run, "open_clip", tmp_path / "exported", strength=0)
     merged = load_file(tmp_path / "exported" / "open_clip_model.safetensors")
     base = cr.load_model(model.name, model.pretrained).net.state_dict()
-    assert all(torch.equal(merged[key], tensor) for key, tensor in base.items())
+    moved = {key for key, tensor in base.items() if not torch.equal(merged[key], tensor)}
+    assert moved <= {"logit_scale"}  # which has the temperature of zero-shot
     assert "none; its weights are random" in (tmp_path / "exported" / "README.md").read_text()
 
 
