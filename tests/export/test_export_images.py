@@ -113,7 +113,7 @@ def test_wrongly_opened_these_images_get_other_answers(tiny_run, difficult_image
         for path, one, other in zip(
             difficult_images[kind], predicted(tiny_run, wrong), right, strict=True
         ):
-            assert difference(one, other) > 1e-3, Path(path).name
+            assert difference(one, other) > 3e-3, Path(path).name
 
 
 def test_the_first_prompt_of_a_class_alone_would_get_other_answers(tiny_run, paths):
