@@ -29,7 +29,7 @@ def calibration(
     rows = [
         Row(
             f"{source}, {count} images",
-            {"data": source, "images of a class": count},
+            {"data": source, "images of a class": str(count)},
             "benchmarks.calibration:run_job",
             {"data": source, "shots": count, "method": method},
             source,
