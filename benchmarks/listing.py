@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.common import report
 from benchmarks.common.benchmark import Benchmark, messages
-from benchmarks.common.many_files import make_links
+from benchmarks.common.many_files import make_links, write_tables
 from benchmarks.common.options import OutOption, ResumeOption, ThreadsOption
 from benchmarks.common.processes import Row
 
@@ -25,16 +25,20 @@ def listing(
     out: OutOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """List a folder of many images, hard links to a few, and sort them into classes and splits."""
+    """List many images, hard links to a few, and sort them by folders and by tables."""
     benchmark = Benchmark("listing", {"files": files, "classes": classes}, out, threads, resume)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         with messages.status(f"making {files:,} hard links"):
             make_links(root, files, classes)
+            write_tables(root, classes)
         sources = {
             "the imports alone": None,
             "train/ and test/": str(root / "data"),
             "train/ alone, 30 % held out": str(root / "data" / "train"),
+            "paths.csv": str(root / "paths.csv"),
+            "paths.jsonl": str(root / "paths.jsonl"),
+            "ids.csv, the images below it": str(root / "ids.csv"),
         }
         function = "benchmarks.common.many_files:list_files"
         rows = [
@@ -50,6 +54,8 @@ def listing(
     notes = [
         f"{files:,} hard links to a few JPEGs in {classes} class folders. The folders were just "
         f"written, so the system has them in its cache.",
+        "The tables have a row for each image, with five columns; ids.csv has paths without the "
+        "extension, which start below data/.",
         "The memory is that of the whole process, with the libraries that it imports.",
     ]
     benchmark.publish(report.table(found, columns), notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import time
 from pathlib import Path
@@ -29,6 +31,27 @@ def make_links(root: Path, files: int, classes: int) -> None:
                     Image.new("RGB", (64, 64), (made // _LINKS_OF_A_FILE, 0, 0)).save(source)
                 os.link(source, folder / f"image {number:07d}.jpg")
                 made += 1
+
+
+def write_tables(root: Path, classes: int) -> None:
+    """Write ``paths.csv``, ``paths.jsonl`` and ``ids.csv`` of the images below ``data``."""
+    files = sorted((root / "data").rglob("*.jpg"))
+    with (
+        open(root / "paths.csv", "w", newline="") as paths,
+        open(root / "paths.jsonl", "w") as lines,
+        open(root / "ids.csv", "w", newline="") as ids,
+    ):
+        header = ("width", "place", "species", "split")
+        writers = csv.writer(paths), csv.writer(ids)
+        writers[0].writerow(("path", *header))
+        writers[1].writerow(("id", *header))
+        for number, file in enumerate(files):
+            path = file.relative_to(root).as_posix()
+            split = "train" if "/train/" in path else "test"
+            cells = (number % 300, number * 0.37, f"kind {number % classes}", split)
+            writers[0].writerow((path, *cells))
+            writers[1].writerow((f"{split}/{file.parent.name}/{file.stem}", *cells))
+            lines.write(json.dumps({"path": path, **dict(zip(header, cells, strict=True))}) + "\n")
 
 
 def list_files(source: str | None) -> dict[str, Any]:

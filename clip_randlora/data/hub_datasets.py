@@ -173,11 +173,11 @@ def read_hub(
     name, _, split = source.partition(":")[2].partition("@")
     is_local = name.startswith((".", "/", "~"))
     hub = str(Path(name).expanduser().resolve()) if is_local else name
-    spec = DatasetSpec(name=name or "-", hub=hub, file=Path(source))
     if not is_local and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"{source}: no name of a data set; give hub:ORG/NAME or hub:./FOLDER")
     if is_local and not Path(hub).is_dir():
         raise UserError(f"{source}: no such folder; correct it")
+    spec = DatasetSpec(name=name, hub=hub, file=Path(source))
     with one_stage("opening the data set", on_progress), _without_bars.active():
         splits, root = _open_hub(spec, is_local)
     if split and split not in splits:

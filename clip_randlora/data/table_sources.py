@@ -191,8 +191,9 @@ def _read_at_paths(
     """Read the images at the paths that a table has; None if they are not there."""
     base = str(folder)
     with one_stage("finding the images of the table", on_progress):
-        cells = {cell for row in table.rows for cell in row if isinstance(cell, str)}
-        above = {cell.replace("\\", "/").rpartition("/")[0] for cell in cells if _may_be_path(cell)}
+        paths = (c for row in table.rows for c in row if "/" in c or "\\" in c)
+        above = {p.replace("\\", "/").rpartition("/")[0] for p in paths if isinstance(p, str)}
+        above = {"", *filter(_may_be_path, above)}
         places = sorted({os.path.normpath(os.path.join(base, place)) for place in above})
         files = [file for place in places for file in _files_in(place, base)]
         images = [file for file in files if _is_image(file.own_name)]

@@ -35,6 +35,7 @@ from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
 _SAMPLE = 1000  # cells by which the columns that name images are told
+_FEW_ROWS = 20  # of a table in which a label may be there once
 _MAX_SPLITS = 20  # spellings in a column of splits
 _MAX_OTHERS = 50  # files that may be tables, apart from CSV: more are one for each image
 _LABEL_WORDS = word_table("""
@@ -585,6 +586,9 @@ class _Reader:
         varied = [n for n in called if len(values[n]) > 1]
         few = [n for n in numbers if 2 <= len(values[n]) <= len(self.columns[key]) / 2]
         candidates = varied or called or few
+        if not candidates and len(self.columns[key]) <= _FEW_ROWS:
+            words = [n for n in numbers if not all(map(_is_number, values[n]))]
+            candidates = [n for n in words if len(values[n]) > 1]
         if len(candidates) > 1:
             candidates = self._merge_equivalent(candidates) or candidates
         if len(candidates) > 1 and not called:  # sizes and ages are numbers

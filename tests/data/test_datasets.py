@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -70,6 +71,30 @@ def classes_of(name: str) -> list[str]:
 def write_lines(path: Path, lines) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(map(str, lines)) + "\n")
+
+
+def test_the_columns_of_a_table_stay_with_the_run(command, tiny_folder, tmp_path, monkeypatch):
+    for number in range(12):
+        draw(tmp_path / f"photos/{number}.png", number)
+    kinds = [("red", "big"), ("red", "small"), ("blue", "big"), ("blue", "small")]
+    rows = [f"{n},{colour},{size}" for n, (colour, size) in enumerate(kinds * 3)]
+    write_lines(tmp_path / "photos/labels.csv", ["id,colour,size", *rows])
+    monkeypatch.chdir(tmp_path)
+    options = ("--model", tiny_folder, "--shots", 1, "--steps", 1, "--out", "run")
+    status, _, errors = command("train", "photos/labels.csv", *options)
+    assert status == 2 and "2 columns may be the label (colour, size)" in errors
+    options += ("--columns", "label=size")
+    status, _, errors = command("train", "photos/labels.csv", *options)
+    assert status == 0, errors
+    assert "columns path=id,label=size" in " ".join(errors.split())
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["data"]["columns"] == "label=size"
+    assert config["classes"] == ["big", "small"]
+    status, answers, errors = command("eval", "run", "photos/labels.csv", "--json")
+    assert status == 0, errors
+    assert {row["label"] for row in json.loads(answers)["predictions"]} == {"big", "small"}
+    status, _, errors = command("eval", "run", "photos", "--columns", "label=colour")
+    assert status == 2 and "the run does not know the class 'blue'" in errors
 
 
 # --- the YAML files ---------------------------------------------------------------------------
