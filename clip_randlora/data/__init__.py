@@ -5,8 +5,9 @@ An image's way, each module importing only earlier ones:
 1. `images` decodes one file; `coop_draws` has CoOp's draw of few-shot images; `dataset` holds
    items, splits and data sets.
 2. `sources` lists a folder or an archive; `registry` has the bundled sets.
-3. `folder_names`, `tables` and `lists` read what folders and text files say of images; `folders`
-   sorts images into classes and splits by them.
+3. `folder_names` and `lists` read what folders and lists say of images; `texts` and `label_files`
+   read files of labels, and `tables` finds the images and columns in them. `folders` sorts images
+   into classes and splits by all of these, and `table_sources` by a table alone.
 4. `dataset_spec` describes a data set in YAML; `parts` finds the large files of one, and `shards`
    reads tar archives; `published` finds a set's images through `hub_datasets` (parquet, too) or
    `torchvision_sets`, and `coop_splits` by one of CoOp's files.

@@ -49,7 +49,7 @@ class HubImage:
     rows: datasets.Dataset  # one column of images that are not decoded
     index: int
     name: str  # in errors
-    root: str | None = None  # the folder of files that a row may name in place of bytes
+    root: str | None = None  # the folder of files that a row may name; "" for any
 
     @property
     def size(self) -> int:
@@ -75,8 +75,10 @@ class HubImage:
 
     def _file(self, path: str | None) -> Path | None:
         """Return the file that a row names, if it is in the data set's own folder."""
-        if not path or not self.root:
+        if not path or self.root is None:
             return None
+        if not self.root:
+            return Path(path)
         file = os.path.normpath(path)
         return Path(file) if file.startswith(os.path.join(self.root, "")) else None
 
@@ -142,9 +144,9 @@ def read_object(
         UserError: it is of another kind, or as for `read_hub`.
     """
     if isinstance(value, datasets.Dataset):
-        return _read_splits("the data set", {str(value.split or "train"): value}, columns, os.sep)
+        return _read_splits("the data set", {str(value.split or "train"): value}, columns, "")
     if isinstance(value, datasets.DatasetDict) and value:
-        return _read_splits("the data set", value, columns, os.sep)
+        return _read_splits("the data set", value, columns, "")
     raise UserError(
         f"the data set: a {type(value).__name__}; give a Dataset, or a DatasetDict with splits"
     )

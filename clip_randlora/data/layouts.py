@@ -253,8 +253,11 @@ def _read_hub_splits(
     train, test, notes = found
     names = train.names
     if names is None:
-        highest = max((*train.labels, *(test.labels if test else ())))
-        names = tuple(map(str, range(highest + 1)))
+        numbers = sorted({*train.labels, *(test.labels if test else ())})
+        places = {number: place for place, number in enumerate(numbers)}
+        for split in filter(None, (train, test)):
+            split.labels = [places[number] for number in split.labels]
+        names = tuple(map(str, numbers))
         notes.append(
             "The labels are only numbers, which are the names of the classes; a YAML file with "
             "`hub` and `classes` names them."

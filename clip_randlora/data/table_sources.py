@@ -47,7 +47,8 @@ from clip_randlora.errors import UserError
 from clip_randlora.utils.progress import OnProgress, one_stage
 
 _MAX_PATH = 4096
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.json")  # of the hub's image folders
+_METADATA = ("metadata.csv", "metadata.jsonl")  # of the hub's image folders
+_MAX_METADATA = 50
 
 
 def is_table_file(path: Path) -> bool:
@@ -132,6 +133,7 @@ def read_folder_tables(
         raise UserError(
             f"{source}: none of its {len(read)} tables has images and the columns "
             f"{columns.as_text()}; correct --columns"
+            + "".join(f" ({e})" for e in tables.unreadable[:1])
         )
     layout = _layout(source, images, found)
     used = {labels.table for _, labels in found}
@@ -148,7 +150,7 @@ def read_metadata(source: str, listing: Listing, images: Sequence[File]) -> Layo
         None if there is none, it has no labels, or it has those that the folders have.
     """
     files = [file for file in listing.files if file.own_name.lower() in _METADATA]
-    if not files:
+    if not 0 < len(files) <= _MAX_METADATA:
         return None
     tables = Tables(source, files, images)
     found: list[tuple[str | None, Labels]] = []

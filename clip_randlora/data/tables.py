@@ -141,7 +141,8 @@ def place_labels(place: str, tables: Sequence[tuple[str, Labels]]) -> PlacedLabe
             part = labels.split_of.get(key, "") if labels.split_of else split
             if key in found and found[key][0] != part:
                 doubles += 1
-                part = found[key][0] if part == TRAIN else part
+                if part == TRAIN:
+                    continue
             found[key] = (part, label)
     test = pick_test_split(part for part, _ in found.values())
     kinds = {TRAIN: TRAIN} | ({test: TEST} if test else {})
@@ -167,17 +168,10 @@ class Tables:
         source: what errors name first.
         files: of the source, apart from its images.
         images: of the source.
-        columns: those to use; the others are found.
     """
 
-    def __init__(
-        self,
-        source: str,
-        files: Sequence[File],
-        images: Sequence[File],
-        columns: ColumnNames | None = None,
-    ):
-        self.source, self.columns = source, columns or ColumnNames()
+    def __init__(self, source: str, files: Sequence[File], images: Sequence[File]):
+        self.source = source
         self.unreadable: list[str] = []
         self._siblings: dict[str, list[File]] = defaultdict(list)
         for file in files:
@@ -255,13 +249,7 @@ class Tables:
             table = self.read(file)
             if table is not None and (
                 labels := read_labels(
-                    self.source,
-                    table,
-                    images,
-                    names,
-                    self.columns,
-                    rivals=None if own else rivals,
-                    split=split,
+                    self.source, table, images, names, rivals=None if own else rivals, split=split
                 )
             ):
                 found[own is not None].append(labels)
@@ -401,7 +389,8 @@ class _Reader:
         self.wanted = ColumnNames(
             said.path or known.path, said.label or known.label, said.split or known.split
         )
-        self.top = [str(cell) for cell in (table.header or table.rows[0])]
+        self.first = [str(cell) for cell in (table.header or table.rows[0])]
+        self.top = list(map(printable, self.first))
         full = [row for row in table.rows if len(row) == table.width]  # others are refused later
         self.columns: list[Sequence[Cell]] = [*zip(*full, strict=True)]
         self.titles: list[str] = []
@@ -449,12 +438,12 @@ class _Reader:
         for name, label, split_said in zip(paths, cells, splits, strict=True):
             file = files.get(name)
             if file is None and name not in elsewhere:
-                missing[str(name)] = None
+                missing[printable(str(name))] = None
             if file is None:
                 continue
             if split_said and found.split_of.setdefault(id(file), split_said) != split_said:
                 raise UserError(
-                    f"{self.where}: {name} is in the splits {found.split_of[id(file)]} and "
+                    f"{self.where}: {file.name} is in the splits {found.split_of[id(file)]} and "
                     f"{split_said}; give every image one split"
                 )
             if isinstance(label, tuple):
@@ -463,22 +452,23 @@ class _Reader:
                 unlabelled[id(file)] = file
             elif found.by_file.setdefault(id(file), printable(label)) != printable(label):
                 raise UserError(
-                    f"{self.where}: {name} has the labels {found.by_file[id(file)]} and {label}; "
-                    f"give every image one class"
+                    f"{self.where}: {printable(str(name))} has the labels "
+                    f"{found.by_file[id(file)]} and {printable(label)}; give every image one class"
                 )
+        for image in several:
+            found.by_file.pop(image, None)
         if not found.by_file:
             return "its images have several classes each" if several else "its labels are empty"
         different = len(set(found.by_file.values()))
-        if different == len(found.by_file) > 2 and split == TRAIN and not self.said.label:
+        if different == len(found.by_file) > _FEW_ROWS and split == TRAIN and not self.said.label:
             raise UserError(
                 f"{self.where}: every image has a label of its own; name the column of the classes "
                 f"with --columns label=COLUMN"
             )
-        for key_ in several:
-            found.by_file.pop(key_, None)
         found.missing = list(missing)
         found.several = list(several.values())
-        found.unlabelled = [f for k, f in unlabelled.items() if k not in found.by_file | several]
+        classed = found.by_file.keys() | several.keys()
+        found.unlabelled = [file for image, file in unlabelled.items() if image not in classed]
         named = found.named()
         found.unnamed = [file for file in images if id(file) not in named]
         return found
@@ -529,15 +519,18 @@ class _Reader:
         values = set(self.columns[key])
         files = _find_all(values, names.find)
         taken = {id(file) for file in files.values()}
-        others = values - files.keys() - {self.top[key]}  # not what is probably the header
+        others = values - files.keys() - {self.first[key]}  # not what is probably the header
         loose = _find_all(others, names.find_loosely)
         return files | {name: file for name, file in loose.items() if id(file) not in taken}
 
     def _split_off_header(self, key: int, files: Mapping[Cell, File]) -> None:
         """Take the first row for the header if it is one, and name the columns by it."""
         said = (self.said.path, self.said.label, self.said.split)
+        is_called = bool(_PATH_WORDS & set(words_of(self.top[key]))) and any(
+            is_label(title, self.top) for title in self.top
+        )  # there may be an image.png beside image,label
         is_header = self.table.header is not None or (
-            self.top[key] not in files or any(name in self.top for name in said)
+            self.first[key] not in files or is_called or any(name in self.top for name in said)
         )
         self.titles = [
             (is_header and title.strip()) or f"column {number}"
@@ -591,6 +584,8 @@ class _Reader:
             candidates = [n for n in words if len(values[n]) > 1]
         if len(candidates) > 1:
             candidates = self._merge_equivalent(candidates) or candidates
+        if exact := [n for n in candidates if self.titles[n].casefold() == "label"]:
+            candidates = exact  # beside label_source, for example
         if len(candidates) > 1 and not called:  # sizes and ages are numbers
             words = [n for n in candidates if not all(map(_is_number, values[n]))]
             candidates = words if len(words) == 1 else candidates

@@ -163,6 +163,17 @@ def test_a_dataset_dict_with_names_and_a_said_column():
     assert reds(load_data(splits, columns={"label": "place"}).train) == {"in": [0, 2], "out": [1]}
 
 
+def test_numbers_without_names_are_the_names(tmp_path):
+    """A row may hold a path, which is followed: whoever has the object made it."""
+    write_images(tmp_path, "{1..4}.png")
+    rows = {"image": [str(tmp_path / f"{n}.png") for n in range(1, 5)], "label": [7, 10**12] * 2}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    data = load_data(made)
+    assert data.classes == ("7", "1000000000000")
+    assert any("only numbers" in note for note in data.notes)
+    assert data.train.items[0].open().size == (1, 1)
+
+
 @pytest.mark.parametrize("value", [3, None, datasets.DatasetDict(), np.zeros(3)])
 def test_other_objects_are_refused(value):
     with pytest.raises(UserError, match="give"):

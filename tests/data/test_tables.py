@@ -340,6 +340,20 @@ FILES = {
         {"cat": "photos/3.png", "dog": "photos/6.png"},
         notes=("columns path=column 2,label=column 3,split=column 1",),
     ),
+    "clip-randlora label": Case(
+        "{1..7}.png",
+        {"labels.csv": as_csv([
+            ("image", "label", "probability", "answer", "label_next"),
+            *((f"{n}.png", kind, .9 - int(n) / 100, kind, "") for n, kind in KINDS.items()),
+            ("7.png", "", .3, "dog", 1)])},
+        SIX, source="labels.csv", notes=(r"1 image has an empty label and is left out \(7.png\)",),
+    ),
+    "an image that is called like the column": Case(
+        "{image,2,3,4}.png",
+        {"labels.csv": as_csv([("image", "label"), ("image", "cat"), (2, "cat"), (3, "dog"),
+                               (4, "dog")])},
+        {"cat": "{image,2}.png", "dog": "{3,4}.png"}, source="labels.csv",
+    ),
     "paths that leave the table's folder": Case(
         "photos/{1..6}.png",
         {"lists/labels.csv": as_csv([("path", "label"), *((rf"..\photos\{n}", kind)
