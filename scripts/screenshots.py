@@ -26,6 +26,7 @@ from helpers.app import (
     App,
     card,
     drawing,
+    drop,
     give,
     start_training,
     upload,
@@ -104,6 +105,7 @@ def gather_and_train(browser: Browser, app: App, out: Path) -> dict:
         page.get_by_text("Takes about").wait_for(timeout=60_000)
         photograph(page, out, "gathered")
         photograph_search(page, out)
+        photograph_sorting(page, out)
         start_training(page)
         page.wait_for_function(
             "() => +document.querySelector('#progress [role=progressbar]')?.ariaValueNow >= 50"
@@ -115,7 +117,37 @@ def gather_and_train(browser: Browser, app: App, out: Path) -> dict:
         page.get_by_role("button", name="Train", exact=True).click()
         page.get_by_text(re.compile("Run 2 · LoRA")).wait_for(timeout=180_000)
         wait_until_trained(page)
+        photograph_check(page, out)
         return page.context.storage_state()
+
+
+def photograph_sorting(page: Page, out: Path) -> None:
+    """Photograph loose images before any training; they stay for the pictures after it."""
+    names = ("bird", "fruit", "mammal", "vehicle", "tool")
+    drop(page, [drawing(name, number) for name in names for number in range(4)])
+    page.get_by_text("20 images without a class").wait_for()
+    page.locator(".guesses button.taken").nth(19).wait_for(timeout=60_000)
+    page.locator(".tray .next").wait_for(timeout=60_000)
+    page.locator(".guesses .tile").first.click()
+    photograph(page, out, "sorting")
+    page.get_by_role("button", name="Accept", exact=False).first.click()
+    page.locator(".undo button").wait_for()
+    photograph(page, out, "accepted")
+    page.locator(".undo button").click()
+    page.get_by_text("20 images without a class").wait_for()
+
+
+def photograph_check(page: Page, out: Path) -> None:
+    """Photograph a check of images of which two are in a wrong class."""
+    for name, other in (("bird", "vehicle"), ("fruit", "mammal")):
+        files = [drawing(other, 5), drawing(other, 6)]
+        upload(page, card(page, name).get_by_role("button", name="Upload"), files)
+        card(page, name).get_by_text("Added 2 images.").wait_for()
+    page.locator("#start-check").click()
+    page.locator("#check .track").wait_for()
+    photograph(page, out, "checking")
+    page.locator("#check .cases li").first.wait_for(timeout=180_000)
+    photograph(page, out, "checked")
 
 
 def photograph_search(page: Page, out: Path) -> None:

@@ -6,16 +6,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 import clip_randlora as cr
 from clip_randlora.clip.models import DEFAULT_TAG
+from clip_randlora.clip.text import TextClassifier
+from clip_randlora.evaluation import encode_images
 
 _MODELS_IN_MEMORY = 2
+_CLASSES_IN_MEMORY = 8  # sets of classes, of a model
 _RUNS_IN_MEMORY = 4  # of a model; each has the weights that its training changed
 
-Answer = dict[str, dict[str, float]]
+Answer = dict[str, Any]
+"""As `clip_randlora.Classifier.predict` answers; with ``unknown`` if the run has a threshold."""
+
+ClassPrompts = tuple[tuple[str, tuple[str, ...]], ...]
+"""The classes with the prompts of each."""
 
 
 class _BaseModel:
@@ -24,6 +34,17 @@ class _BaseModel:
     def __init__(self, model: cr.Model):
         self.model = model
         self.classifiers: OrderedDict[Path, cr.Classifier] = OrderedDict()
+        self._classes: OrderedDict[ClassPrompts, Tensor] = OrderedDict()
+
+    def classes(self, prompts: ClassPrompts) -> Tensor:
+        """Return the features of classes (C, E)."""
+        if prompts not in self._classes:
+            while len(self._classes) >= _CLASSES_IN_MEMORY:
+                self._classes.popitem(last=False)
+            names, texts = zip(*prompts, strict=True)
+            self._classes[prompts] = TextClassifier(self.model, names, texts).features().float()
+        self._classes.move_to_end(prompts)
+        return self._classes[prompts]
 
     def classifier(self, run: Path) -> cr.Classifier:
         """Return a run's classifier, which shares the weights that its training left alone."""
@@ -53,10 +74,22 @@ class Answers:
     ) -> list[Answer]:
         """Return both answers for each image, the most probable class first.
 
+        If the run has a threshold for images of no class, ``unknown`` is beside them.
+
         Raises:
             UserError: the run cannot be read, or the strength does not lie between 0 and 1.
         """
         return self._thread.submit(self._classify, run, images, strength).result()
+
+    def encode(self, model: str, images: Sequence[Image.Image]) -> Tensor:
+        """Encode images with a base model to unit features (N, E)."""
+        return self._thread.submit(self._encode, model, images).result()
+
+    def zero_shot(
+        self, model: str, prompts: ClassPrompts, features: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the zero-shot probabilities of classes (C,) for unit features (E,) of images."""
+        return self._thread.submit(self._zero_shot, model, prompts, features).result()
 
     def prepare(self, model: cr.Model) -> None:
         """Begin to load a model that answers will be asked of, so that the first need not wait."""
@@ -78,7 +111,28 @@ class Answers:
         task = cr.read_task(run)
         classifier = self._load(task.model, task.pretrained).classifier(run)
         classifier.adapter.strength = strength
-        return classifier.predict(images)
+        has_threshold = classifier.confidence.unknown is not None and classifier.known is not None
+        return classifier.predict(images, reject=has_threshold)
+
+    @torch.inference_mode()
+    def _encode(self, name: str, images: Sequence[Image.Image]) -> Tensor:
+        if not images:
+            return torch.empty(0, 0)
+        model = self._load(name, DEFAULT_TAG).model
+        square = model.square()
+        pixels = torch.stack([square(image) for image in images])
+        return encode_images(model, pixels.to(model.device)).float().cpu()
+
+    @torch.inference_mode()
+    def _zero_shot(
+        self, name: str, prompts: ClassPrompts, features: Sequence[Tensor]
+    ) -> list[Tensor]:
+        if not features:
+            return []
+        base = self._load(name, DEFAULT_TAG)
+        classes = base.classes(prompts)
+        similarities = torch.stack(list(features)).to(classes.device) @ classes.T
+        return list((base.model.logit_scale().float() * similarities).softmax(dim=-1).cpu())
 
     def _prepare_run(self, run: Path) -> None:
         self._classify(run, [], 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from dataclasses import asdict
 from functools import lru_cache
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import clip_randlora as cr
+from clip_randlora.app.findings_left import findings_left
+from clip_randlora.app.guessing import explain
 from clip_randlora.app.jobs import TrainingJob
 from clip_randlora.app.pictures import Picture
 from clip_randlora.app.project_file import RunEntry
 from clip_randlora.app.run_results import summarize
 from clip_randlora.app.searches import fingerprint
 from clip_randlora.app.service import Service
+from clip_randlora.app.tray import Guess
 from clip_randlora.app.workspace import Workspace
 from clip_randlora.data.projects import ProjectClass
 from clip_randlora.runs.image_record import read_images
@@ -46,14 +50,11 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
     with workspace.lock:
         if workspace.list_trained() and workspace.job is not None:
             service.answers.prepare_run(workspace.job.folder)
-        unsorted, used = workspace.unsorted(), workspace.runs.in_use()
+        used = workspace.runs.in_use()
         images = workspace.gathered()
         return {
             "classes": [describe_class(workspace, entry) for entry in workspace.project.classes],
-            "unsorted": {
-                "count": len(unsorted),
-                "images": [describe_picture(workspace, p) for p in unsorted[:_SHOWN_UNSORTED]],
-            },
+            "unsorted": _describe_unsorted(service, workspace),
             "warnings": workspace.warnings(),
             "held_out": workspace.project.held_out,
             "templates": list(workspace.project.templates),
@@ -61,6 +62,7 @@ def describe(service: Service, workspace: Workspace) -> dict[str, Any]:
             "why_not_search": workspace.why_not_search(),
             "training": _describe_training(service, workspace),
             "search": _describe_search(service, workspace, images),
+            "check": _describe_check(service, workspace, images),
             "runs": [describe_run(workspace, entry, images) for entry in workspace.project.runs],
             "in_use": used.id if used else "",
             "choices": workspace.project.choices,
@@ -86,6 +88,39 @@ def describe_images(workspace: Workspace, class_name: str | None) -> list[dict[s
     """Return all images of a class, or those not sorted yet."""
     chosen = workspace.unsorted() if class_name is None else workspace.pictures(class_name)
     return [describe_picture(workspace, picture) for picture in chosen]
+
+
+def _describe_unsorted(service: Service, workspace: Workspace) -> dict[str, Any]:
+    """Return the images that are not sorted yet, and how far somebody has looked at them."""
+    tray, unsorted = service.guessing.look(workspace), workspace.unsorted()
+    return {
+        "count": len(unsorted),
+        "images": [describe_picture(workspace, p) for p in unsorted[:_SHOWN_UNSORTED]],
+        "words": explain(workspace, tray.guesser),
+        "guessed": sum(picture.number in tray.guesses for picture in unsorted),
+        "is_busy": tray.is_busy,
+        "next": [picture.number for picture in unsorted if picture.number in tray.next],
+        "error": tray.error,
+    }
+
+
+def suggestions(service: Service, workspace: Workspace) -> list[dict[str, Any]]:
+    """Return the images that are not sorted yet with what they are taken for, surest first."""
+    with workspace.lock:
+        tray = service.guessing.look(workspace)
+        rows = [
+            describe_picture(workspace, picture)
+            | {
+                "class_name": guess.class_name,
+                "confidence": guess.confidence,
+                "is_unknown": guess.is_unknown,
+                "reason": guess.reason,
+                "is_next": picture.number in tray.next,
+            }
+            for picture in workspace.unsorted()
+            for guess in [tray.guesses.get(picture.number, Guess(None))]
+        ]
+    return sorted(rows, key=lambda row: -row["confidence"])
 
 
 def describe_run(workspace: Workspace, entry: RunEntry, images: Set[_Image]) -> dict[str, Any]:
@@ -186,6 +221,36 @@ def _describe_search(
         "place": service.queue.place(job) if job else 0,
         "seconds_left": job.seconds_left if job else 0,
         "is_changed": record.gathered != fingerprint(images),
+    }
+
+
+def _describe_check(
+    service: Service, workspace: Workspace, images: Set[_Image]
+) -> dict[str, Any] | None:
+    """Return the check that is under way, or what is left of the last one; None if there is none.
+
+    The counts of findings by kind are in ``left``.
+    """
+    job, record = workspace.check, workspace.project.check
+    if job is not None:
+        return {
+            "is_running": True,
+            "can_stop": job.is_learning,
+            "state": job.state,
+            "place": service.queue.place(job),
+            "stage": job.stage,
+            "done": job.done,
+            "total": job.total,
+        }
+    if record is None:
+        return None
+    return {
+        "is_running": False,
+        "time": record.time,
+        "images": record.images,
+        "is_changed": record.gathered != fingerprint(images),
+        "left": Counter(finding.kind for finding, _ in findings_left(workspace)),
+        "error": record.error,
     }
 
 

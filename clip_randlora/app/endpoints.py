@@ -20,8 +20,9 @@ import clip_randlora as cr
 from clip_randlora.adapters.config import one_line
 from clip_randlora.app.answers import Answer
 from clip_randlora.app.calls import Caller, as_endpoint
-from clip_randlora.app.describe import choices, describe, describe_images
+from clip_randlora.app.describe import choices, describe, describe_images, suggestions
 from clip_randlora.app.downloads import DOWNLOADS, export, snippet
+from clip_randlora.app.findings_left import call_fine, describe_findings
 from clip_randlora.app.project_archive import is_project, open_project, project_name, save_project
 from clip_randlora.app.removals import Removal
 from clip_randlora.app.run_results import results
@@ -58,6 +59,8 @@ class Endpoints:
             self.remove_class,
             self.add_images,
             self.add_files,
+            self.suggestions,
+            self.sort_images,
             self.move_images,
             self.remove_images,
             self.undo,
@@ -71,6 +74,10 @@ class Endpoints:
             self.start_search,
             self.stop_search,
             self.use_settings,
+            self.start_check,
+            self.stop_check,
+            self.findings,
+            self.call_fine,
             self.use_run,
             self.rename_run,
             self.remove_run,
@@ -284,14 +291,32 @@ class Endpoints:
             added.add(caller.workspace.add_data(upload.path, upload.name))
         return asdict(added)
 
-    def move_images(self, caller: Caller, numbers: list[int], class_name: str) -> None:
-        """Move images to another class.
+    def suggestions(self, caller: Caller) -> list[dict[str, Any]]:
+        """Return the images that are not sorted yet, with what they are taken for, surest first.
+
+        The run in use guesses, or before a training the model, by the names of the classes. While
+        it has not looked at an image, or it is of none of the classes (``is_unknown``) or cannot be
+        read (``reason``), there is no ``class_name``; `state` says in ``unsorted`` how
+        far it is. A training would learn most from the images with ``is_next``.
+        """
+        return suggestions(self.service, caller.workspace)
+
+    def sort_images(self, caller: Caller, groups: dict[str, list[int]]) -> dict[str, str]:
+        """Move images to several classes; return what was moved, and the token that undoes it.
+
+        Args:
+            groups: the numbers of the images of each class, such as ``{"cat": [1, 5]}``.
+        """
+        return _undoable(caller.workspace.sort_images({n or None: g for n, g in groups.items()}))
+
+    def move_images(self, caller: Caller, numbers: list[int], class_name: str) -> dict[str, str]:
+        """Move images to another class; return what was moved, and the token that undoes it.
 
         Args:
             numbers: of the images.
-            class_name: the class, which must be there.
+            class_name: the class, which must be there; "" for those that are not sorted yet.
         """
-        caller.workspace.move_images(numbers, class_name)
+        return _undoable(caller.workspace.sort_images({class_name or None: numbers}))
 
     def remove_images(self, caller: Caller, numbers: list[int]) -> dict[str, str]:
         """Remove images; return what was removed, and the token that undoes it.
@@ -302,7 +327,7 @@ class Endpoints:
         return _undoable(caller.workspace.remove_images(numbers))
 
     def undo(self, caller: Caller, token: str) -> str:
-        """Put back what was removed in the last ten minutes; return what it was.
+        """Put back what was removed or moved in the last ten minutes; return what it was.
 
         Args:
             token: from the call that removed it.
@@ -433,6 +458,32 @@ class Endpoints:
         self.service.config(model, preset, chosen.settings())  # refuses what is wrong
         caller.workspace.choose(chosen)
 
+    # --- checking -------------------------------------------------------------------------------
+
+    def start_check(self, caller: Caller) -> None:
+        """Look for wrong labels, near duplicates and bad files; `state` has its `check`."""
+        self.service.start_check(caller.workspace)
+
+    def stop_check(self, caller: Caller) -> None:
+        """Stop the check; what the one before found stays."""
+        if caller.workspace.check is not None:
+            self.service.queue.stop(caller.workspace.check)
+
+    def findings(self, caller: Caller) -> list[dict[str, Any]]:
+        """Return what the last check found and nobody settled: kind, images, suggested class.
+
+        What was moved or removed since, or called fine, is settled.
+        """
+        return describe_findings(caller.workspace)
+
+    def call_fine(self, caller: Caller, keys: list[str]) -> dict[str, str]:
+        """Remember that findings are fine, also in later checks; return the token that undoes it.
+
+        Args:
+            keys: of the findings.
+        """
+        return _undoable(call_fine(caller.workspace, keys))
+
     # --- runs -----------------------------------------------------------------------------------
 
     def use_run(self, caller: Caller, run: str) -> None:
@@ -484,6 +535,8 @@ class Endpoints:
         self, caller: Caller, image: File, strength: float = 1.0, run: str = "", name: str = ""
     ) -> Answer:
         """Classify an uploaded image: ``{"zero_shot": {...}, "tuned": {...}}``, surest first.
+
+        If the run knows when an image is of none of its classes, ``unknown`` is beside them.
 
         Args:
             image: the uploaded file.
@@ -555,6 +608,7 @@ class Endpoints:
             )
             rows.append({"name": name, "before": before, "after": after})
             rows[-1] |= {"p_before": p_before, "p_after": p_after}
+            rows[-1]["unknown"] = answer.get("unknown", False)
         return {
             "rows": rows,
             "skipped": [asdict(entry) for entry in skipped],
@@ -633,7 +687,8 @@ class Endpoints:
         """
         (upload,) = caller.uploads([file], [name] if name else [])
         token, notes = open_project(caller.workspace, upload.path, upload.name)
-        return {"undo": token, "what": "the project of before", "notes": notes}
+        what = "the project of before"
+        return {"undo": token, "what": what, "done": f"Removed {what}", "notes": notes}
 
     def delete_everything(self, caller: Caller) -> None:
         """Delete all images, runs and uploads of this project for good."""
@@ -648,7 +703,7 @@ def _choices(model: str, method: str, preset: str, more: dict[str, Any]) -> Choi
 
 
 def _undoable(removal: Removal) -> dict[str, str]:
-    return {"what": removal.what, "undo": removal.token}
+    return {"what": removal.what, "done": removal.done, "undo": removal.token}
 
 
 def _address(path: Path, name: str) -> str:

@@ -16,16 +16,25 @@ import clip_randlora as cr
 _WATCHED_IMAGES = 48  # test images that the live curve is measured on
 
 State = Literal[
-    "waiting", "preparing", "training", "searching", "measuring", "done", "stopped", "failed"
+    "waiting",
+    "preparing",
+    "training",
+    "searching",
+    "checking",
+    "measuring",
+    "done",
+    "stopped",
+    "failed",
 ]
 
 
 @dataclass(eq=False, kw_only=True)
 class Job(ABC):
-    """A training or a search for settings, from the queue to its end.
+    """A training, a search for settings or a check of images, from the queue to its end.
 
     Attributes:
-        model, data, config: what is trained, on what, and how.
+        model: name of the base model.
+        data: the images.
         folder: where its files are; if it is gone, everything was deleted.
         on_end: called when it has ended, however that was.
         error: the sentence that says why it failed.
@@ -36,7 +45,6 @@ class Job(ABC):
 
     model: str
     data: cr.Data
-    config: cr.TrainConfig
     folder: Path
     on_end: Callable[[Any], None] = lambda job: None
     state: State = "waiting"
@@ -45,7 +53,7 @@ class Job(ABC):
 
     @property
     def is_running(self) -> bool:
-        """Whether it waits, trains, searches or measures."""
+        """Whether it waits or is at work."""
         return self.state not in ("done", "stopped", "failed")
 
     @property
@@ -71,6 +79,7 @@ class TrainingJob(Job):
     """One training.
 
     Attributes:
+        config: how it is trained.
         folder: where its run goes.
         source: where the data came from, for the run's records.
         preset: what it was started with.
@@ -80,6 +89,7 @@ class TrainingJob(Job):
 
     kind = "training"
 
+    config: cr.TrainConfig
     source: str
     preset: str = ""
     device: str = ""

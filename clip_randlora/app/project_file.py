@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 import clip_randlora as cr
+from clip_randlora.app.checks import CheckRecord
 from clip_randlora.app.searches import SearchRecord
 from clip_randlora.data.projects import PROJECT_FILE, Project
 from clip_randlora.utils.outputs import atomic_write
@@ -43,8 +44,11 @@ class AppProject(Project):
         training: id of the run that is being trained; "" for none.
         choices: what the page trains with next, by name.
         search: the last search for settings.
+        check: the last check of the images.
+        fine: keys of findings that a person called fine.
         drawn: numbers of the images that the app set apart for testing.
-        drawn_up_to: images up to this number have been trained on or set apart.
+        drawn_up_to: images up to this number have been trained on or set apart, but for
+            ``not_drawn``, which were not sorted yet then.
     """
 
     runs: list[RunEntry] = Field(default_factory=list)
@@ -52,8 +56,11 @@ class AppProject(Project):
     training: str = ""
     choices: dict[str, Any] = Field(default_factory=dict)
     search: SearchRecord | None = None
+    check: CheckRecord | None = None
+    fine: list[str] = Field(default_factory=list)
     drawn: list[int] = Field(default_factory=list)
     drawn_up_to: int = 0
+    not_drawn: list[int] = Field(default_factory=list)
 
 
 def read_project_file(folder: Path) -> AppProject:

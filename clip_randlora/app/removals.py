@@ -1,4 +1,4 @@
-"""What was removed, kept for a while so that it can be put back."""
+"""What was removed or moved, kept for a while so that it can be put back."""
 
 from __future__ import annotations
 
@@ -18,25 +18,34 @@ _PROJECT = ("images", "unsorted", "runs")  # the folders of a project
 
 @dataclass
 class Removal:
-    """Something that was removed together.
+    """Something that was removed or moved together.
 
     Attributes:
-        token: names it.
         what: says it, such as "3 images of hat".
-        pictures: images, as they were.
+        done: says what was done, such as "Moved 3 images to hat"; by default that it was removed.
+        pictures: images that were removed, as they were.
+        moved: images that have another class now, as they were.
         classes: classes and their places in the order.
         runs: runs and their places in the list.
         is_project: whether it is a whole project, in whose place another was opened.
+        fine: findings that a person called fine, which `undo` makes findings again.
+        token: names it.
         time: when, in seconds since the epoch.
     """
 
     what: str
+    done: str = ""
     pictures: list[Picture] = field(default_factory=list)
+    moved: list[Picture] = field(default_factory=list)
     classes: list[tuple[int, ProjectClass]] = field(default_factory=list)
     runs: list[tuple[int, RunEntry]] = field(default_factory=list)
     is_project: bool = False
+    fine: list[str] = field(default_factory=list)
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     time: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.done = self.done or f"Removed {self.what}"
 
 
 class Removals:
@@ -48,7 +57,7 @@ class Removals:
         shutil.rmtree(folder, ignore_errors=True)  # nobody can undo what was before a restart
 
     def take(self, removal: Removal, project: Path) -> None:
-        """Move the files of a removal out of the project's folder."""
+        """Keep a removal, and move the files of what was removed out of the project's folder."""
         self._forget_old()
         for now, before in self._moves(removal, project):
             now.parent.mkdir(parents=True, exist_ok=True)

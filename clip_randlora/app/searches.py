@@ -119,8 +119,8 @@ class SearchJob(Job):
 
     Attributes:
         folder: the copy of the images that it reads.
+        config, start: the settings that it begins with.
         minutes: its time.
-        start: the settings that it begins with; ``config`` has them too.
         gathered: fingerprint of the project's images.
         before: what the project kept of the search before.
         began: when it was started, in seconds since the epoch.
@@ -131,6 +131,7 @@ class SearchJob(Job):
 
     kind = "search"
 
+    config: cr.TrainConfig
     minutes: float
     start: Choices
     gathered: str

@@ -17,7 +17,10 @@ import clip_randlora as cr
 from clip_randlora.adapters import ZeroShot
 from clip_randlora.app.answers import Answer, Answers
 from clip_randlora.app.app_settings import Settings
+from clip_randlora.app.checks import Checked, CheckJob
 from clip_randlora.app.estimates import Estimates, ExportCost
+from clip_randlora.app.findings_left import end_check
+from clip_randlora.app.guessing import Guessing, model_at_hand
 from clip_randlora.app.jobs import JobQueue, TrainingJob
 from clip_randlora.app.searches import Choices, SearchJob, fingerprint
 from clip_randlora.app.uploads import Upload, for_page, hidden_paths
@@ -40,6 +43,7 @@ class Service:
         self.settings = settings
         self.workspaces = Workspaces(settings)
         self.answers = Answers(settings.device)
+        self.guessing = Guessing(self.answers)
         self.estimates = Estimates(settings.folder.resolve() / "speed.json")
         self.queue = JobQueue(settings.max_train_minutes, settings.device, self._prepare_model)
         self._obstacles: dict[object, dict[str, str]] = {}  # by model and method
@@ -163,6 +167,33 @@ class Service:
             on_end=workspace.end_search,
         )
         workspace.begin_search(job)
+        self.queue.submit(job)
+        return job
+
+    def start_check(self, workspace: Workspace) -> CheckJob:
+        """Queue a check of the images for wrong labels, near duplicates and bad files.
+
+        Raises:
+            UserError: the images are not enough, or a check is under way.
+        """
+        with workspace.lock:
+            if workspace.check is not None:
+                raise cr.UserError("your images are being checked already")
+            name = workspace.runs.new_id()
+            job = CheckJob(
+                model=model_at_hand(workspace),
+                data=workspace.data_as_it_is(name),
+                folder=workspace.work / name,
+                images={
+                    picture.path.name: Checked(picture.number, class_name, digest)
+                    for picture in workspace.pictures()
+                    for class_name in [picture.class_name or ""]
+                    for digest in [workspace.digest(picture)]
+                },
+                gathered=fingerprint(workspace.gathered()),
+                on_end=lambda job: end_check(workspace, job),
+            )
+            workspace.check = job
         self.queue.submit(job)
         return job
 
@@ -334,12 +365,17 @@ def _list_uploads(uploads: Sequence[Upload]) -> tuple[list[Item], list[Skipped]]
 
 
 def _table(answered: Sequence[tuple[str, Answer]], classes: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each image: both answers, and both probabilities of every class."""
+    """Return a row for each image: both answers, and both probabilities of every class.
+
+    ``unknown`` is between them if the run has a threshold for images of no class.
+    """
+    sides = ("zero_shot", "tuned")
     return pd.DataFrame(
         {
             "image": name,
-            **{which: next(iter(of_class)) for which, of_class in answer.items()},
-            **{f"{which}: {c}": of_class[c] for which, of_class in answer.items() for c in classes},
+            **{which: next(iter(answer[which])) for which in sides},
+            **({"unknown": answer["unknown"]} if "unknown" in answer else {}),
+            **{f"{which}: {c}": answer[which][c] for which in sides for c in classes},
         }
         for name, answer in answered
     )

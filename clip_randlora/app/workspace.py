@@ -7,19 +7,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import clip_randlora as cr
 from clip_randlora.adapters.io.adapter_files import FILE_NAME as ADAPTER
 from clip_randlora.app.app_settings import Settings
+from clip_randlora.app.arrivals import read_arrival
+from clip_randlora.app.checks import CheckJob
 from clip_randlora.app.jobs import Job, TrainingJob
 from clip_randlora.app.pictures import Picture, Thumbnails
 from clip_randlora.app.project_file import read_project_file, write_project_file
 from clip_randlora.app.removals import Removal, Removals
 from clip_randlora.app.run_shelf import RunShelf
 from clip_randlora.app.searches import Choices, SearchJob
+from clip_randlora.app.tray import Tray
 from clip_randlora.app.uploads import (
     Upload,
     check_task,
@@ -38,6 +41,7 @@ from clip_randlora.data.folders import Layout
 from clip_randlora.data.layouts import read_layout
 from clip_randlora.data.projects import ProjectClass
 from clip_randlora.data.sampling import hold_out
+from clip_randlora.data.sources import File
 from clip_randlora.runs.image_record import read_images, shorten_digest
 from clip_randlora.utils.outputs import write_json
 from clip_randlora.utils.parallel import parallel_map
@@ -82,15 +86,23 @@ class Workspace:
         self.last_used = time.time()
         self.job: TrainingJob | None = None
         self.search: SearchJob | None = None  # while it waits or runs
+        self.check: CheckJob | None = None  # while it waits or runs
         self.is_listed = False  # whether the run of the job is in the list
         self.is_deleted = False  # its training may still end, and must write nothing any more
         self.pages: set[str | None] = set()  # the sessions of the open pages and clients
         self.work = folder / ".work"  # what is no part of the project
         self.downloads = self.work / "downloads"
         self.downloads.mkdir(parents=True, exist_ok=True)
+        self._clear_work()
         self.thumbnails = Thumbnails(self.work / "thumbnails")
         self.removals = Removals(self.work / "removed")
         self.read()
+
+    def _clear_work(self) -> None:
+        """Delete what an app left that ended in the middle of something, such as copied images."""
+        for path in self.work.iterdir():
+            if path.name not in (self.downloads.name, "thumbnails"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self) -> None:
         """Read the project that is in the folder, in place of the present one."""
@@ -98,6 +110,7 @@ class Workspace:
         self.was_interrupted = bool(self.project.training)
         self.project.training = ""
         self.runs = RunShelf(self.folder / "runs", self.project, self.save)
+        self.tray = Tray()
         self._pictures = {picture.number: picture for picture in self._find_pictures()}
         self._groups: dict[str | None, list[Picture]] | None = None
         self._digests = self._read_digests()
@@ -135,9 +148,13 @@ class Workspace:
                 self._groups = groups
             return self._groups
 
+    def find(self, number: int) -> Picture | None:
+        """Return an image by its number; None if it is not there."""
+        return self._pictures.get(number)
+
     def picture(self, number: int) -> Picture:
-        """Return an image by its number."""
-        picture = self._pictures.get(number)
+        """Return an image by its number, which must be there."""
+        picture = self.find(number)
         if picture is None:
             raise cr.UserError("this image is not there any more")
         return picture
@@ -154,21 +171,40 @@ class Workspace:
         """Set test images apart, and return the images as the library reads them.
 
         They are read from a copy, which takes no space, so that what is removed or moved during
-        the training of the run does not disturb it. `end_training` and `end_search` delete it.
+        the training of the run does not disturb it. `delete_copy` deletes it.
         """
         with self.lock:
-            reason = self.why_not_train()
-            if reason:
-                raise cr.UserError(reason)
+            self._require_images()
             self._draw_test_images()
-            copy = self.work / run
-            for picture in self.pictures():
-                path = copy / picture.path.relative_to(self.folder)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                link(picture.path, path)
-            write_project_file(copy, self.project)
+            copy = self._copy(run)
         with hidden_paths(copy):
             return cr.load_data(copy)
+
+    def data_as_it_is(self, name: str) -> cr.Data:
+        """Return the images as the library reads them, with copies, and with broken ones."""
+        with self.lock:
+            self._require_images()
+            copy = self._copy(name)
+        with hidden_paths(copy):
+            return cr.load_data(copy, check=False)
+
+    def delete_copy(self, name: str) -> None:
+        """Delete the copy of the images that `data` or `data_as_it_is` made under a name."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+
+    def _require_images(self) -> None:
+        reason = self.why_not_train()
+        if reason:
+            raise cr.UserError(reason)
+
+    def _copy(self, name: str) -> Path:
+        copy = self.work / name
+        for picture in self.pictures():
+            path = copy / picture.path.relative_to(self.folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            link(picture.path, path)
+        write_project_file(copy, self.project)
+        return copy
 
     def why_not_train(self) -> str:
         """Return why no training can start, "" if one can."""
@@ -310,9 +346,9 @@ class Workspace:
             entry, pictures = self._class(name), self.pictures(name)
             place = self.project.classes.index(entry)
             what = f"{name} with {_count(len(pictures), 'image')}" if pictures else name
-            removal = Removal(what, pictures, [(place, entry)])
+            removal = Removal(what, pictures=pictures, classes=[(place, entry)])
             self.project.classes.remove(entry)
-            return self._take(removal)
+            return self.note(removal)
 
     def _class(self, name: str) -> ProjectClass:
         for entry in self.project.classes:
@@ -344,16 +380,12 @@ class Workspace:
     def add_tree(self, files: Sequence[Upload]) -> Added:
         """Add files whose names are paths, as a dropped folder has them.
 
-        Folders become classes, by the rules of `clip_randlora.load_data`. One folder of images is
-        one class. Files without a folder are not sorted yet.
+        Folders become classes, see `read_arrival`. Files without a folder are not sorted yet.
         """
         loose = [file for file in files if "/" not in file.name]
         inside = [file for file in files if "/" in file.name]
         added = self.add_images(None, loose)
-        folders = {PurePosixPath(file.name).parent.name for file in inside}
-        if len(folders) == 1:
-            added.add(self.add_images(_fitting_name(folders.pop()), inside))
-        elif inside:
+        if inside:
             with tempfile.TemporaryDirectory(dir=self.work) as temporary:
                 root = Path(temporary)
                 for file in inside:
@@ -362,11 +394,11 @@ class Workspace:
                     if not path.exists():
                         link(file.path, path)
                 with hidden_paths(root, "the dropped folders"):
-                    self._add_layout(read_layout(root), added)
+                    self._add_arrival(*read_arrival(root), added)
         return added
 
     def add_data(self, source: str | Path, called: str = "") -> Added:
-        """Add all classes of an uploaded ``.zip`` of class folders, or of a bundled set by name.
+        """Add the images of an uploaded ``.zip``, see `read_arrival`, or of a bundled set by name.
 
         Args:
             source: the zip, or the name of a bundled set.
@@ -379,14 +411,15 @@ class Workspace:
         elif source not in cr.DATASETS:
             raise cr.UserError(f"{source}: no bundled set; there are {', '.join(cr.DATASETS)}")
         with hidden_paths(Path(source), called):
-            layout = read_layout(source)
-        size = sum(f.content.size for group in _groups(layout) for f in group[2])
+            layout, loose = read_arrival(source)
+        files = [file for _, _, group in _groups(layout) for file in group] + loose
+        size = sum(file.content.size for file in files)
         if size > _EXPANDS * self.settings.max_upload_mb * 2**20:
             raise cr.UserError(
                 f"{called}: {size / 2**20:.0f} MB of images, at most "
                 f"{_EXPANDS * self.settings.max_upload_mb}"
             )
-        return self._add_layout(layout, Added())
+        return self._add_arrival(layout, loose, Added())
 
     def add_sample(self, name: str, classes: Sequence[str], most: int) -> Added:
         """Add some classes of a bundled set, with at most so many images of each split."""
@@ -397,18 +430,18 @@ class Workspace:
                     split[class_name] = split[class_name][:most]
                 else:
                     del split[class_name]
-        return self._add_layout(layout, Added())
+        return self._add_arrival(layout, [], Added())
 
-    def _add_layout(self, layout: Layout, added: Added) -> Added:
+    def _add_arrival(self, layout: Layout, loose: Sequence[File], added: Added) -> Added:
         added.notes += layout.notes
         added.skipped += layout.skipped
         with self.lock:
             try:
+                self._add(None, False, _items(loose), added)
                 for is_test, name, files in _groups(layout):
-                    items = [Item(file.name, 0, file.content) for file in files]
                     known = {name.casefold(): name for name in self.classes}
                     name = _fitting_name(name)
-                    self._add(known.get(name.casefold(), name), is_test, items, added)
+                    self._add(known.get(name.casefold(), name), is_test, _items(files), added)
             finally:  # what was added before an error stays
                 self.save()
         return added
@@ -421,7 +454,7 @@ class Workspace:
             return
         if class_name is not None and class_name not in self.classes:
             class_name = self._new_class(class_name)
-        here = self.unsorted() if class_name is None else self.pictures(class_name)
+        here = self._pictures.values() if class_name is None else self.pictures(class_name)
         known = {self.digest(picture) for picture in here}
         new: list[Picture] = []
         number = max(self._pictures, default=0)
@@ -450,13 +483,29 @@ class Workspace:
         self._groups = None
         self.thumbnails.prepare(new)
 
-    def move_images(self, numbers: Iterable[int], class_name: str) -> None:
-        """Move images to another class; test images stay test images."""
+    def sort_images(self, groups: Mapping[str | None, Iterable[int]]) -> Removal:
+        """Move images to other classes, None for not sorted yet; test images stay test images.
+
+        Args:
+            groups: ``{class: numbers of images}``.
+        """
         with self.lock:
-            self._class(class_name)
-            for picture in [self.picture(number) for number in numbers]:
-                self._place(picture, class_name, picture.is_test)
-            self.save()
+            chosen = {name: [self.picture(n) for n in numbers] for name, numbers in groups.items()}
+            for name in chosen:
+                if name is not None:
+                    self._class(name)
+            moved = [picture for group in chosen.values() for picture in group]
+            for name, group in chosen.items():
+                for picture in group:
+                    now = self.picture(picture.number)  # also if it is in two groups
+                    self._place(now, name, self._was_test(now))
+            what, to = _count(len(moved), "image"), next(iter(chosen), None)
+            where = f"{len(chosen)} classes" if len(chosen) > 1 else to or "those not sorted yet"
+            return self.note(Removal(what, f"Moved {what} to {where}", moved=moved))
+
+    def _was_test(self, picture: Picture) -> bool:
+        """Return whether an image is for testing, or was before it was put back to be sorted."""
+        return picture.is_test or picture.number in self.project.drawn
 
     def remove_images(self, numbers: Iterable[int]) -> Removal:
         """Remove images."""
@@ -464,17 +513,18 @@ class Workspace:
             pictures = [self.picture(number) for number in numbers]
             classes = {picture.class_name for picture in pictures}
             of_class = f" of {classes.pop()}" if len(classes) == 1 and None not in classes else ""
-            return self._take(Removal(f"{_count(len(pictures), 'image')}{of_class}", pictures))
+            what = f"{_count(len(pictures), 'image')}{of_class}"
+            return self.note(Removal(what, pictures=pictures))
 
     def remove_run(self, run: str) -> Removal:
         """Remove a run."""
         with self.lock:
             place, entry = self.runs.find(run)
             self.project.runs.remove(entry)
-            return self._take(Removal(entry.name, runs=[(place, entry)]))
+            return self.note(Removal(entry.name, runs=[(place, entry)]))
 
     def undo(self, token: str) -> str:
-        """Put back what was removed; return what it was."""
+        """Put back what was removed or moved; return what it was."""
         with self.lock:
             removal = self.removals.put_back(token, self.folder)
             if removal is None:
@@ -488,10 +538,17 @@ class Workspace:
                     self.project.classes.insert(place, entry)
             for place, run in removal.runs:
                 self.project.runs.insert(place, run)
-            for picture in removal.pictures:
-                self._pictures[picture.number] = picture
+            gone = set(removal.fine)
+            self.project.fine = [key for key in self.project.fine if key not in gone]
+            for picture in (*removal.pictures, *removal.moved):
                 if picture.class_name is not None and picture.class_name not in self.classes:
                     self.project.classes.append(ProjectClass(name=picture.class_name))
+            for picture in removal.pictures:
+                self._pictures[picture.number] = picture
+            for picture in removal.moved:
+                now = self._pictures.get(picture.number)
+                if now is not None:  # it was not removed since
+                    self._place(now, picture.class_name, self._was_test(now))
             self.save()
         return removal.what
 
@@ -502,7 +559,7 @@ class Workspace:
         """
         with self.lock:
             if self.running:
-                raise cr.UserError("a training or a search is under way; stop it first")
+                raise cr.UserError("a training, search or check is under way; stop it first")
             what = self.describe_contents()
             removal = Removal(f"the project of before ({what})", is_project=True)
             self.removals.take_project(removal, self.folder)
@@ -540,7 +597,8 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
         return task
 
-    def _take(self, removal: Removal) -> Removal:
+    def note(self, removal: Removal) -> Removal:
+        """Keep what was done so that it can be undone; take out what was removed."""
         self.removals.take(removal, self.folder)
         for picture in removal.pictures:
             self._pictures.pop(picture.number, None)
@@ -548,8 +606,9 @@ class Workspace:
         self.save()
         return removal
 
-    def _place(self, picture: Picture, class_name: str, is_test: bool) -> None:
-        """Move an image's file to the folder of a class and split."""
+    def _place(self, picture: Picture, class_name: str | None, is_test: bool) -> None:
+        """Move an image's file to the folder of a class and split, or to those not sorted yet."""
+        is_test = is_test and class_name is not None
         path = self._folder_of(class_name, is_test) / picture.path.name
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.path.rename(path)
@@ -575,6 +634,7 @@ class Workspace:
                 if picture is not None and picture.class_name is not None:
                     self._place(picture, picture.class_name, False)
             self.project.held_out, self.project.drawn, self.project.drawn_up_to = share, [], 0
+            self.project.not_drawn = []
             self.save()
 
     def _draw_test_images(self) -> None:
@@ -587,18 +647,24 @@ class Workspace:
             if picture.class_name is not None:
                 self._place(picture, picture.class_name, True)
                 self.project.drawn.append(picture.number)
+        self.project.not_drawn = [picture.number for picture in self._new(self.unsorted())]
         self.project.drawn_up_to = max(self._pictures, default=0)
         self.save()
 
+    def _new(self, pictures: Iterable[Picture]) -> list[Picture]:
+        """Return the images that have neither been trained on nor set apart."""
+        last, not_drawn = self.project.drawn_up_to, set(self.project.not_drawn)
+        return [p for p in pictures if p.number > last or p.number in not_drawn]
+
     def _test_images_to_draw(self) -> list[Picture]:
         """Return the images that the next training will set apart."""
-        drawn, last = set(self.project.drawn), self.project.drawn_up_to
+        drawn = set(self.project.drawn)
         groups: dict[str, list[Picture]] = {}
         for name in self.classes:
             pictures = self.pictures(name)
             is_given = any(p.is_test and p.number not in drawn for p in pictures)
             if not is_given:
-                groups[name] = [p for p in pictures if not p.is_test and p.number > last]
+                groups[name] = [p for p in self._new(pictures) if not p.is_test]
         groups = {name: pictures for name, pictures in groups.items() if pictures}
         digests = {name: [self.digest(p) for p in pictures] for name, pictures in groups.items()}
         return [
@@ -612,8 +678,8 @@ class Workspace:
 
     @property
     def running(self) -> list[Job]:
-        """The training and the search that wait or run."""
-        jobs: list[Job | None] = [self.job, self.search]
+        """The training, the search and the check that wait or run."""
+        jobs: list[Job | None] = [self.job, self.search, self.check]
         return [job for job in jobs if job is not None and job.is_running]
 
     def begin_training(self, job: TrainingJob) -> None:
@@ -630,7 +696,7 @@ class Workspace:
             if self.is_deleted:
                 return
             self.project.training = ""
-            shutil.rmtree(self.work / job.folder.name, ignore_errors=True)
+            self.delete_copy(job.folder.name)
             self.list_trained()
             self.save()
 
@@ -658,7 +724,7 @@ class Workspace:
         """Keep what a search has found; one that was stopped before that leaves all as it was."""
         with self.lock:
             if not self.is_deleted:
-                shutil.rmtree(job.folder, ignore_errors=True)
+                self.delete_copy(job.folder.name)
                 self.project.search = job.before if job.state == "stopped" else job.record()
                 self.save()
             self.search = None
@@ -700,6 +766,10 @@ class Workspace:
 
 def _item(path: Path) -> Item:
     return Item(path.name, 0, DiskFile(path, path.stat().st_size))
+
+
+def _items(files: Iterable[File]) -> list[Item]:
+    return [Item(file.name, 0, file.content) for file in files]
 
 
 def _digest(item: Item) -> str:

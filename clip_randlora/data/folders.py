@@ -49,6 +49,9 @@ from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
 EXPECTED_LAYOUT = "put the images into one folder per class, like cat/1.jpg and dog/1.jpg"
+NO_CLASS_FOLDER = "not in a class folder"
+"""Why an image beside class folders is left out."""
+
 _TESTS = (TEST, EVALUATION, VALIDATION)  # the first one that exists is the test split
 _ASK = "if these are the classes, say so with --class-folders top"
 _MAX_TABLES = 50
@@ -251,7 +254,7 @@ class _FolderReader:
             self._leave_out_mask_files(top)
         train, test = self._by_class()
         loose = [
-            Skipped(file.name, "not in a class folder")
+            Skipped(file.name, NO_CLASS_FOLDER)
             for file in self.images
             if id(file) not in self.placed and id(file) not in self.left_out
         ]

@@ -42,7 +42,7 @@ def test_an_assistant_gathers_trains_and_asks(tmp_path):
     try:
         with ThreadPoolExecutor(1) as pool:  # the browser's tests have a loop in this thread
             told = pool.submit(asyncio.run, assist()).result()
-        assert told["tools"] == 42
+        assert told["tools"] == 48
         assert [entry["name"] for entry in told["state"]["classes"]] == ["bird"]
         for host, status in (("evil.example", 403), ("localhost", 200)):
             answer = httpx.post(

@@ -55,7 +55,6 @@ def test_every_removal_is_undone(app, browser):
     assert page.locator(".card h3").first.inner_text() == "bird", "it is back in its place"
 
     tray = page.locator("li.tray")
-    tray.get_by_role("button", name="Show all", exact=True).click()
     tray.locator(".tile").click()
     tray.get_by_role("button", name="Remove", exact=True).click()
     tray.wait_for(state="detached")

@@ -109,6 +109,10 @@ def test_dropped_folders_become_classes(workspace, tmp_path):
     other = drawing("bird", 2)
     for names, classes, unsorted in (
         (["cat/1.webp", "cat/2.webp"], {"cat": 2}, 0),  # one folder of images is one class
+        (["DCIM/100APPLE/1.webp", "DCIM/100APPLE/2.webp"], {}, 2),  # but for one of any images
+        (["photos/1.webp", "photos/2.webp"], {}, 2),
+        (["pets/1.webp", "pets/cat/2.webp"], {"cat": 1}, 1),
+        (["beside.webp", "cat/2.webp"], {"cat": 1}, 1),
         (["pets/dog/1.webp", "pets/fox/2.webp"], {"dog": 1, "fox": 1}, 0),
         (["loose.webp"], {}, 1),
         (["../../owl/1.webp", "../../owl/2.webp"], {"owl": 2}, 0),

@@ -5,6 +5,8 @@ import { count, seconds } from "./charts.js";
 import { choose } from "./files.js";
 import { call, upload } from "./server.js";
 import { chosenMinutes, isOpen, shareOf } from "./search.js";
+import { UNSORTED } from "./parts.js";
+import { above } from "./tray.js";
 import { app, attempt, leftRun, redraw, refresh, rightRun, say } from "./store.js";
 
 const { ui } = app;
@@ -43,7 +45,7 @@ async function addFiles(place, entries, endpoint) {
   const isBad = lines.length > 0 || (!added.images && !added.known && !added.opened);
   if (!parts.length) parts.push("No images in there.");
   say(place, parts.join(" "), { kind: isBad ? "error" : "note", lines: [...lines, ...added.notes] });
-  await reopen();
+  await Promise.all([reopen(), showGuesses()]);
   updateEstimate();
 }
 
@@ -76,18 +78,59 @@ function offerUndo(removed) {
 
 async function removeImages(numbers, place) {
   offerUndo(await attempt(place, () => call("remove_images", numbers)));
-  numbers.forEach((number) => ui.marked.delete(number));
+  numbers.forEach((number) => { ui.marked.delete(number); ui.guessesMarked.delete(number); });
   if (numbers.includes(ui.tried?.number)) Object.assign(ui, { tried: null, answers: null });
-  await reopen();
+  await Promise.all([reopen(), showGuesses(), showFindings()]);
   await showRuns();
 }
 
 async function moveImages(numbers, name, place) {
-  await attempt(place, () => call("move_images", numbers, name));
+  await sortImages({ [name === UNSORTED ? "" : name]: numbers }, place);
   ui.marked.clear();
-  await reopen();
+}
+
+/** Move images to classes, `{class: numbers}`; one Undo brings all of them back. */
+async function sortImages(groups, place) {
+  offerUndo(await attempt(place, () => call("sort_images", groups)));
+  Object.values(groups).flat().forEach((number) => ui.guessesMarked.delete(number));
+  await Promise.all([reopen(), showGuesses(), showFindings()]);
   forgetResults();
+  updateEstimate();
   await showRuns();
+}
+
+/** Get what the images that are not sorted yet are taken for, if that may have changed. */
+export async function showGuesses() {
+  const { unsorted } = app.state, asked = JSON.stringify(unsorted);
+  if (asked === ui.guessesOf) return;
+  ui.guessesOf = asked;
+  const guesses = unsorted.count ? (await attempt("tray", () => call("suggestions"))) ?? [] : [];
+  if (asked !== ui.guessesOf) return; // asked again meanwhile
+  ui.guesses = guesses;
+  const there = new Set(ui.guesses.map((image) => image.number));
+  ui.guessesMarked.forEach((number) => there.has(number) || ui.guessesMarked.delete(number));
+  redraw();
+}
+
+/** Get what the last check found and nobody settled, if that may have changed. */
+export async function showFindings() {
+  const { check } = app.state, asked = JSON.stringify(check);
+  if (asked === ui.findingsOf) return;
+  ui.findingsOf = asked;
+  const findings = check && !check.is_running ? (await attempt("check", () => call("findings"))) ?? [] : [];
+  if (asked !== ui.findingsOf) return; // asked again meanwhile
+  ui.findings = findings;
+  redraw();
+}
+
+/** Settle a finding, and keep the focus among the others. */
+async function settle(action) {
+  const place = [...document.querySelectorAll("#check .cases > li")].findIndex((item) => item.contains(document.activeElement));
+  await action();
+  await drawn();
+  if (place < 0) return;
+  const left = document.querySelectorAll("#check .cases > li");
+  (left[Math.min(place, left.length - 1)]?.querySelector(".row button") ?? document.getElementById("start-check"))?.focus();
 }
 
 // --- training ------------------------------------------------------------------------------------
@@ -135,8 +178,12 @@ async function focusOn(id) {
 async function ask(one) {
   const left = leftRun(), right = rightRun();
   const answered = await one(right.id, ui.strength);
-  const before = left ? (await one(left.id, 1)).tuned : answered.zero_shot;
-  return { left: before, right: answered.tuned };
+  const other = left && (await one(left.id, 1));
+  return {
+    left: other ? other.tuned : answered.zero_shot,
+    right: answered.tuned,
+    unknown: { left: other?.unknown, right: answered.unknown }, // for no run alone: it has no threshold
+  };
 }
 
 export async function answer() {
@@ -267,7 +314,7 @@ function askToOpen(entry) {
       return call("open_project", file, entry.name);
     }, { working: `Opening ${entry.name} …` });
     if (!opened) return;
-    if (opened.undo) offerUndo({ undo: opened.undo, what: opened.what });
+    if (opened.undo) offerUndo(opened);
     say("gather", "Opened the project.", { kind: "note", lines: opened.notes });
     await startOver();
   };
@@ -285,7 +332,7 @@ async function startOver() {
     saved: null, formatsOf: null, cell: null, list: "wrong", many: null });
   forgetResults();
   await refresh();
-  await showRuns();
+  await Promise.all([showGuesses(), showFindings(), showRuns()]);
 }
 
 const goTo = (id) => document.getElementById(id)?.scrollIntoView({ behavior: "smooth" });
@@ -325,10 +372,32 @@ export const clicks = {
     ui.marked = new Set(ui.marked.size ? [] : all);
   },
   "remove-marked": () => removeImages([...ui.marked], `class ${ui.openClass}`),
-  "enlarge": () => {
-    const image = ui.images.find(({ number }) => ui.marked.has(number));
-    ui.dialog = { image: `${image.address}?large`, text: image.name, buttons: [] };
+  "enlarge": () => enlarge(ui.images, ui.marked),
+  "mark-guess": ({ number }) => {
+    const n = Number(number);
+    if (!ui.guessesMarked.delete(n)) ui.guessesMarked.add(n);
   },
+  "mark-guesses": () => {
+    const all = ui.guesses.map((image) => image.number);
+    ui.guessesMarked = new Set(ui.guessesMarked.size ? [] : all);
+  },
+  "remove-guesses": () => removeImages([...ui.guessesMarked], "tray"),
+  "enlarge-guess": () => enlarge(ui.guesses, ui.guessesMarked),
+  "more-guesses": () => { ui.guessesShown += 60; },
+  "accept-one": async ({ number }) => {
+    const buttons = [...document.querySelectorAll(".guesses .taken[data-do]")];
+    const place = buttons.findIndex((button) => button.dataset.number === number);
+    const image = ui.guesses.find((other) => other.number === Number(number));
+    await sortImages({ [image.class_name]: [image.number] }, "tray");
+    await drawn();
+    (document.querySelectorAll(".guesses .taken[data-do]")[place] ?? document.getElementById("tray"))?.focus();
+  },
+  "accept-sure": async () => {
+    const groups = {};
+    for (const image of above(ui.guesses, ui.line)) (groups[image.class_name] ??= []).push(image.number);
+    if (Object.keys(groups).length) await sortImages(groups, "tray");
+  },
+  "sort-one": ({ number, class: name }) => sortImages({ [name]: [Number(number)] }, "tray"),
   "camera": async ({ class: name }) => {
     closeCamera();
     Object.assign(ui, { camera: name, taken: 0 });
@@ -358,6 +427,19 @@ export const clicks = {
     await focusOn("stop-search");
   },
   "stop-search": () => attempt("search", () => call("stop_search")),
+  "start-check": async () => {
+    await attempt("check", () => call("start_check"));
+    await focusOn("stop-check");
+  },
+  "stop-check": async () => { await attempt("check", () => call("stop_check")); },
+  "more-findings": ({ kind }) => { ui.findingsShown[kind] = (ui.findingsShown[kind] ?? 24) + 24; },
+  "look": ({ address, name }) => { ui.dialog = { image: `${address}?large`, text: name, buttons: [] }; },
+  "settle": ({ number, class: name }) => settle(() => moveImages([Number(number)], name, "check")),
+  "settle-by-removing": ({ number }) => settle(() => removeImages([Number(number)], "check")),
+  "fine": ({ finding }) => settle(async () => {
+    offerUndo(await attempt("check", () => call("call_fine", [finding])));
+    await showFindings();
+  }),
   "use-settings": async () => {
     const before = ui.settings;
     if (!(await useSettings(app.state.search.found))) return;
@@ -488,7 +570,7 @@ export const submits = {
   "add-class": async (data, { name }, form) => {
     ui.started = true;
     const added = await attempt("add-class", () => call("add_class", name));
-    if (added !== undefined) form.reset();
+    if (added !== undefined && form.elements.name.value === name) form.reset(); // else the next is being typed
   },
   "rename-class": async ({ class: old }, { name }) => {
     if (name !== old) {
@@ -535,6 +617,9 @@ export const changes = {
   "left": async (box) => { ui.left = box.value; await showRuns(); },
   "right": async (box) => { ui.right = box.value; ui.exported = null; await showRuns(); },
   "move-marked": (box) => moveChosen(box, [...ui.marked], `class ${ui.openClass}`),
+  "settle": (box) => settle(() => moveChosen(box, [Number(box.dataset.number)], "check")),
+  "move-guesses": (box) => moveChosen(box, [...ui.guessesMarked], "tray"),
+  "sort-one": (box) => moveChosen(box, [Number(box.dataset.number)], "tray"),
   "move-one": (box) => moveChosen(box, [Number(box.dataset.number)], "results"),
   "only-different": (box) => { ui.onlyDifferent = box.checked; },
   "format": (box) => { ui.format = box.value; },
@@ -542,10 +627,17 @@ export const changes = {
 };
 
 export const inputs = {
+  "line": (box) => { ui.line = Number(box.value); },
   "strength": (box) => { ui.strength = Number(box.value); answerSoon(); },
   "export-strength": (box) => { ui.exportStrength = Number(box.value); },
   "export-share": (box) => { ui.exportShare = Number(box.value); },
 };
+
+/** Show the one marked image, large. */
+function enlarge(images, marked) {
+  const image = images.find(({ number }) => marked.has(number));
+  ui.dialog = { image: `${image.address}?large`, text: image.name, buttons: [] };
+}
 
 /** Move images to the class that was chosen in a box, which then offers all classes again. */
 function moveChosen(box, numbers, place) {
@@ -593,6 +685,7 @@ export async function poll() {
       updateEstimate();
       redraw();
     }
+    if (state) await Promise.all([showGuesses(), showFindings()]);
     if (state && before !== runsShown(state)) {
       await showRuns();
       updateEstimate();
@@ -606,18 +699,19 @@ export async function poll() {
     lastTraining = now;
     if (ui.estimate === null && !state?.why_not_train) updateEstimate(); // the machine is timed at first
     document.title = title(state);
-    const running = runningJob(state);
+    const running = runningJob(state) ?? (state?.unsorted.is_busy && { can_stop: true });
     await new Promise((resolve) => setTimeout(resolve, !running ? 3000 : running.can_stop ? 600 : 250));
   }
 }
 
 const runsShown = (state) => JSON.stringify([state?.in_use, state?.runs.map((run) => run.is_finished)]);
 
-const runningJob = (state) => [state?.training, state?.search].find((job) => job?.is_running);
+const runningJob = (state) => [state?.training, state?.search, state?.check].find((job) => job?.is_running);
 
 function title(state) {
   const job = runningJob(state);
   if (!job) return "clip-randlora";
+  if (job === state.check) return `${job.total ? `${Math.round((100 * job.done) / job.total)} % - ` : ""}${job.state}`;
   if (job === state.search) return `${shareOf(job)} % - ${job.state}`;
   return job.steps ? `${Math.round((100 * job.step) / job.steps)} % - ${job.state}` : `${job.state} - clip-randlora`;
 }

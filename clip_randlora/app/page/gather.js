@@ -2,13 +2,15 @@
 
 import { html } from "./dom.js";
 import { count } from "./charts.js";
-import { said, thumb, options } from "./parts.js";
+import { UNSORTED, options, said, thumb } from "./parts.js";
+import { tray } from "./tray.js";
 
 export function gather({ state, ui }) {
+  const isWaiting = state.unsorted.count > 0, canSort = state.classes.length > 1; // else classes come first
   return html`<h2>Gather</h2>
     ${said("gather")}
-    <ul class="cards ${state.classes.length > 40 && "many"}">${state.classes.map((entry) => classCard(entry, state, ui))}
-      ${state.unsorted.count > 0 && tray(state, ui)}
+    <ul class="cards ${state.classes.length > 40 && "many"}">${isWaiting && canSort && tray({ state, ui })}
+      ${state.classes.map((entry) => classCard(entry, state, ui))}
       <li class="card add" data-key="add">
         <form data-submit="add-class"><label class="hidden" for="new-class">Name of a new class</label>
           <input id="new-class" name="name" placeholder="Add a class" autocomplete="off" maxlength="200">
@@ -16,7 +18,8 @@ export function gather({ state, ui }) {
         ${said("add-class")}
         <p class="hint">Or drop images, folders or a zip anywhere on this page.
           <button class="link" data-do="choose-any">Choose files</button></p>
-      </li></ul>
+      </li>
+      ${isWaiting && !canSort && tray({ state, ui })}</ul>
     ${state.warnings.length > 0 && html`<ul class="warnings">${state.warnings.map((line) =>
       html`<li>${line}</li>`)}</ul>`}`;
 }
@@ -68,8 +71,9 @@ function opened(name, state, ui) {
     <div class="row tools" role="toolbar" aria-label="Marked images">
       <span>${marked ? `${marked} marked` : "Click images to mark them."}</span>
       <button data-do="mark-all">${marked ? "Mark none" : "Mark all"}</button>
-      ${marked > 0 && html`${others.length > 0 && html`<label class="hidden" for="move-to">Move the marked images to</label>
-        <select id="move-to" data-change="move-marked">${options([["", "Move to …"], ...others.map((o) => [o, o])], "")}</select>`}
+      ${marked > 0 && html`<label class="hidden" for="move-to">Move the marked images to</label>
+        <select id="move-to" data-change="move-marked">${options([["", "Move to …"], ...others.map((o) => [o, o]),
+          [UNSORTED, "Not sorted yet"]], "")}</select>
         <button data-do="remove-marked">Remove</button>`}
       ${marked === 1 && html`<button data-do="enlarge">Enlarge</button>`}
     </div>
@@ -77,19 +81,6 @@ function opened(name, state, ui) {
       data-do="mark" data-number="${image.number}" aria-pressed="${ui.marked.has(image.number)}"
       aria-label="${image.name}${image.is_test && ", for testing"}">${thumb(image)}
       ${image.is_test && html`<span class="tag">test</span>`}</button></li>`)}</ul></div>`;
-}
-
-function tray({ unsorted, classes }, ui) {
-  const isOpen = ui.openClass === "";
-  return html`<li class="card tray" data-key="tray">
-    <div class="head"><h3>Not sorted yet</h3></div>
-    <p class="count">${count(unsorted.count, "image")} without a class. Open it, mark some, and move them.</p>
-    ${!isOpen && html`<button class="thumbs" data-do="open" data-class="" aria-label="Show all images not sorted yet">
-      ${unsorted.images.slice(0, 8).map((image) => thumb(image))}</button>`}
-    ${isOpen && opened("", { classes }, ui)}
-    <div class="row">${isOpen ? html`<button data-do="close-class">Close</button>`
-      : html`<button data-do="open" data-class="">Show all</button>`}</div>
-    ${said("class ")}</li>`;
 }
 
 /** The camera of a class: it stays open, and takes pictures while the button is held. */

@@ -1,6 +1,7 @@
 // The page: gets the project from the server, draws its parts, and hands events to the actions.
 
-import { DEFAULTS, addAnything, addToClass, changes, clicks, holdButton, inputs, loadFormats, poll, showRuns, submits, tryFile, updateEstimate } from "./actions.js";
+import { DEFAULTS, addAnything, addToClass, changes, clicks, holdButton, inputs, loadFormats, poll, showFindings, showGuesses, showRuns, submits, tryFile, updateEstimate } from "./actions.js";
+import { check } from "./check.js";
 import { html, patch } from "./dom.js";
 import { dropped, pasted } from "./files.js";
 import { gather } from "./gather.js";
@@ -29,6 +30,8 @@ export async function start(root) {
   ui.settings = { ...DEFAULTS, ...app.state.choices };
   redraw();
   showRuns();
+  showGuesses();
+  showFindings();
   updateEstimate();
   poll();
 }
@@ -42,7 +45,7 @@ function draw(root) {
   const isEmpty = !ui.started && !state.contents && !state.classes.length && !state.training?.is_running;
   root.querySelector(".clip").dataset.state = isEmpty ? "empty" : "open";
   patch(part("hero"), isEmpty ? hero() : html``);
-  const parts = { runs, gather, train, try: tryIt, results, take, bar, undo, dialog };
+  const parts = { runs, gather, train, try: tryIt, results, check, take, bar, undo, dialog };
   for (const [name, view] of Object.entries(parts)) {
     const shown = isEmpty && ["gather", "train", "try", "bar"].includes(name) ? html`` : view(app);
     patch(part(name), shown);
@@ -57,13 +60,15 @@ function bar({ state }) {
   const share = state.search?.is_running ? ` ${shareOf(state.search)} %`
     : job?.is_running && job.steps ? ` ${Math.round((100 * job.step) / job.steps)} %` : "";
   const parts = [["gather", "Gather"], ["train", `Train${share}`], ["try", "Try"]];
-  if (state.runs.length) parts.push(["results", "Results"], ["take", "Take"]);
+  if (state.runs.length) parts.push(["results", "Results"]);
+  if (state.check) parts.push(["check", "Check"]);
+  if (state.runs.length) parts.push(["take", "Take"]);
   return html`${parts.map(([id, words]) => html`<button data-do="jump" data-to="${id}">${words}</button>`)}`;
 }
 
 function undo({ ui }) {
   if (!ui.undo) return html``;
-  return html`<p>Removed ${ui.undo.what}. <button data-do="undo">Undo</button></p>`;
+  return html`<p>${ui.undo.done}. <button data-do="undo">Undo</button></p>`;
 }
 
 function dialog({ ui }) {

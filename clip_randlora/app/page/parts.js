@@ -22,6 +22,9 @@ export function thumb(image, alt = "") {
     src="${image.address}" alt="${alt || image.name}">`;
 }
 
+/** What a list of classes has for no class: no class can be called that. */
+export const UNSORTED = "/";
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 export function methodName(method) {

@@ -10,13 +10,21 @@ export const app = {
     unreachable: "",
     started: false, // whether the person chose to begin with their own photos
     renaming: null, // name of the class that is being renamed
-    openClass: null, // name of the class whose images are all shown; "" for those not sorted
+    openClass: null, // name of the class whose images are all shown
     images: [], // of the open class
     marked: new Set(), // numbers of marked images
+    guesses: [], // images that are not sorted yet, and what they are taken for
+    guessesOf: "", // the state that they were asked for
+    guessesShown: 60,
+    guessesMarked: new Set(), // numbers
+    line: 0.9, // how sure a guess must be to be accepted
+    findings: [], // of the last check, those that are not settled
+    findingsOf: "", // the state that they were asked for
+    findingsShown: {}, // {kind: how many}
     menu: null, // which menu is open
     messages: {}, // {place: {kind, text, lines}}
     progress: {}, // {place: text}
-    undo: null, // {token, what}
+    undo: null, // {undo, what, done}
     runsOpen: false,
     renamingRun: null,
     settings: null, // of the next training

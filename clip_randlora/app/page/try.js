@@ -43,8 +43,9 @@ function answer(side, ui) {
   const run = side === "left" ? leftRun() : rightRun();
   const title = run ? (side === "right" && !leftRun() ? "After" : run.name) : "Before";
   const small = run ? `tuned${side === "right" && ui.strength < 1 ? `, strength ${ui.strength.toFixed(2)}` : ""}` : "zero-shot";
-  const answers = ui.answers;
+  const answers = ui.answers, isUnknown = answers?.unknown?.[side];
   return html`<section class="answer" id="${side === "left" ? "zero-shot" : "tuned"}"><h3>${title} <small>${small}</small></h3>
+    ${isUnknown && html`<p class="none"><b>None of these</b> <small>It is like no image of your classes. The nearest:</small></p>`}
     ${answers && answers[side] ? answerBars(answers[side], { other: side === "right" ? Object.keys(answers.left)[0] : null })
       : html`<p class="hint">${answers?.working ? "Looking …" : "Choose an image."}</p>`}</section>`;
 }
@@ -60,6 +61,6 @@ function many({ many: result, onlyDifferent }) {
       <div class="table"><table><thead><tr><th scope="col">Image</th><th scope="col">Before</th><th scope="col">After</th></tr></thead>
       <tbody>${rows.slice(0, 500).map((row) => html`<tr><th scope="row">${row.address && html`<img class="thumb small" src="${row.address}" alt="">`}
         <span>${row.name}</span></th><td>${row.before} <small>${percent(row.p_before)}</small></td>
-        <td class="${row.before !== row.after ? "differs" : ""}">${row.after} <small>${percent(row.p_after)}</small></td></tr>`)}</tbody></table></div>
+        <td class="${row.before !== row.after || row.unknown ? "differs" : ""}">${row.unknown && "none of these; "}${row.after} <small>${percent(row.p_after)}</small></td></tr>`)}</tbody></table></div>
       ${rows.length > 500 && html`<p class="hint">The first 500 of ${rows.length}; the CSV has all.</p>`}`}</details>`;
 }
