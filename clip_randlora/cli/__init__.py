@@ -10,6 +10,7 @@ import typer
 
 from clip_randlora.cli.app_command import browser_app
 from clip_randlora.cli.catalogues import datasets, models
+from clip_randlora.cli.check_command import check
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
 from clip_randlora.cli.evaluate_command import evaluate
 from clip_randlora.cli.export_command import export
@@ -35,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "eval": evaluate,
     "predict": predict,
+    "check": check,
     "label": label,
     "export": export,
     "models": models,
