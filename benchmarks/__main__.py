@@ -10,6 +10,7 @@ from benchmarks.ablation import ablation
 from benchmarks.ask import ask
 from benchmarks.blocks import blocks
 from benchmarks.calibration import calibration
+from benchmarks.check import check
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
@@ -48,6 +49,7 @@ for command in (
     serve,
     page,
     export,
+    check,
     read,
     listing,
     calibration,

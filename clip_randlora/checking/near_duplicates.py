@@ -1,4 +1,9 @@
-"""Group images that are nearly the same: by their features, then by a look at thumbnails."""
+"""Group images that are nearly the same: by their thumbnails, then by their features.
+
+Two images match if their thumbnails differ little once their mean colours are equal, and their
+features agree to some degree. Features alone do not do: two photographs of one scene agree more
+than a photograph and its copy at half the size (``docs/data.md`` has figures).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,8 @@ from torch import Tensor
 from clip_randlora.checking.findings import Duplicates, Where
 from clip_randlora.utils.progress import OnProgress, report_progress
 
-_ALIKE = 0.9  # cosine of the features
-_DIFFERENCE = 12.0  # mean absolute difference of two thumbnails, of 255
+_DIFFERENCE = 10.0  # root mean square difference of two thumbnails, of 255
+_AGREEMENT = 0.4  # cosine of the features
 _BLOCK = 1024
 
 
@@ -21,7 +26,7 @@ def match_images(
 ) -> tuple[Tensor, Tensor]:
     """Return the pairs of images that are nearly the same, and the cosines of their features.
 
-    Memory does not grow with the square of N: cosines are formed in blocks.
+    Memory does not grow with the square of N: differences are formed in blocks.
 
     Args:
         features: unit features, float32 (N, E).
@@ -35,24 +40,35 @@ def match_images(
     cosines: list[Tensor] = [torch.empty(0)]
     starts = range(0, len(features), _BLOCK)
     for start in report_progress(starts, "comparing images", len(starts), on_progress):
-        block = features[start : start + _BLOCK]
+        block = _centred(thumbnails[start : start + _BLOCK])
         for other in range(start, len(features), _BLOCK):
-            similar = block @ features[other : other + _BLOCK].T
-            rows, columns = (similar >= _ALIKE).nonzero(as_tuple=True)
+            difference = _differences(block, _centred(thumbnails[other : other + _BLOCK]))
+            rows, columns = (difference <= _DIFFERENCE).nonzero(as_tuple=True)
             first, second = rows + start, columns + other
-            kept = first < second
-            first, second, values = first[kept], second[kept], similar[rows, columns][kept]
-            difference = _differences(thumbnails, first, second)
-            kept = difference <= _DIFFERENCE
+            first, second = first[first < second], second[first < second]
+            cosine = _cosines(features, first, second)
+            kept = cosine >= _AGREEMENT
             pairs.append(torch.stack([first[kept], second[kept]], dim=1))
-            cosines.append(values[kept])
+            cosines.append(cosine[kept])
     return torch.cat(pairs), torch.cat(cosines)
 
 
-def _differences(thumbnails: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean absolute difference of pairs of thumbnails; few at a time in memory."""
+def _centred(thumbnails: Tensor) -> Tensor:
+    """Return thumbnails as vectors (N, 3 T T) whose mean is 0."""
+    vectors = thumbnails.flatten(1).float()
+    return vectors - vectors.mean(dim=1, keepdim=True)
+
+
+def _differences(block: Tensor, other: Tensor) -> Tensor:
+    """Return the root mean square differences (N, M) of vectors (N, D) and (M, D)."""
+    squares = block.square().sum(dim=1)[:, None] + other.square().sum(dim=1)
+    return ((squares - 2 * block @ other.T).clamp(min=0) / block.shape[1]).sqrt()
+
+
+def _cosines(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return the cosine of each pair; few pairs at a time are in memory."""
     parts = [
-        (thumbnails[a].float() - thumbnails[b].float()).abs().flatten(1).mean(dim=1)
+        (features[a] * features[b]).sum(dim=1)
         for a, b in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
     ]
     return torch.cat(parts) if parts else torch.empty(0)

@@ -6,7 +6,8 @@ the images that are labelled c (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 19
 
     the label counts as wrong if the largest p_c of those with p_c >= t_c is of another class
 
-They are ranked by p_y, the self-confidence (section 3.2 there), the smallest first.
+This is done twice: the second time the heads are fitted without the images that the first time
+found. They are ranked by p_y, the self-confidence (section 3.2 there), the smallest first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from clip_randlora.checking.findings import WrongLabel
 from clip_randlora.utils.progress import OnProgress, report_progress
 
 FOLDS = 5
-_ROUNDS = 2
+_DRAWS = 2  # of the folds, whose answers are averaged
+_ONE_DRAW = 5000  # images, of which one draw is enough
 _PENALTY = 0.1  # of the anchored head, as its default
 
 
@@ -45,21 +47,39 @@ def find_wrong_labels(
         seed: of the folds.
         on_progress: told how many heads are fitted.
     """
-    probabilities = out_of_fold(features, labels, classes, logit_scale, groups, seed, on_progress)
+    arguments = (features, labels, classes, logit_scale, groups)
+    first = out_of_fold(*arguments, seed=seed, on_progress=on_progress)
+    kept = _confident_class(first, labels) == labels
+    second = out_of_fold(*arguments, kept=kept, seed=seed, on_progress=on_progress)
+    probabilities = torch.where(second.isnan(), first, second)
+    suggested = _confident_class(probabilities, labels)
     own = probabilities.gather(1, labels[:, None]).squeeze(1)
-    is_judged = ~own.isnan()
-    counts = torch.bincount(labels[is_judged], minlength=len(classes))
-    sums = own.new_zeros(len(classes)).index_add(0, labels[is_judged], own[is_judged])
-    thresholds = torch.where(counts > 0, sums / counts, torch.inf)
-    confident = torch.where(probabilities >= thresholds, probabilities, -1.0)
-    suggested = confident.argmax(dim=1)
-    is_wrong = is_judged & (confident.amax(dim=1) >= 0) & (suggested != labels)
-    rows = is_wrong.nonzero().flatten()
+    rows = (suggested != labels).nonzero().flatten()
     rows = rows[own[rows].argsort(stable=True)]
     return [
         WrongLabel(row, int(labels[row]), int(suggested[row]), 1 - float(own[row]))
         for row in rows.tolist()
     ]
+
+
+def _confident_class(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return the class that each image counts as, int64 (N,).
+
+    It is the likeliest of those that reach their threshold, and the given one if none does or if
+    the image could not be judged.
+
+    Args:
+        probabilities: float32 (N, C), NaN where an image could not be judged.
+        labels: given classes, int64 (N,).
+    """
+    own = probabilities.gather(1, labels[:, None]).squeeze(1)
+    is_judged = ~own.isnan()
+    counts = torch.bincount(labels[is_judged], minlength=probabilities.shape[1])
+    sums = own.new_zeros(len(counts)).index_add(0, labels[is_judged], own[is_judged])
+    thresholds = torch.where(counts > 0, sums / counts, torch.inf)
+    confident = torch.where(probabilities >= thresholds, probabilities, -1.0)
+    highest, likeliest = confident.max(dim=1)
+    return torch.where(highest >= 0, likeliest, labels)
 
 
 def out_of_fold(
@@ -68,6 +88,7 @@ def out_of_fold(
     classes: Tensor,
     logit_scale: float,
     groups: Tensor | None = None,
+    kept: Tensor | None = None,
     seed: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
@@ -76,18 +97,24 @@ def out_of_fold(
     The logarithms of the probabilities of two heads, GDA and the anchored head, are averaged. They
     are NaN for an image whose class has no image in another group: nothing can be said of it.
 
-    Args: as for `find_wrong_labels`.
+    Args:
+        features, labels, classes, logit_scale, groups, seed, on_progress: as for
+            `find_wrong_labels`.
+        kept: bool (N,): the heads are fitted to these images alone; by default to all.
     """
     groups = torch.arange(len(labels)) if groups is None else groups
+    stage = "judging labels" if kept is None else "judging labels again"
+    kept = torch.ones_like(labels, dtype=torch.bool) if kept is None else kept
+    draws = _DRAWS if len(labels) < _ONE_DRAW else 1
     logs = features.new_zeros(len(labels), len(classes))
     folds = [
         (folds, fold)
-        for turn in range(_ROUNDS)
+        for turn in range(draws)
         for folds in [_draw_folds(labels, groups, seed + turn)]
         for fold in range(FOLDS)
     ]
-    for drawn, fold in report_progress(folds, "judging labels", len(folds), on_progress):
-        inside, outside = drawn != fold, drawn == fold
+    for drawn, fold in report_progress(folds, stage, len(folds), on_progress):
+        inside, outside = (drawn != fold) & kept, drawn == fold
         if not outside.any() or not inside.any():
             logs[outside] = torch.nan
             continue
@@ -95,7 +122,7 @@ def out_of_fold(
         repeated = labels[inside].repeat_interleave(features.shape[1])
         judged = features[outside]
         logs[outside] += sum(
-            logits.log_softmax(dim=-1).mean(dim=1) / (2 * _ROUNDS)
+            logits.log_softmax(dim=-1).mean(dim=1) / (2 * draws)
             for logits in _fit_and_ask(views, repeated, classes, logit_scale, judged)
         )
         is_known = torch.bincount(labels[inside], minlength=len(classes)) > 0
