@@ -298,7 +298,7 @@ def test_what_is_recorded_counts_whatever_names_would_become_today(run, tmp_path
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     assert cr.read_task(tmp_path / "run").prompts["20 rupees"] == ("twenty rupees", "A banknote.")
     cr.export_run(tmp_path / "run", "adapter", tmp_path / "exported")
-    (adapter,) = (tmp_path / "exported").glob("*.safetensors")
+    adapter = tmp_path / "exported" / "adapter.safetensors"
     assert cr.read_task(adapter).prompts == cr.read_task(tmp_path / "run").prompts
 
 

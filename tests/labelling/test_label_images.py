@@ -109,7 +109,7 @@ def test_zero_shot_answers_without_training(tiny, photos):
     for name, answer in classifier.predict_each(photos):
         assert answer["tuned"] == answer["zero_shot"]
         row = labelling.names.index(name)
-        assert labelling.label_each[row] == CLASSES.index(next(iter(answer["tuned"])))
+        assert labelling.answers[row] == CLASSES.index(next(iter(answer["tuned"])))
     for classes, reason in ((["one"], "at least two"), (["a", "b", "a"], "'a' is there twice")):
         with pytest.raises(cr.UserError, match=reason):
             cr.Classifier.zero_shot(tiny, classes)

@@ -172,7 +172,7 @@ def test_a_class_cannot_lead_out_of_the_folder(photos, tmp_path, name):
         0.0,
         labelling.places,
         labelling.names,
-        labelling.label_each,
+        labelling.answers,
         labelling.probabilities,
         [],
         [],
