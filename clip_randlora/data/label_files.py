@@ -157,21 +157,19 @@ def read_table(file: File, where: str, siblings: Sequence[File] = ()) -> Table |
 
 
 def is_frame(value: object) -> bool:
-    """Whether a value is a data frame of pandas or polars; neither is imported."""
-    library = type(value).__module__.partition(".")[0]
-    return library in ("pandas", "polars") and type(value).__name__ in ("DataFrame", "LazyFrame")
+    """Whether a value is a data frame of pandas, or a table in the Arrow C stream's form."""
+    return hasattr(value, "__arrow_c_stream__") or (
+        type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "itertuples")
+    )
 
 
 def table_of_frame(frame: Any) -> Table:
-    """Read a data frame of pandas or polars.
+    """Read a data frame of pandas, or a table in the Arrow C stream's form, as polars has it."""
+    if not hasattr(frame, "itertuples"):
+        from pyarrow import table
 
-    Raises:
-        UserError: it is a LazyFrame.
-    """
-    if type(frame).__name__ == "LazyFrame":
-        raise UserError("the table: a LazyFrame; give its collect()")
-    is_polars = hasattr(frame, "iter_rows")
-    rows = frame.iter_rows() if is_polars else frame.itertuples(index=False, name=None)
+        frame = table(frame).to_pandas()
+    rows = frame.itertuples(index=False, name=None)
     header = [str(name).strip() for name in frame.columns]
     return Table("the table", [tuple(map(_cell, row)) for row in rows], header)
 
