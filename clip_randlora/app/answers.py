@@ -104,7 +104,7 @@ class Answers:
         self._thread.submit(self._prepare_run, run)
 
     def forget(self, folder: Path) -> None:
-        """Close the runs below a folder that is about to be deleted."""
+        """Close a run, or those below a folder, whose files change or are about to be deleted."""
         self._thread.submit(self._forget, folder).result()
 
     def _classify(self, run: Path, images: Sequence[Image.Image], strength: float) -> list[Answer]:
@@ -148,5 +148,5 @@ class Answers:
 
     def _forget(self, folder: Path) -> None:
         for base in self._loaded.values():
-            for run in [run for run in base.classifiers if folder in run.parents]:
+            for run in [run for run in base.classifiers if folder in (run, *run.parents)]:
                 del base.classifiers[run]

@@ -265,6 +265,7 @@ class Service:
         images = min(metrics["images"]["train"], job.config.batch_size)
         method = job.config.method.method
         self.estimates.record(job.model, method, metrics["steps"], images, metrics["train_seconds"])
+        self.answers.forget(job.folder)  # it answered before it was measured, without a threshold
         self.answers.prepare_run(job.folder)
 
     def classify(

@@ -52,7 +52,9 @@ def test_every_removal_is_undone(app, browser):
     bird.wait_for(state="detached")
     page.get_by_role("button", name="Undo").click()
     bird.wait_for()
-    assert page.locator(".card h3").first.inner_text() == "bird", "it is back in its place"
+    assert page.locator("li.card[data-class] h3").first.inner_text() == "bird", (
+        "it is back in its place"
+    )
 
     tray = page.locator("li.tray")
     tray.locator(".tile").click()

@@ -84,15 +84,12 @@ async function removeImages(numbers, place) {
   await showRuns();
 }
 
-async function moveImages(numbers, name, place) {
-  await sortImages({ [name === UNSORTED ? "" : name]: numbers }, place);
-  ui.marked.clear();
-}
+const moveImages = (numbers, name, place) => sortImages({ [name === UNSORTED ? "" : name]: numbers }, place);
 
 /** Move images to classes, `{class: numbers}`; one Undo brings all of them back. */
 async function sortImages(groups, place) {
   offerUndo(await attempt(place, () => call("sort_images", groups)));
-  Object.values(groups).flat().forEach((number) => ui.guessesMarked.delete(number));
+  Object.values(groups).flat().forEach((number) => { ui.marked.delete(number); ui.guessesMarked.delete(number); });
   await Promise.all([reopen(), showGuesses(), showFindings()]);
   forgetResults();
   updateEstimate();

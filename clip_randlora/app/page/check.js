@@ -15,7 +15,7 @@ const KINDS = [
 
 export function check({ state, ui }) {
   const last = state.check;
-  if (!last && !state.classes.some((entry) => entry.train + entry.test)) return html``;
+  if (!last && state.why_not_train) return html``; // which Train says
   return html`<h2>Check your images</h2>
     <div class="card">
       ${last?.is_running ? running(last) : start(state, last)}
