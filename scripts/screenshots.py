@@ -165,9 +165,11 @@ def photograph_search(page: Page, out: Path) -> None:
 def photograph_trained(page: Page, out: Path) -> None:
     """Photograph what there is after two trainings."""
     page.locator("#results .figure").first.wait_for()
+    page.locator("#check .cases li").first.wait_for()
+    page.wait_for_timeout(500)  # what comes later moves what is below
     page.locator("#take").scroll_into_view_if_needed()
     page.locator(".format").first.wait_for(timeout=60_000)
-    page.locator(".tile").first.click()
+    page.locator(".examples .tile").first.click()
     wait_for_new_answers(page)
     photograph(page, out, "trained")
     page.get_by_role("button", name=re.compile("^Run 2")).click()
@@ -216,7 +218,7 @@ def photograph_docs(page: Page) -> None:
     page.get_by_role("button", name="Use", exact=True).click()
     page.get_by_role("button", name="Close the runs").click()
     page.get_by_text(re.compile("Run 1 · RandLoRA")).wait_for()
-    page.locator(".tile").first.click()
+    page.locator(".examples .tile").first.click()
     wait_for_new_answers(page)
     page.wait_for_timeout(800)
     page.evaluate("scrollTo(0, 0)")
