@@ -13,6 +13,7 @@ from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.options import DeviceOption, OutOption, ResumeOption, ThreadsOption
 from benchmarks.common.processes import Row, run_row
 
+_SURE = 0.5
 _LIST = 1.5  # times as many as were exchanged are looked at
 
 
@@ -51,6 +52,8 @@ def check(
             "listed": lambda row: f"{row.values['listed']['mean']:.0f}",
             "of the exchanged, among the first 1.5 x": lambda row: _mean(row, "recall"),
             "of the first 1.5 x, exchanged (at most 67 %)": lambda row: _mean(row, "precision"),
+            "at least 50 % sure": lambda row: f"{row.values['sure']['mean']:.0f}",
+            "of those 50 % sure, exchanged": lambda row: _mean(row, "precision_of_sure"),
             "of all listed, exchanged": lambda row: _mean(row, "precision_of_all"),
             "of the exchanged, listed": lambda row: _mean(row, "recall_of_all"),
             "right suggestion": lambda row: _mean(row, "right"),
@@ -86,6 +89,7 @@ def find_exchanged(
     first = listed[: round(_LIST * len(exchanged))]
     hits = [found for found in first if found.index in exchanged]
     all_hits = [found for found in listed if found.index in exchanged]
+    sure = [found.index in exchanged for found in listed if found.certainty >= _SURE]
     return {
         "images": len(true),
         "exchanged": len(exchanged),
@@ -94,6 +98,8 @@ def find_exchanged(
         "precision": len(hits) / max(len(first), 1),
         "recall_of_all": len(all_hits) / len(exchanged),
         "precision_of_all": len(all_hits) / max(len(listed), 1),
+        "sure": float(len(sure)),
+        "precision_of_sure": sum(sure) / max(len(sure), 1),
         "right": sum(f.suggested == true[f.index] for f in all_hits) / max(len(all_hits), 1),
     }
 

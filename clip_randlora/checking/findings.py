@@ -18,8 +18,8 @@ class WrongLabel:
         index: of the image.
         given: index of the class that the image is labelled with.
         suggested: index of the class that the other images speak for.
-        certainty: probability that the label is wrong, 0 to 1: 1 minus the out-of-fold probability
-            of the given class.
+        certainty: probability that the label is wrong, 0 to 1, if one label in twenty is; see
+            `clip_randlora.checking.wrong_labels`.
     """
 
     index: int

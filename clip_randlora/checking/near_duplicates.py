@@ -2,7 +2,7 @@
 
 Two images match if their thumbnails differ little once their mean colours are equal, and their
 features agree to some degree. Features alone do not do: two photographs of one scene agree more
-than a photograph and its copy at half the size (``docs/data.md`` has figures).
+than a photograph and its copy at half the size.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def match_images(
             rows, columns = (difference <= _DIFFERENCE).nonzero(as_tuple=True)
             first, second = rows + start, columns + other
             first, second = first[first < second], second[first < second]
+            if not len(first):  # kept empty tensors would pin the freed blocks around them
+                continue
             cosine = _cosines(features, first, second)
             kept = cosine >= _AGREEMENT
             pairs.append(torch.stack([first[kept], second[kept]], dim=1))

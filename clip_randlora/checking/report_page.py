@@ -82,7 +82,7 @@ def _section(kind: str, problems: Sequence[Problem], addresses: Iterable[str]) -
 def _card(problem: Problem, address: str) -> str:
     said = problem.detail
     if problem.certainty is not None:
-        said = f"{problem.suggestion}? {problem.certainty:.0%} sure that {problem.given} is wrong"
+        said = f"{problem.suggestion}? {problem.certainty:.0%} sure"
     picture = f'<img alt="" src="{address}">' if address else ""
     where = " · ".join(filter(None, (problem.split, problem.given)))
     return (

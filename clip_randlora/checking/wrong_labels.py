@@ -1,19 +1,26 @@
 """Rank labels by how likely they are wrong: confident learning on out-of-fold probabilities.
 
-An image is judged by heads that were fitted to the other images alone, on frozen features. With
-its probabilities p and its given class y, and the threshold t_c of a class, the mean of p_c over
-the images that are labelled c (Northcutt, Jiang and Chuang, JAIR 2021, arXiv 1911.00068, eq. 2):
+An image is judged by heads that were fitted to the other images alone, on frozen features; twice.
+With its probabilities p and its given class y, and the threshold t_c of a class, the mean of p_c
+over the images that are labelled c, the first time says of a label that it may be wrong (Northcutt,
+Jiang and Chuang, JAIR 2021, arXiv 1911.00068, eq. 2):
 
-    the label counts as wrong if the largest p_c of those with p_c >= t_c is of another class
+    if the largest p_c of those with p_c >= t_c is of another class
 
-This is done twice: the second time the heads are fitted without the images that the first time
-found. They are ranked by p_y, the self-confidence (section 3.2 there), the smallest first.
+The second time, the heads are fitted without those images. A label is then listed if the largest
+p_c is of another class. The list is ordered by p_y, the self-confidence (section 3.2 there).
+
+The certainty is Bayes' rule for a share w of wrong labels, spread evenly over the C - 1 other
+classes. s is p_y after a temperature that makes the answers of all classes calibrated:
+
+    certainty = w (1 - s) / (C - 1) / (w (1 - s) / (C - 1) + (1 - w) s)
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from clip_randlora.adapters.heads.anchored_head import fit_class_vectors
 from clip_randlora.adapters.heads.gda import gaussian_logits
@@ -24,6 +31,9 @@ FOLDS = 5
 _DRAWS = 2  # of the folds, whose answers are averaged
 _ONE_DRAW = 5000  # images, of which one draw is enough
 _PENALTY = 0.1  # of the anchored head, as its default
+_WRONG = 0.05  # w
+_LEAST = 0.03  # certainty of a label that is listed
+_TEMPERATURES = [2 ** (power / 4) for power in range(-8, 17)]
 
 
 def find_wrong_labels(
@@ -52,14 +62,33 @@ def find_wrong_labels(
     kept = _confident_class(first, labels) == labels
     second = out_of_fold(*arguments, kept=kept, seed=seed, on_progress=on_progress)
     probabilities = torch.where(second.isnan(), first, second)
-    suggested = _confident_class(probabilities, labels)
+    suggested = probabilities.argmax(dim=1)
+    certainty = _certainty(probabilities, labels)
     own = probabilities.gather(1, labels[:, None]).squeeze(1)
-    rows = (suggested != labels).nonzero().flatten()
+    rows = ((suggested != labels) & (certainty >= _LEAST)).nonzero().flatten()
     rows = rows[own[rows].argsort(stable=True)]
     return [
-        WrongLabel(row, int(labels[row]), int(suggested[row]), 1 - float(own[row]))
+        WrongLabel(row, int(labels[row]), int(suggested[row]), float(certainty[row]))
         for row in rows.tolist()
     ]
+
+
+def _certainty(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return the probability that each label is wrong, float32 (N,); NaN if it was not judged.
+
+    The temperature divides log odds of single classes, so that the order is that of p_y.
+    """
+    odds = probabilities.double().logit(eps=1e-12)
+    given = one_hot(labels, probabilities.shape[1]).double()
+    is_judged = ~odds.isnan().any(dim=1)
+    losses = [
+        float(binary_cross_entropy_with_logits(odds[is_judged] / t, given[is_judged]))
+        for t in _TEMPERATURES
+    ]
+    temperature = _TEMPERATURES[losses.index(min(losses))]
+    right = (odds.gather(1, labels[:, None]).squeeze(1) / temperature).sigmoid()
+    wrong = _WRONG * (1 - right) / max(probabilities.shape[1] - 1, 1)
+    return (wrong / (wrong + (1 - _WRONG) * right)).float()
 
 
 def _confident_class(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def test_wrong_labels_of_all_splits_are_named_with_the_class_that_they_should_ha
     assert wrong["test/red/2.png"] == ("blue", "red")
     certainties = [found.certainty for found in findings.wrong_labels]
     assert certainties == sorted(certainties, reverse=True)
-    assert certainties[1] > 0.9
+    assert certainties[0] > 0.2  # one in twenty would be 0.05
 
 
 def test_copies_are_grouped_and_those_across_splits_come_first(findings):
