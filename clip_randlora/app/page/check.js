@@ -1,12 +1,12 @@
-// Check your images: labels that are probably wrong, near duplicates in two classes, useless files.
+// Check your images: labels that may be wrong, near duplicates in two classes, useless files.
 
 import { html } from "./dom.js";
-import { count, percent } from "./charts.js";
+import { count } from "./charts.js";
 import { UNSORTED, capital, options, said } from "./parts.js";
 
 const SHOWN = 24;
 const KINDS = [
-  ["label", "Probably in the wrong class", "wrong class"],
+  ["label", "Perhaps in the wrong class, the likeliest first", "perhaps in the wrong class"],
   ["duplicate", "Nearly the same, in two classes or in training and test images", "near duplicate"],
   ["unreadable", "Cannot be read", "unreadable"],
   ["blank", "Of one colour", "blank"],
@@ -30,7 +30,7 @@ function start({ why_not_train: why, classes }, last) {
   return html`<div data-key="start">
     ${last ? html`<p class="verdict" role="status">${last.error ? `It did not work: ${last.error}.` : summary(last)}</p>
       ${last.is_changed && html`<span class="tag quiet" title="Images came, went or were moved since">images changed since</span>`}`
-      : html`<p class="hint">It finds images that are probably in the wrong class, near duplicates in two classes, and files that are of no
+      : html`<p class="hint">It finds images that are perhaps in the wrong class, near duplicates in two classes, and files that are of no
           use. It changes nothing: you decide.</p>`}
     <div class="row"><button data-do="start-check" id="start-check" ${why && html`disabled`} aria-describedby="check-why">${
       last ? "Check again" : `Check ${count(images, "image")}`}</button>
@@ -66,7 +66,7 @@ function one(finding, state) {
   const names = state.classes.map((entry) => entry.name).filter((name) => name !== image.class_name);
   return html`<li data-key="finding-${finding.key}">${picture(image)}
     <p>In <b>${image.class_name}</b>${image.is_test && html` <span class="tag">test</span>`}${finding.suggested
-      ? html`, looks like <b>${finding.suggested}</b> <small>${percent(finding.certainty)} sure that it is wrong</small>`
+      ? html`, looks like <b>${finding.suggested}</b>`
       : finding.reason && html`: ${finding.reason}`}<br><small>${image.name}</small></p>
     <div class="row">${finding.suggested && html`<button class="primary" data-do="settle" data-number="${image.number}"
         data-class="${finding.suggested}" aria-label="Move ${image.name} to ${finding.suggested}">Move to ${finding.suggested}</button>`}
