@@ -45,11 +45,11 @@ def test_wrong_labels_of_all_splits_are_named_with_the_class_that_they_should_ha
         )
         for found in findings.wrong_labels
     }
-    assert wrong["train/blue/wrong.png"] == ("blue", "red")
-    assert wrong["test/red/2.png"] == ("blue", "red")
+    exchanged = ("train/blue/wrong.png", "test/red/2.png")
+    assert wrong == dict.fromkeys(exchanged, ("blue", "red"))  # and no right label is listed
     certainties = [found.certainty for found in findings.wrong_labels]
     assert certainties == sorted(certainties, reverse=True)
-    assert certainties[0] > 0.2  # one in twenty would be 0.05
+    assert min(certainties) > 0.2  # 0.05 is what is assumed of any label
 
 
 def test_copies_are_grouped_and_those_across_splits_come_first(findings):
