@@ -79,11 +79,13 @@ class Encoded:
         names, errors: as in `Answers`.
         rows: unit features (M, E) and tuned probabilities (M, C) of those without an error; None
             if there are none.
+        unknown: whether these are of none of the classes, bool (M,); None if that was not asked.
     """
 
     names: list[str]
     errors: list[UnreadableImage | None]
     rows: tuple[Tensor, Tensor] | None
+    unknown: Tensor | None = None
 
 
 class Classifier:
@@ -343,12 +345,23 @@ class Classifier:
                     unknown = self._is_unknown(features, rows[1])
             yield Answers(names, errors, *rows, unknown)
 
-    def encode_and_classify(self, entries: Iterable[Input]) -> Iterator[Encoded]:
-        """Classify images tuned only, 256 at a time as `classify`; also yield their features."""
+    def encode_and_classify(
+        self, entries: Iterable[Input], reject: bool = False
+    ) -> Iterator[Encoded]:
+        """Classify images tuned only, 256 at a time as `classify`; also yield their features.
+
+        With ``reject`` every image is encoded zero-shot as well: see `unknown_scores`.
+        """
         both = self._predictor()
+        if reject:
+            self._refuse_without_threshold()
         for names, errors, images in self._decode_batches(entries):
-            rows = None if images is None else both.tuned_answers(images)
-            yield Encoded(names, errors, rows)
+            rows = unknown = None
+            if images is not None:
+                rows = both.tuned_answers(images)
+                if reject:
+                    unknown = self._is_unknown(both.zero_shot_features(images), rows[1])
+            yield Encoded(names, errors, rows, unknown)
 
     def _decode_batches(
         self, entries: Iterable[Input]

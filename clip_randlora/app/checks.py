@@ -37,7 +37,7 @@ class Finding(BaseModel):
     """
 
     kind: Kind
-    images: list[Checked] = Field(min_length=1, max_length=1000)
+    images: list[Checked] = Field(min_length=1, max_length=100_000)
     suggested: str = Field(default="", max_length=200)
     certainty: float = 0.0
     reason: str = Field(default="", max_length=500)

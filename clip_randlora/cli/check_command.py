@@ -14,6 +14,7 @@ from rich.table import Table
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
 from clip_randlora.cli.options import (
     ClassFoldersOption,
+    ColumnsOption,
     DataArgument,
     DeviceOption,
     JsonOption,
@@ -32,6 +33,7 @@ _FIRST = 5
 def check(
     data: DataArgument,
     class_folders: ClassFoldersOption = None,
+    columns: ColumnsOption = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     html: Annotated[
@@ -76,7 +78,7 @@ def check(
             raise UserError(f"{option} {path}: exists; choose another file")
     # copies of test images stay in training, so that they are found
     labelled, loaded = load_data_and_model(
-        data, None, class_folders, model, pretrained, device, check=False
+        data, None, class_folders, model, pretrained, device, check=False, columns=columns
     )
     from clip_randlora.checking import check_images
     from clip_randlora.checking.problems_file import list_problems, write_problems

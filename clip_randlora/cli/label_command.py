@@ -47,6 +47,10 @@ def label(
     above: Annotated[
         float, typer.Option(min=0, max=1, help="No label below this probability.")
     ] = 0.0,
+    reject: Annotated[
+        bool,
+        typer.Option("--reject", help="No label for images that are of none of the classes."),
+    ] = False,
     suggest: Annotated[
         int, typer.Option("--next", min=0, help="Say which images to label first: this many.")
     ] = 0,
@@ -95,6 +99,7 @@ def label(
             entries,
             above=above,
             suggest=suggest,
+            reject=reject,
             labelled=_labelled(labelled, run) if suggest else None,
             on_progress=on_progress,
         )
@@ -198,15 +203,22 @@ def _print(labelling: Labelling) -> None:
     for name, count in labelling.counts().items():
         if count or len(labelling.classes) <= _ALL_CLASSES:
             table.add_row(name, str(count))
-    below = len(labelling) - sum(labelling.counts().values())
-    if below:
+    unknown = 0 if labelling.unknown is None else int(labelling.unknown.sum())
+    below = len(labelling) - sum(labelling.counts().values()) - unknown
+    if below or unknown:
         table.add_section()
+    if below:
         table.add_row(f"below {labelling.above:g}", str(below))
+    if unknown:
+        table.add_row("none of these", str(unknown))
     results.print(table)
     if labelling.suggested:
+        from clip_randlora.labelling.label_each import UNKNOWN
+
         table = Table("label next", "image", "answer", "probability")
         for image in labelling.next_images():
-            row = str(image.label_next), image.name, image.answer, f"{image.probability:.1%}"
+            answer = UNKNOWN if image.is_unknown else image.answer
+            row = str(image.label_next), image.name, answer, f"{image.probability:.1%}"
             table.add_row(*row)
         results.print(table)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +19,9 @@ from clip_randlora.labelling.suggestions import MOST_CANDIDATES, suggest_next
 from clip_randlora.utils.outputs import write_csv
 from clip_randlora.utils.progress import OnProgress, report_progress
 
+UNKNOWN = "unknown"
+"""The answer, in a CSV, for an image of none of the classes."""
+
 _COLUMNS = ["image", "label", "probability", "answer", "label_next"]
 
 
@@ -30,8 +34,9 @@ class LabelledImage:
         name: its path or URL, or ``image 3`` if it has no name.
         answer: the most probable class.
         probability: of that class.
-        label: the answer, if its probability reaches the line; else "".
+        label: the answer, if its probability reaches the line and the image is of a class; else "".
         label_next: 1 for the image to label first, 2 for the next one; None for all others.
+        is_unknown: whether it is of none of the classes, if that was asked.
     """
 
     place: int
@@ -40,6 +45,7 @@ class LabelledImage:
     probability: float
     label: str
     label_next: int | None = None
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Labelling:
         probabilities: of these classes, float32 (N,).
         suggested: rows of the images to label first, in order.
         errors: why the other images cannot be read, a line each.
+        unknown: whether the images are of none of the classes, bool (N,); None if that was not
+            asked.
     """
 
     classes: tuple[str, ...]
@@ -66,6 +74,7 @@ class Labelling:
     probabilities: Tensor
     suggested: list[int]
     errors: list[str]
+    unknown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,29 +90,35 @@ class Labelling:
 
     def _image(self, row: int, rank: int | None) -> LabelledImage:
         answer, probability = self.classes[self.answers[row]], float(self.probabilities[row])
-        label = answer if probability >= self.above else ""
-        return LabelledImage(
-            int(self.places[row]), self.names[row], answer, probability, label, rank
-        )
+        label = answer if self._has_label[row] else ""
+        is_unknown = self.unknown is not None and bool(self.unknown[row])
+        where = int(self.places[row]), self.names[row]
+        return LabelledImage(*where, answer, probability, label, rank, is_unknown)
+
+    @cached_property
+    def _has_label(self) -> Tensor:
+        reaches = self.probabilities >= self.above
+        return reaches if self.unknown is None else reaches & ~self.unknown
 
     def counts(self) -> dict[str, int]:
         """Return how many images get each label; all classes are there, in their order."""
-        labels = self.answers[self.probabilities >= self.above]
+        labels = self.answers[self._has_label]
         counted = torch.bincount(labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counted, strict=True))
 
     def write_csv(self, path: str | Path) -> None:
         """Write a row for each image, the surest first.
 
-        The columns are ``image``, ``label`` (empty below the line), ``probability``, ``answer``
-        and ``label_next`` (1 for the image to label first).
+        The columns are ``image``, ``label`` (empty below the line, and if the image is of none of
+        the classes), ``probability`` (of the most probable class), ``answer`` (``unknown`` if the
+        image is of none) and ``label_next`` (1 for the image to label first).
         """
         rows = (
             (
                 image.name,
                 image.label,
                 f"{image.probability:.6f}",
-                image.answer,
+                UNKNOWN if image.is_unknown else image.answer,
                 image.label_next or "",
             )
             for image in self
@@ -118,6 +133,7 @@ def label_images(
     above: float = 0.0,
     suggest: int = 0,
     labelled: Any = None,
+    reject: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Labelling:
     """Label images by a classifier, and choose which of them a person should label first.
@@ -132,11 +148,13 @@ def label_images(
         suggest: how many images to choose for labelling, see `suggest_next`.
         labelled: images that have labels already, as for `Classifier.predict`; what they cover is
             not suggested again. Those that cannot be read cover nothing.
+        reject: give no label to images of none of the classes, see `Classifier.unknown_scores`.
+            Each image is then encoded twice, zero-shot and tuned.
         on_progress: see `clip_randlora.utils.progress.OnProgress`. Told if ``images`` are paths.
 
     Raises:
-        UserError: ``above`` or ``suggest`` is out of range, or none of the images, or of
-            ``labelled``, can be read.
+        UserError: ``above`` or ``suggest`` is out of range, none of the images, or of
+            ``labelled``, can be read, or ``reject`` was asked of a run that has no threshold.
     """
     if not 0 <= above <= 1:
         raise UserError(f"above: {above:g} is no probability; give a number from 0 to 1")
@@ -152,8 +170,10 @@ def label_images(
     places: list[Tensor] = []
     answers: list[Tensor] = []
     probabilities: list[Tensor] = []
+    unknown: list[Tensor] = []
     seen = 0
-    for batch in _classify(classifier, entries, total, "labelling images", on_progress):
+    batches = classifier.encode_and_classify(entries, reject)
+    for batch in _count(batches, total, "labelling images", on_progress):
         good = torch.tensor([error is None for error in batch.errors])
         errors += [str(error) for error in batch.errors if error is not None]
         if batch.rows is not None:
@@ -164,6 +184,8 @@ def label_images(
             places.append(seen + good.nonzero().flatten())
             answers.append(answer)
             probabilities.append(probability)
+            if batch.unknown is not None:
+                unknown.append(batch.unknown)
         seen += len(batch.names)
     if not names:
         raise _none_readable(errors)
@@ -176,6 +198,7 @@ def label_images(
         torch.cat(probabilities),
         sample.suggest(suggest, known),
         errors,
+        torch.cat(unknown) if reject else None,
     )
 
 
@@ -190,14 +213,9 @@ def _entries(images: Any) -> tuple[Iterable[Input], int]:
     return entries, 0
 
 
-def _classify(
-    classifier: Classifier,
-    entries: Iterable[Input],
-    total: int,
-    stage: str,
-    on_progress: OnProgress | None,
+def _count(
+    batches: Iterator[Encoded], total: int, stage: str, on_progress: OnProgress | None
 ) -> Iterator[Encoded]:
-    batches = classifier.encode_and_classify(entries)
     return report_progress(batches, stage, total, on_progress, lambda batch: len(batch.names))
 
 
@@ -212,7 +230,8 @@ def _encode(
     entries, total = _entries(images)
     found: list[tuple[Tensor, Tensor]] = []
     errors: list[str] = []
-    for batch in _classify(classifier, entries, total, "encoding labelled images", on_progress):
+    batches = classifier.encode_and_classify(entries)
+    for batch in _count(batches, total, "encoding labelled images", on_progress):
         errors += [str(error) for error in batch.errors if error is not None]
         if batch.rows is not None:
             found.append(batch.rows)

@@ -76,3 +76,14 @@ def test_what_is_refused(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_table_with_columns_that_are_named_is_checked(checked):
+    root, _ = checked
+    images = sorted((root / "data").glob("*/[0-9].png"))
+    table = root / "data" / "table.csv"
+    lines = [f"{image.relative_to(root / 'data')},{image.parent.name},x" for image in images]
+    table.write_text("\n".join(["datei,was,label", *lines]))
+    done = command("check", table, "--columns", "path=datei,label=was", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 21

@@ -86,6 +86,8 @@ def test_a_run_without_a_threshold_says_so(run, noise, tmp_path):
     (old / "confidence.safetensors").unlink()
     with pytest.raises(cr.UserError, match="reject: the run has no threshold"):
         cr.Classifier.load(old).predict(noise, reject=True)
+    with pytest.raises(cr.UserError, match="reject: the run has no threshold"):
+        cr.label_images(cr.Classifier.load(old), noise, reject=True)
     (old / "confidence.safetensors").write_bytes(b"no tensors")
     with pytest.raises(cr.UserError, match=r"confidence\.safetensors: damaged"):
         cr.Classifier.load(old)
@@ -98,6 +100,18 @@ def test_the_commands_say_unknown_and_how_well(run, colors, noise, tmp_path):
     rows = list(csv.DictReader((tmp_path / "answers.csv").open()))
     assert [row["unknown"] for row in rows] == ["true"] * 6
     assert "unknown" not in json.loads(command("predict", run, noise, "--json").stdout)[0]
+
+    answered = tmp_path / "labels.csv"
+    done = command(
+        "label", run, noise, "--reject", "--csv", answered, "--into", tmp_path / "in", "--next", 1
+    )
+    assert (done.returncode, "none of these" in done.stdout) == (0, True), done.stderr
+    rows = list(csv.DictReader(answered.open()))
+    assert [(row["label"], row["answer"]) for row in rows] == [("", "unknown")] * 6
+    assert not list((tmp_path / "in").glob("*/*"))
+    command("label", run, noise, "--csv", tmp_path / "all.csv")
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert all(row["label"] == row["answer"] != "unknown" for row in rows) and len(rows) == 6
 
     both = tmp_path / "both"
     shutil.copytree(colors / "test", both)
