@@ -1,7 +1,6 @@
 """Small models of real architectures, with random weights, in open_clip's own folder format."""
 
 import os
-import warnings
 from pathlib import Path
 
 from helpers.models import TINY, write_model
@@ -31,19 +30,14 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def coarse_figures():
-    """Draw a run's figures small and without a layout, which takes a quarter of the time."""
-    from clip_randlora.runs import figures
+    """Draw a run's figures in a quarter of the time."""
+    from helpers import coarse_figures
 
-    def save(figure, path) -> None:
-        figures.FigureCanvasAgg(figure)
-        figure.set_layout_engine("none")
-        with figures.atomic_write(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
-            figure.savefig(temporary, format="png", dpi=30)
+    from clip_randlora.runs import figures
 
     fine = figures.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", save)
+        patch.setattr(figures, "save", coarse_figures.save)
         yield fine
 
 

@@ -19,12 +19,13 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print must not get between the lines
     sys.modules.update(dict.fromkeys(sys.argv[2:]))  # None: importing it is an ImportError
-    answer = _call(sys.argv[1], json.load(sys.stdin))
+    answer = call(sys.argv[1], json.load(sys.stdin))
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
-def _call(function: str, settings: dict[str, Any]) -> dict[str, Any]:
+def call(function: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Call ``MODULE:NAME`` with settings; return its ``result``, or why it ``failed``."""
     module, _, name = function.partition(":")
     try:
         result = getattr(import_module(module), name)(**settings)

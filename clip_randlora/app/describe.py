@@ -105,7 +105,10 @@ def _describe_unsorted(service: Service, workspace: Workspace) -> dict[str, Any]
 
 
 def suggestions(service: Service, workspace: Workspace) -> list[dict[str, Any]]:
-    """Return the images that are not sorted yet with what they are taken for, surest first."""
+    """Return the images that are not sorted yet with what they are taken for, surest first.
+
+    Images that look like none of the classes come after the others.
+    """
     with workspace.lock:
         tray = service.guessing.look(workspace)
         rows = [
@@ -120,7 +123,7 @@ def suggestions(service: Service, workspace: Workspace) -> list[dict[str, Any]]:
             for picture in workspace.unsorted()
             for guess in [tray.guesses.get(picture.number, Guess(None))]
         ]
-    return sorted(rows, key=lambda row: -row["confidence"])
+    return sorted(rows, key=lambda row: (row["is_unknown"], -row["confidence"]))
 
 
 def describe_run(workspace: Workspace, entry: RunEntry, images: Set[_Image]) -> dict[str, Any]:

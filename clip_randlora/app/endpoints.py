@@ -179,7 +179,8 @@ class Endpoints:
         """
         path = Path(image)
         picture = cr.decode_image(path, path.name)
-        return self.service.classify(caller.workspace, picture, strength)
+        answer = self.service.classify(caller.workspace, picture, strength)
+        return {which: answer[which] for which in ("zero_shot", "tuned")}
 
     def evaluate(self, caller: Caller) -> dict[str, Any]:
         """Return the metrics of the run in use on its test images."""
@@ -295,9 +296,10 @@ class Endpoints:
         """Return the images that are not sorted yet, with what they are taken for, surest first.
 
         The run in use guesses, or before a training the model, by the names of the classes. While
-        it has not looked at an image, or it is of none of the classes (``is_unknown``) or cannot be
-        read (``reason``), there is no ``class_name``; `state` says in ``unsorted`` how
-        far it is. A training would learn most from the images with ``is_next``.
+        it has not looked at an image, or it cannot be read (``reason``), there is no
+        ``class_name``; `state` says in ``unsorted`` how far it is. An image that looks like none of
+        the classes (``is_unknown``) comes after the others, with its most probable class. A
+        training would learn most from the images with ``is_next``.
         """
         return suggestions(self.service, caller.workspace)
 

@@ -120,10 +120,7 @@ class Guessing:
         for number, row, is_unknown in zip(numbers, rows, unknown, strict=True):
             place = int(row.argmax())
             name, sure = guesser.classes[place], float(row[place])
-            if is_unknown:
-                tray.guesses[number] = Guess(None, is_unknown=True, probabilities=row)
-            else:
-                tray.guesses[number] = Guess(name, sure, probabilities=row)
+            tray.guesses[number] = Guess(name, sure, is_unknown, row)
 
     def _encode(
         self,

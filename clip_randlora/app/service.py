@@ -368,15 +368,15 @@ def _list_uploads(uploads: Sequence[Upload]) -> tuple[list[Item], list[Skipped]]
 def _table(answered: Sequence[tuple[str, Answer]], classes: Sequence[str]) -> pd.DataFrame:
     """Return a row for each image: both answers, and both probabilities of every class.
 
-    ``unknown`` is between them if the run has a threshold for images of no class.
+    ``unknown`` is the last column if the run has a threshold for images of no class.
     """
     sides = ("zero_shot", "tuned")
     return pd.DataFrame(
         {
             "image": name,
             **{which: next(iter(answer[which])) for which in sides},
-            **({"unknown": answer["unknown"]} if "unknown" in answer else {}),
             **{f"{which}: {c}": answer[which][c] for which in sides for c in classes},
+            **({"unknown": answer["unknown"]} if "unknown" in answer else {}),
         }
         for name, answer in answered
     )

@@ -13,7 +13,7 @@ class Guess(NamedTuple):
     """What the model takes an image for.
 
     Attributes:
-        class_name: the most probable class; None if it is of no class, or cannot be read.
+        class_name: the most probable class; None if the image cannot be read.
         confidence: its probability.
         is_unknown: whether it is of none of the classes, by the run's threshold.
         probabilities: of all classes (C,); None if the image cannot be read.

@@ -94,6 +94,7 @@ def test_the_whole_way_by_client(app, tmp_path):
     assert Path(adapter).suffix == ".safetensors"
     with zipfile.ZipFile(run) as zipped:
         assert json.load(io.TextIOWrapper(zipped.open("run/metrics.json"))) == metrics
+        temperature = json.loads(zipped.read("run/confidence.json"))["zero_shot"]
     with pytest.raises(AppError, match="Format magic: choose adapter, run, open_clip"):
         client.predict("magic", api_name="/export")
 
@@ -112,6 +113,8 @@ def test_the_whole_way_by_client(app, tmp_path):
     assert Path(at_zero).name.startswith("open_clip-strength0-fp32-")
     with zipfile.ZipFile(at_zero) as zipped:
         weights = load(zipped.read("open_clip/open_clip_model.safetensors"))
+    scale = weights.pop("logit_scale").exp() * temperature  # answers have zero-shot's temperature
+    torch.testing.assert_close(scale, base.pop("logit_scale").exp())
     assert all(torch.equal(weights[name], tensor) for name, tensor in base.items())
 
     (same,) = cr.Classifier.load(adapter).predict([drawing("vehicle", 2)])

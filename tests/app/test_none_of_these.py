@@ -53,6 +53,11 @@ def test_something_else_is_answered_with_none_of_these(app, browser, colors, tmp
     page.get_by_role("slider", name="How sure").press("Home")
     page.get_by_role("button", name="Accept 1 of 2").click()
     page.get_by_text("1 image without a class").wait_for()
+    assert not low_contrasts(page) and not overflows(page)
+    page.get_by_role("button", name="Accept 0 of 1").wait_for()
+    page.get_by_role("checkbox", name=re.compile("the one that looks like none of these")).check()
+    page.get_by_role("button", name="Accept 1 of 1").click()
+    page.locator("li.tray").wait_for(state="detached")
     page.context.close()
 
 

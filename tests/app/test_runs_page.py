@@ -122,6 +122,7 @@ def test_three_runs_are_kept_compared_exported_and_moved(app, browser, tmp_path)
     titles = page.locator(".answer h3").all_inner_texts()
     assert [re.sub(" tuned.*", "", title) for title in titles] == ["the first", "Run 2"]
 
+    page.locator("#take").scroll_into_view_if_needed()  # which asks for the formats
     page.locator("#take input[value=head]").check()
     page.get_by_role("button", name="Export head").click()
     with page.expect_download() as download:

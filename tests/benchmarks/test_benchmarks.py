@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from PIL import Image
 
 import clip_randlora as cr
 from benchmarks import __main__ as command_line
-from benchmarks import ablation, scale, step
-from benchmarks.common import report
+from benchmarks import ablation, scale, start, step
+from benchmarks.common import benchmark, report, worker
 from benchmarks.common.benchmark import Benchmark
 from benchmarks.common.images import class_names
 from benchmarks.common.processes import Row, run_row
@@ -223,6 +222,26 @@ def test_wrong_options_are_one_line_and_status_2(arguments, message, monkeypatch
     assert message in captured.err
 
 
+@pytest.fixture
+def run_command(monkeypatch, capsys, fine_figures):
+    """Run a benchmark here, its rows too: that they have processes of their own is tested above."""
+
+    def here(row: Row, threads: int) -> dict:
+        return worker.call(row.function, row.settings)
+
+    def run(name: str, *arguments) -> str:
+        monkeypatch.setattr(benchmark, "run_row", here)
+        monkeypatch.setattr(f"benchmarks.{name}.run_row", here, raising=False)
+        monkeypatch.setattr(sys, "argv", ["benchmarks", name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            command_line.main()
+        printed = capsys.readouterr()
+        assert exit_.value.code == 0, printed.err
+        return printed.out
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "rows"),
@@ -239,40 +258,38 @@ def test_wrong_options_are_one_line_and_status_2(arguments, message, monkeypatch
         ("ask", "--images 8 --repeats 1", 4),
     ],
 )  # fmt: skip
-def test_command_writes_table_json_and_figure(name, arguments, rows, tiny_folder, tmp_path):
-    process = run_command(name, *arguments.split(), "--model", tiny_folder, "--out", tmp_path)
-    assert process.returncode == 0, process.stderr
+def test_command_writes_table_json_and_figure(
+    name, arguments, rows, run_command, tiny_folder, tmp_path
+):
+    printed = run_command(name, *arguments.split(), "--model", tiny_folder, "--out", tmp_path)
     written = json.loads((tmp_path / f"{name}.json").read_text())
     assert len(written["rows"]) == rows
     failed = [sample["row"] for sample in written["samples"] if "failed" in sample]
     assert failed == (["nothing on clipart"] if name == "fewshot" else [])
     assert {"cpu", "cores", "gpu"} <= written["machine"].keys()
     assert written["versions"]["torch"].startswith("2.")
-    assert process.stdout.startswith((tmp_path / f"{name}.md").read_text())
-    assert process.stdout.count("\n|--") >= 1
+    assert printed.startswith((tmp_path / f"{name}.md").read_text())
+    assert printed.count("\n|--") >= 1
     with Image.open(tmp_path / f"{name}.png") as figure:
         assert figure.width > 300
 
 
 @pytest.mark.slow
-def test_start_measures_new_processes(tmp_path):
-    process = run_command("start", "--repeats", "1", "--steps", "1", "--out", tmp_path)
-    assert process.returncode == 0, process.stderr
+def test_start_measures_new_processes(run_command, monkeypatch, tmp_path):
+    """Two of them; the others are started in the same way."""
+
+    def two(run: Path) -> dict:
+        names = "python itself", "clip-randlora predict RUN IMAGE"
+        return {name: commands(run)[name] for name in names}
+
+    commands = start.start_commands
+    monkeypatch.setattr(start, "start_commands", two)
+    run_command("start", "--repeats", "1", "--steps", "1", "--threads", "1", "--out", tmp_path)
     rows = json.loads((tmp_path / "start.json").read_text())["rows"]
     assert not [row for row in rows if row["failed"]]
     medians = {row["key"]: row["values"]["seconds"]["median"] for row in rows}
     assert medians["python itself"] < medians["clip-randlora predict RUN IMAGE"]
     assert (tmp_path / "start.png").exists()
-
-
-def run_command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[2],
-    )
 
 
 def test_every_row_of_the_step_has_a_label():

@@ -45,6 +45,17 @@ exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
 """For each line of JSON on standard input, a fork; its number is printed, and how it ended."""
 
 
+IMPORTS = """
+import sys
+sys.path.insert(0, {tests!r})
+import clip_randlora.few_shot, clip_randlora.export, clip_randlora.sweep, clip_randlora.cli
+from helpers import coarse_figures
+coarse_figures.figures.save = coarse_figures.save
+del sys.path[0]
+"""
+"""What training and export import, and the tests' coarse figures."""
+
+
 # what is frozen looks like a leak to extensions that are made with nanobind, torch 2.15's say
 _FROZEN = re.compile(r"^nanobind: leaked .*?refleaks\.html\n?", re.M | re.S)
 
@@ -139,10 +150,8 @@ class ForkServer:
 
 @cache
 def of_the_package() -> ForkServer:
-    """Return the server whose forks have imported this package, as training and export do."""
-    imports = "import clip_randlora.few_shot, clip_randlora.export, clip_randlora.sweep\n"
-    imports += "import matplotlib.figure, clip_randlora.cli\n"
-    return ForkServer(imports, COLUMNS="200")
+    """Return the server whose forks have imported this package, and draw coarse figures."""
+    return ForkServer(IMPORTS.format(tests=str(Path(__file__).parents[1])), COLUMNS="200")
 
 
 def start_command(*arguments) -> Fork:

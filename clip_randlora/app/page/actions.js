@@ -6,7 +6,7 @@ import { choose } from "./files.js";
 import { call, upload } from "./server.js";
 import { chosenMinutes, isOpen, shareOf } from "./search.js";
 import { UNSORTED } from "./parts.js";
-import { above } from "./tray.js";
+import { accepted } from "./tray.js";
 import { app, attempt, leftRun, redraw, refresh, rightRun, say } from "./store.js";
 
 const { ui } = app;
@@ -391,7 +391,7 @@ export const clicks = {
   },
   "accept-sure": async () => {
     const groups = {};
-    for (const image of above(ui.guesses, ui.line)) (groups[image.class_name] ??= []).push(image.number);
+    for (const image of accepted(ui)) (groups[image.class_name] ??= []).push(image.number);
     if (Object.keys(groups).length) await sortImages(groups, "tray");
   },
   "sort-one": ({ number, class: name }) => sortImages({ [name]: [Number(number)] }, "tray"),
@@ -618,6 +618,7 @@ export const changes = {
   "move-guesses": (box) => moveChosen(box, [...ui.guessesMarked], "tray"),
   "sort-one": (box) => moveChosen(box, [Number(box.dataset.number)], "tray"),
   "move-one": (box) => moveChosen(box, [Number(box.dataset.number)], "results"),
+  "takes-unknown": (box) => { ui.takesUnknown = box.checked; },
   "only-different": (box) => { ui.onlyDifferent = box.checked; },
   "format": (box) => { ui.format = box.value; },
   "precision": (box) => { ui.precision = box.value; },

@@ -18,6 +18,7 @@ export const app = {
     guessesShown: 60,
     guessesMarked: new Set(), // numbers
     line: 0.9, // how sure a guess must be to be accepted
+    takesUnknown: false, // whether images that look like none of the classes are accepted too
     findings: [], // of the last check, those that are not settled
     findingsOf: "", // the state that they were asked for
     findingsShown: {}, // {kind: how many}

@@ -10,7 +10,7 @@ const BUTTONS = 6; // classes that get a button each; more are chosen from a lis
 export function tray({ state, ui }) {
   const { unsorted } = state;
   const names = state.classes.filter((entry) => entry.is_on).map((entry) => entry.name);
-  const sure = above(ui.guesses, ui.line);
+  const sure = accepted(ui), unknown = ui.guesses.filter((image) => image.is_unknown).length;
   const isGuessed = ui.guesses.some((image) => image.class_name);
   const shown = ui.guesses.slice(0, ui.guessesShown);
   return html`<li class="card tray" data-key="tray">
@@ -22,6 +22,8 @@ export function tray({ state, ui }) {
     ${isGuessed && html`<div class="accept" data-key="accept">
       <label>Surer than <output>${Math.round(100 * ui.line)} %</output>
         <input type="range" min="0" max="1" step="0.01" data-input="line" id="line" value="${ui.line}" aria-label="How sure"></label>
+      ${unknown > 0 && html`<label class="check"><input type="checkbox" data-change="takes-unknown" ${ui.takesUnknown && html`checked`}>
+        Also ${unknown === 1 ? "the one that looks" : `the ${unknown} that look`} like none of these classes</label>`}
       <button class="primary" data-do="accept-sure" id="accept-sure" aria-disabled="${String(sure.length === 0)}">Accept ${sure.length} of ${unsorted.count}</button></div>`}
     ${next(ui, names)}
     ${ui.guesses.length > 0 && html`${tools(ui, state, isGuessed)}
@@ -31,16 +33,21 @@ export function tray({ state, ui }) {
   </li>`;
 }
 
-/** The images that are taken for a class with at least some confidence. */
-export const above = (guesses, line) => guesses.filter((image) => image.class_name && image.confidence >= line);
+/** Whether an image is taken for a class as surely as the person asks. */
+const isAccepted = ({ class_name: taken, is_unknown: isUnknown, confidence }, ui) =>
+  Boolean(taken) && confidence >= ui.line && (!isUnknown || ui.takesUnknown);
+
+/** The images that go into their class with one click. */
+export const accepted = (ui) => ui.guesses.filter((image) => isAccepted(image, ui));
 
 function guess(image, ui) {
   const { number, name, class_name: taken } = image;
-  return html`<li data-key="u${number}" class="${taken && image.confidence >= ui.line ? "sure" : ""}"><button class="tile" data-do="mark-guess"
+  return html`<li data-key="u${number}" class="${isAccepted(image, ui) ? "sure" : ""}"><button class="tile" data-do="mark-guess"
       data-number="${number}" aria-pressed="${String(ui.guessesMarked.has(number))}" aria-label="${name}">${thumb(image)}</button>
+    ${image.is_unknown && html`<small class="taken">none of these</small>`}
     ${taken ? html`<button class="taken" data-do="accept-one" data-number="${number}" title="Accept ${taken}"
-        aria-label="Accept ${taken} for ${name}"><span>${taken}</span> <small>${percent(image.confidence).replace(/\.\d/, "")}</small></button>`
-      : image.is_unknown ? html`<small class="taken">none of these</small>` : image.reason && html`<small class="taken" title="${image.reason}">cannot be read</small>`}</li>`;
+        aria-label="Accept ${taken} for ${name}"><span>${taken}${image.is_unknown && "?"}</span> <small>${percent(image.confidence).replace(/\.\d/, "")}</small></button>`
+      : image.reason && html`<small class="taken" title="${image.reason}">cannot be read</small>`}</li>`;
 }
 
 function tools(ui, state, isGuessed) {
