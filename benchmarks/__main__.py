@@ -11,6 +11,7 @@ from benchmarks.ask import ask
 from benchmarks.blocks import blocks
 from benchmarks.calibration import calibration
 from benchmarks.check import check
+from benchmarks.embed import embed
 from benchmarks.export import export
 from benchmarks.fewshot import fewshot
 from benchmarks.infer import infer
@@ -19,6 +20,7 @@ from benchmarks.listing import listing
 from benchmarks.memory import memory
 from benchmarks.page import page
 from benchmarks.read import read
+from benchmarks.retrieval import retrieval
 from benchmarks.scale import scale
 from benchmarks.serve import serve
 from benchmarks.start import start
@@ -44,6 +46,8 @@ for command in (
     blocks,
     infer,
     label,
+    embed,
+    retrieval,
     ask,
     start,
     serve,

@@ -52,6 +52,11 @@ from .data import (
     list_images as list_images,
     load_data as load_data,
 )
+from .embedding import (
+    Embedded as Embedded,
+    embed_images as embed_images,
+    embed_texts as embed_texts,
+)
 from .errors import (
     UserError as UserError,
 )

@@ -12,21 +12,38 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_randlora.adapters import Adapter, ZeroShot, attach, load_adapter
+from clip_randlora.adapters import Adapter, ZeroShot, attach, check_strength, load_adapter
 from clip_randlora.clip.models import Model, load_model
 from clip_randlora.clip.none_of_these import none_labels
-from clip_randlora.clip.prompts import Prompts, check_prompts, class_words, make_prompts
+from clip_randlora.clip.prompts import (
+    AS_IT_IS,
+    Prompts,
+    check_prompts,
+    class_words,
+    find_cut,
+    make_prompts,
+    note_cut,
+)
+from clip_randlora.clip.templates import check_templates
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.confidence import Confidence
 from clip_randlora.confidence.unknown import margins, nearest
 from clip_randlora.data import Skipped, Split, UnreadableImage, summarize_skipped
 from clip_randlora.data.inputs import Input, each_input
 from clip_randlora.errors import UserError
-from clip_randlora.evaluation import BATCH, PairedPredictor, Predictions, as_mapping, predict_split
+from clip_randlora.evaluation import (
+    BATCH,
+    PairedPredictor,
+    Predictions,
+    as_mapping,
+    encode_images,
+    predict_split,
+)
 from clip_randlora.runs.confidence_file import read_confidence, read_known
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.parallel import parallel_map
@@ -34,6 +51,7 @@ from clip_randlora.utils.progress import OnProgress
 from clip_randlora.utils.wording import join_names
 
 _SMALLEST = 1e-37  # probability; its logarithm is finite
+_UNIT = 1e-2  # how far from 1 the length of features may be that were stored in half precision
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,35 @@ class Encoded:
     errors: list[UnreadableImage | None]
     rows: tuple[Tensor, Tensor] | None
     unknown: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What `Classifier.encode_image_batches` answers for N images.
+
+    Attributes:
+        names, errors: as in `Answers`.
+        features: of the M images without an error, for each strength: float32 (M, E), of length 1.
+    """
+
+    names: list[str]
+    errors: list[UnreadableImage | None]
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What `Classifier.encode_text_batches` answers for N texts.
+
+    Attributes:
+        texts: N of them.
+        cut: those that are longer than what the model reads.
+        features: for each strength, float32 (N, E), of length 1.
+    """
+
+    texts: list[str]
+    cut: list[str]
+    features: list[Tensor]
 
 
 class Classifier:
@@ -363,6 +410,149 @@ class Classifier:
                     unknown = self._is_unknown(both.zero_shot_features(images), rows[1])
             yield Encoded(names, errors, rows, unknown)
 
+    # --- features, for search ---------------------------------------------------------------------
+
+    def encode_images(self, images: Any, strength: float | None = None) -> Tensor:
+        """Encode images, to search among them: see `similarity`.
+
+        The first call at a strength forms its weights; the last ones are kept. If the run did not
+        tune the image encoder, the features are the zero-shot ones at any strength.
+
+        Args:
+            images: as for `predict`.
+            strength: 0 is zero-shot, 1 is tuned, see `Adapter.strength`; by default the
+                classifier's.
+
+        Returns:
+            Features of length 1, float32 (N, E) on the CPU, in the order of the images.
+
+        Raises:
+            UserError: an image cannot be used (it is named), the adapter was detached, or the run
+                has a head, which tunes no encoder, and the strength is not 0.
+        """
+        parts = [torch.empty(0, self._width())]
+        for batch in self.encode_image_batches(check_inputs(images, "raise"), (strength,)):
+            first = next(filter(None, batch.errors), None)
+            if first is not None:
+                raise first
+            parts += batch.features
+        return torch.cat(parts)
+
+    def encode_texts(
+        self,
+        texts: str | Sequence[str],
+        strength: float | None = None,
+        *,
+        templates: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Encode texts: words, classes that were not trained, whole sentences; nothing is trained.
+
+        If the run did not tune the text encoder, the features are the zero-shot ones at any
+        strength. A warning names texts that are longer than what the model reads.
+
+        Args:
+            texts: T of them, or a single one.
+            strength: as for `encode_images`.
+            templates: prompt templates with one ``{}`` each, into which every text is put; its
+                feature is the normalised mean. By default a text is encoded as it stands. The
+                classes of a run were trained in "a photo of a {}." unless its settings say
+                otherwise.
+
+        Returns:
+            Features of length 1, float32 (T, E) on the CPU.
+
+        Raises:
+            UserError: a text is empty, a template is wrong, or as for `encode_images`.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        batches = list(self.encode_text_batches(texts, (strength,), templates))
+        if cut := [text for batch in batches for text in batch.cut]:
+            warnings.warn(note_cut(self.model, cut), stacklevel=2)
+        return torch.cat([torch.empty(0, self._width()), *(batch.features[0] for batch in batches)])
+
+    def similarity(self, images: Any, texts: Any, strength: float | None = None) -> Tensor:
+        """Return how alike images and texts are: the cosines of their features.
+
+        The zero-shot logits are ``model.logit_scale()`` times these.
+
+        Args:
+            images: N, as for `predict`; or their features from `encode_images`, (N, E).
+            texts: T, as for `encode_texts`; or their features from it, (T, E).
+            strength: as for `encode_images`. Features are taken as they are.
+
+        Returns:
+            Cosines from -1 to 1, float32 (N, T) on the CPU.
+
+        Raises:
+            UserError: as for `encode_images` and `encode_texts`.
+        """
+        rows = self._as_features(images)
+        columns = self._as_features(texts)
+        rows = self.encode_images(images, strength) if rows is None else rows
+        columns = self.encode_texts(texts, strength) if columns is None else columns
+        return rows @ columns.T
+
+    def encode_image_batches(
+        self, entries: Iterable[Input], strengths: Sequence[float | None]
+    ) -> Iterator[ImageFeatures]:
+        """Encode images at several strengths, 256 images at a time, each decoded once.
+
+        While a batch is encoded, threads decode the next one. See `encode_images`.
+        """
+        chosen = [self._strength_of_features(strength) for strength in strengths]
+        both = self._predictor()
+        models = [both.image_model(strength) for strength in chosen]
+        for names, errors, images in self._decode_batches(entries):
+            if images is None:
+                features = [torch.empty(0, both.zero_shot_classes.shape[1]) for _ in models]
+            else:
+                features = _encode_with_each(models, images)
+            yield ImageFeatures(names, errors, features)
+
+    def encode_text_batches(
+        self,
+        texts: Iterable[str],
+        strengths: Sequence[float | None],
+        templates: Sequence[str] | None = None,
+    ) -> Iterator[TextFeatures]:
+        """Encode texts at several strengths, 256 texts at a time. See `encode_texts`."""
+        chosen = [self._strength_of_features(strength) for strength in strengths]
+        templates = AS_IT_IS if templates is None else check_templates(templates)
+        both = self._predictor()
+        nets = [both.text_net(strength) for strength in chosen]
+        numbered = enumerate(texts, 1)
+        while some := [_check_text(*pair) for pair in islice(numbered, BATCH)]:
+            prompts = [[template.format(text) for template in templates] for text in some]
+            encoder = TextClassifier(self.model, some, prompts)
+            flat = list(chain.from_iterable(prompts))
+            places = find_cut(self.model, encoder.tokens.cpu(), flat)
+            cut = [some[row] for row in sorted({place // len(templates) for place in places})]
+            features = [_as_unit(encoder.features_in_parts(net)) for net in nets]
+            yield TextFeatures(some, cut, features)
+
+    def _strength_of_features(self, strength: float | None) -> float:
+        """Return the strength at which to encode; refuse a run whose encoders are not tuned."""
+        strength = self.adapter.strength if strength is None else check_strength(strength)
+        if strength and self.adapter.head is not None:
+            raise UserError(
+                f"{self.adapter.config.method}: its head answers for its classes and tunes no "
+                f"encoder, so there are no tuned features; give strength 0 for the zero-shot ones"
+            )
+        return strength
+
+    def _width(self) -> int:
+        return self._predictor().zero_shot_classes.shape[1]
+
+    def _as_features(self, values: Any) -> Tensor | None:
+        """Return features as float32 (N, E), or None: no image has rows of length 1 and width E."""
+        if not isinstance(values, np.ndarray | Tensor) or tuple(values.shape[1:]) != (
+            self._width(),
+        ):
+            return None
+        rows = torch.as_tensor(values).detach().float().cpu()
+        is_unit = bool(((rows.norm(dim=1) - 1).abs() < _UNIT).all())
+        return rows if is_unit else None
+
     def _decode_batches(
         self, entries: Iterable[Input]
     ) -> Iterator[tuple[list[str], list[UnreadableImage | None], Tensor | None]]:
@@ -375,6 +565,28 @@ class Classifier:
             yield list(names), errors, torch.stack(good) if good else None
 
 
+@torch.inference_mode()
+def _encode_with_each(models: Sequence[Model], images: Tensor) -> list[Tensor]:
+    """Encode uint8 images (N, 3, S, S) with each of some models, which may be the same one."""
+    encoded: dict[int, Tensor] = {}
+    for model in models:
+        if id(model) not in encoded:
+            encoded[id(model)] = _as_unit(encode_images(model, images))
+    return [encoded[id(model)] for model in models]
+
+
+def _as_unit(features: Tensor) -> Tensor:
+    """Return features as float32 on the CPU, of length 1 also if they were in half precision."""
+    return nn.functional.normalize(features.float().cpu(), dim=1)
+
+
+def _check_text(number: int, text: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        said = "is empty" if isinstance(text, str) else f"is of type {type(text).__name__}"
+        raise UserError(f"text {number}: {said}; give words")
+    return text
+
+
 def check_inputs(images: Any, on_error: str) -> Iterator[Input]:
     """Return the images of `Classifier.predict_each`; warn of files that are left out.
 
@@ -383,7 +595,7 @@ def check_inputs(images: Any, on_error: str) -> Iterator[Input]:
     """
     if on_error not in ("raise", "return"):
         raise UserError(f"on_error {on_error}: give raise or return")
-    return each_input(images, _warn_left_out)
+    return each_input(images, warn_left_out)
 
 
 def _encode_classes(
@@ -419,5 +631,6 @@ def _decode(
         return entry.name, error
 
 
-def _warn_left_out(left_out: list[Skipped]) -> None:
+def warn_left_out(left_out: list[Skipped]) -> None:
+    """Warn of files of a folder, ``.zip`` or glob that are no images."""
     warnings.warn(summarize_skipped(left_out), stacklevel=2)

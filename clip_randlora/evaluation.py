@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_randlora.adapters import Adapter, check_strength
-from clip_randlora.clip.models import Model
+from clip_randlora.clip.models import CLIPNet, Model
 from clip_randlora.clip.none_of_these import none_labels
 from clip_randlora.clip.text import TextClassifier
 from clip_randlora.confidence import Confidence, change_temperature
@@ -90,6 +90,8 @@ class PairedPredictor:
         self.confidence = confidence or Confidence()
         self._tensors = [*model.net.parameters(), *adapter.parameters()]
         self._built_from = self._state()
+        self._other_image_model: tuple[float, Model] | None = None
+        self._last_text_net: tuple[float, CLIPNet] | None = None
         with torch.inference_mode():
             ready = inference_model(model)
             classes = text.features_in_parts(ready.net, on_progress)
@@ -124,22 +126,58 @@ class PairedPredictor:
             for t in self._tensors
         ]
 
+    @torch.inference_mode()
     def _build(self, strength: float, on_progress: OnProgress | None = None) -> _Predictor:
         """Build the predictor of one strength."""
-        if not self.adapter.is_attached:
-            raise UserError("the adapter is no longer attached to its model; load the run again")
+        self._refuse_if_detached()
         zero_shot = self._zero_shot
         if strength == 0:
             return zero_shot
-        head = self.adapter.head
-        with torch.inference_mode():
-            text, vision = (self.adapter.updated_weights(strength, t) for t in ("text", "vision"))
-            ready = inference_model(self.model, vision) if vision else zero_shot.model
-            classes = zero_shot.classes
-            if text:
-                net = text_inference_net(self.model, text)
-                classes = self.text.features_in_parts(net, on_progress)
-        return _Predictor(ready, classes, strength, self.confidence.temperature_at(strength), head)
+        classes, net = zero_shot.classes, self._form_text_net(strength)
+        if net is not zero_shot.model.net:
+            classes = self.text.features_in_parts(net, on_progress)
+        ready, temperature = self._form_model(strength), self.confidence.temperature_at(strength)
+        return _Predictor(ready, classes, strength, temperature, self.adapter.head)
+
+    def _form_model(self, strength: float) -> Model:
+        self._refuse_if_detached()
+        weights = self.adapter.updated_weights(strength, "vision")
+        return inference_model(self.model, weights) if weights else self._zero_shot.model
+
+    def _form_text_net(self, strength: float) -> CLIPNet:
+        self._refuse_if_detached()
+        weights = self.adapter.updated_weights(strength, "text")
+        return text_inference_net(self.model, weights) if weights else self._zero_shot.model.net
+
+    @torch.inference_mode()
+    def image_model(self, strength: float) -> Model:
+        """Return a model that encodes images at a strength; it never changes.
+
+        The last one is kept, beside those that classify.
+        """
+        self._refuse_if_merged()
+        for predictor in (self._zero_shot, self._tuned):
+            if predictor.strength == strength:
+                return predictor.model
+        kept = self._other_image_model
+        if kept is None or kept[0] != strength:
+            kept = self._other_image_model = strength, self._form_model(strength)
+        return kept[1]
+
+    @torch.inference_mode()
+    def text_net(self, strength: float) -> CLIPNet:
+        """Return a network that encodes texts at a strength; it never changes. The last is kept."""
+        self._refuse_if_merged()
+        if strength == 0:
+            return self._zero_shot.model.net
+        kept = self._last_text_net
+        if kept is None or kept[0] != strength:
+            kept = self._last_text_net = strength, self._form_text_net(strength)
+        return kept[1]
+
+    def _refuse_if_detached(self) -> None:
+        if not self.adapter.is_attached:
+            raise UserError("the adapter is no longer attached to its model; load the run again")
 
     def _refuse_if_merged(self) -> None:
         """Refuse to predict once the update is in the weights that both networks share."""

@@ -70,6 +70,11 @@ def test_a_training_needs_no_extra(tmp_path):
             "a data set of the Hugging Face hub needs datasets",
         ),
         (
+            "data",
+            ["embed", "{run}", "--text", "cat", "--out", "{out}.parquet"],
+            "a .parquet file needs pyarrow",
+        ),
+        (
             "cluster",
             ["sweep", "offline", "--engine", "ray", "--out", "{out}"],
             "--engine ray needs ray",

@@ -22,7 +22,7 @@ LOWEST_FIRST = (
     {"evaluation"},
     {"runs"},
     {"few_shot", "classifier"},
-    {"sweep", "export", "tuning", "cluster", "labelling", "checking"},
+    {"sweep", "export", "tuning", "cluster", "labelling", "checking", "embedding"},
     {"report"},
     {PACKAGE},  # the public names
     {"app"},

@@ -12,6 +12,7 @@ from clip_randlora.cli.app_command import browser_app
 from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.check_command import check
 from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
+from clip_randlora.cli.embed_command import embed
 from clip_randlora.cli.evaluate_command import evaluate
 from clip_randlora.cli.export_command import export
 from clip_randlora.cli.interrupts import handle_signals
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "check": check,
     "label": label,
+    "embed": embed,
     "export": export,
     "models": models,
     "datasets": datasets,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +11,13 @@ import typer
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.image_arguments import name_unreadable, read_images, read_lines
 from clip_randlora.cli.options import DeviceOption, ModelOption, PretrainedOption
 from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
 if TYPE_CHECKING:
     from clip_randlora.classifier import Classifier
-    from clip_randlora.data import Skipped
     from clip_randlora.data.inputs import Input
     from clip_randlora.labelling import Labelling
     from clip_randlora.labelling.sorting import How
@@ -103,10 +101,7 @@ def label(
             labelled=_labelled(labelled, run) if suggest else None,
             on_progress=on_progress,
         )
-    if labelling.errors:
-        of = len(labelling) + len(labelling.errors)
-        failed = f"{len(labelling.errors)} of {of} images could not be read."
-        print_notes([*labelling.errors, failed])
+    name_unreadable(labelling.errors, len(labelling))
     _print(labelling)
     if csv_file:
         labelling.write_csv(csv_file)
@@ -140,13 +135,9 @@ def _zero_shot(classes: str, model: str, pretrained: str | None, device: str | N
 
     path = Path(classes)
     if path.is_file():
-        try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"--classes {classes}: is no text in UTF-8; save it as such") from None
+        names = read_lines(path, "--classes")
     else:
-        names = classes.split(",")
-    names = [name.strip() for name in names if name.strip()]
+        names = [name.strip() for name in classes.split(",") if name.strip()]
     weights = {None: DEFAULT_TAG, "none": None}.get(pretrained, pretrained)
     loaded = load_model(model, weights, device)
     try:
@@ -157,12 +148,7 @@ def _zero_shot(classes: str, model: str, pretrained: str | None, device: str | N
 
 def _entries(images: Sequence[str], into: Path | None) -> list[Input]:
     """List the images, without those that are in the folder into which they are sorted."""
-    from clip_randlora.data.inputs import each_input, read_standard_input
-
-    sources = chain.from_iterable(
-        read_standard_input(sys.stdin.buffer) if image == "-" else [image] for image in images
-    )
-    entries = list(each_input(sources, _say_left_out))
+    entries = list(read_images(images))
     if into is None:
         return entries
     inside = os.path.join(os.path.realpath(into), "")
@@ -175,12 +161,6 @@ def _entries(images: Sequence[str], into: Path | None) -> list[Input]:
     if len(kept) < len(entries):
         print_notes([f"Left out {len(entries) - len(kept)} images that are in {into}."])
     return kept
-
-
-def _say_left_out(left_out: list[Skipped]) -> None:
-    from clip_randlora.data import summarize_skipped
-
-    print_notes([summarize_skipped(left_out)])
 
 
 def _labelled(data: str | None, run: Path | None) -> list[Input] | list[Path] | None:

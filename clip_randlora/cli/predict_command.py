@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain, tee
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.image_arguments import IMAGES_HELP, name_unreadable, read_images
 from clip_randlora.cli.options import (
     AddressOption,
     DeviceOption,
@@ -25,11 +26,9 @@ from clip_randlora.cli.options import (
     load_classifier,
 )
 from clip_randlora.errors import UserError
-from clip_randlora.utils.progress import report_progress
+from clip_randlora.utils.progress import report_streamed
 
 if TYPE_CHECKING:
-    from clip_randlora.cli.progress_bars import ProgressBars
-    from clip_randlora.data import Skipped
     from clip_randlora.data.inputs import Input
 
 _IN_FIGURE = 100
@@ -43,8 +42,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Files, folders, .zip and .tar files, globs or URLs; - reads an image, or one "
-            "path a line, from standard input.",
+            help=IMAGES_HELP,
         ),
     ],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
@@ -74,7 +72,7 @@ def predict(
     with loading():
         classifier = load_classifier(run, device, engine, address, workers, strength)
     with progress() as on_listing:
-        entries = _entries(images, on_listing)
+        entries = read_images(images, on_listing)
     total = len(entries) if isinstance(entries, list) else 0  # unknown for standard input
     entries, asked = tee(entries)
     bad: list[str] = []
@@ -92,11 +90,9 @@ def predict(
         options = {"reject": True} if reject else {}
         found = classifier.predict_each(entries, on_error="return", **options)
         answers = zip(asked, found, strict=True)
-        for entry, (name, answer) in report_progress(
+        for entry, (name, answer) in report_streamed(
             answers, "classifying images", total, on_progress
         ):
-            if on_progress and not total:
-                on_progress("classifying images", answered + len(bad), 0)
             if "error" in answer:
                 bad.append(answer["error"])
                 continue
@@ -107,45 +103,19 @@ def predict(
                 drawn.append((entry, answer))
         if not answered:
             raise _nothing_answered(bad)
-    _name(bad, answered)
+    name_unreadable(bad, answered)
     if csv_file:
         messages.print(f"{answered} images answered: saved to {csv_file}")
     if figure:
         _draw(drawn, answered, figure)
 
 
-def _entries(images: list[str], on_progress: ProgressBars) -> list[Input] | Iterator[Input]:
-    """Return the images to classify; an iterator if paths come from standard input."""
-    from clip_randlora.data.inputs import each_input, read_standard_input
+def _nothing_answered(errors: list[str]) -> UserError:
+    from clip_randlora.data.inputs import none_readable
 
-    sources = chain.from_iterable(
-        read_standard_input(sys.stdin.buffer) if image == "-" else [image] for image in images
-    )
-    if "-" in images:
-        return each_input(sources, _say_left_out)
-    return list(each_input(sources, _say_left_out, on_progress))
-
-
-def _say_left_out(left_out: list[Skipped]) -> None:
-    from clip_randlora.data import summarize_skipped
-
-    print_notes([summarize_skipped(left_out)])
-
-
-def _name(bad: list[str], answered: int) -> None:
-    """Print every image that could not be read, and their number."""
-    if bad:
-        of = len(bad) + answered
-        print_notes([*bad, f"{len(bad)} of {of} images could not be read."])
-
-
-def _nothing_answered(bad: list[str]) -> UserError:
-    if not bad:
-        return UserError("IMAGE: no images given; give files, folders or URLs")
-    if len(bad) == 1:
-        return UserError(bad[0])
-    _name(bad, 0)
-    return UserError(f"none of {len(bad)} images can be read, e.g. {bad[0]}")
+    if len(errors) > 1:
+        name_unreadable(errors, 0)
+    return none_readable(errors)
 
 
 @contextmanager

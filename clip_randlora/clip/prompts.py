@@ -115,7 +115,7 @@ def check_prompts(model: Model, tokens: Tensor, prompts: Prompts, words: Prompts
     """
     flat = [(name, prompt) for name, own in prompts.items() for prompt in own]
     tokens = tokens.cpu()
-    cut = _find_cut(model, tokens, [prompt for _, prompt in flat])
+    cut = find_cut(model, tokens, [prompt for _, prompt in flat])
     uses: dict[bytes, dict[str, int]] = defaultdict(dict)  # {tokens: {class: place of a prompt}}
     of_class: dict[str, list[bytes]] = defaultdict(list)  # {class: tokens of its prompts}
     for place, ((name, _), row) in enumerate(zip(flat, tokens, strict=True)):
@@ -138,8 +138,14 @@ def check_prompts(model: Model, tokens: Tensor, prompts: Prompts, words: Prompts
     ]
 
 
-def _find_cut(model: Model, tokens: Tensor, prompts: Sequence[str]) -> set[int]:
-    """Return which prompts are longer than the model's context."""
+def find_cut(model: Model, tokens: Tensor, prompts: Sequence[str]) -> set[int]:
+    """Return the places of the prompts that are longer than the model's context.
+
+    Args:
+        model: whose tokenizer is used.
+        tokens: int64 (P, L) of the prompts, trimmed or not.
+        prompts: P of them.
+    """
     tokenizer = model.tokenizer
     length = tokenizer.context_length
     if tokens.shape[1] < length:  # trimmed: all prompts are shorter
@@ -182,6 +188,13 @@ def _note_shared(
     more = f", and {len(shared) - 1} more are shared" if len(shared) > 1 else ""
     names = _quote([name for name, _ in shared[0]])
     return [f"The classes {names} share the prompt {prompt!r}{more}; their others differ."]
+
+
+def note_cut(model: Model, texts: Sequence[str]) -> str:
+    """Return a line on texts that are longer than the model's context: see `find_cut`."""
+    shown = _quote([_shorten(text, 40) for text in texts])
+    length = model.tokenizer.context_length
+    return f"Texts longer than the {length} tokens that the model reads are cut: {shown}."
 
 
 def _note_cut(model: Model, classes: Sequence[str]) -> list[str]:

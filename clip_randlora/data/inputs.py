@@ -11,7 +11,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -105,6 +105,31 @@ def read_standard_input(stream: BinaryIO) -> Iterator[str | bytes]:
     for line in itertools.chain(lines, [last + stream.readline()], stream):
         if path := os.fsdecode(line.strip(b"\r\n")):
             yield path
+
+
+def listed_inputs(
+    images: Any, on_left_out: OnSkipped, on_progress: OnProgress | None = None
+) -> tuple[Iterable[Input], int]:
+    """Return the images as `each_input` does, and their number if listing them decodes none.
+
+    The number is 0 if it is not known: of iterators, arrays and decoded images.
+    """
+    one = str | PurePath | Input
+    several = isinstance(images, list | tuple) and all(isinstance(image, one) for image in images)
+    entries = each_input(images, on_left_out, on_progress)
+    if several or isinstance(images, one):
+        listed = list(entries)
+        return listed, len(listed)
+    return entries, 0
+
+
+def none_readable(errors: Sequence[str]) -> UserError:
+    """Return the error if no image of several can be read; ``errors`` say why, a line each."""
+    if not errors:
+        return UserError("IMAGE: no images given; give files, folders or URLs")
+    if len(errors) == 1:
+        return UserError(errors[0])
+    return UserError(f"none of {len(errors)} images can be read, e.g. {errors[0]}")
 
 
 def _is_several(images: Any) -> bool:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clip_randlora.classifier import Classifier, Encoded, check_inputs
-from clip_randlora.data.inputs import Input
+from clip_randlora.classifier import Classifier, Encoded, warn_left_out
+from clip_randlora.data.inputs import listed_inputs, none_readable
 from clip_randlora.errors import UserError
 from clip_randlora.labelling.suggestions import MOST_CANDIDATES, suggest_next
 from clip_randlora.utils.outputs import write_csv
-from clip_randlora.utils.progress import OnProgress, report_progress
+from clip_randlora.utils.progress import OnProgress, report_streamed
 
 UNKNOWN = "unknown"
 """The answer, in a CSV, for an image of none of the classes."""
@@ -150,7 +150,7 @@ def label_images(
             not suggested again. Those that cannot be read cover nothing.
         reject: give no label to images of none of the classes, see `Classifier.unknown_scores`.
             Each image is then encoded twice, zero-shot and tuned.
-        on_progress: see `clip_randlora.utils.progress.OnProgress`. Told if ``images`` are paths.
+        on_progress: see `clip_randlora.utils.progress.OnProgress`.
 
     Raises:
         UserError: ``above`` or ``suggest`` is out of range, none of the images, or of
@@ -163,7 +163,7 @@ def label_images(
     known = None
     if suggest and labelled is not None:
         known = _encode(classifier, labelled, on_progress)
-    entries, total = _entries(images)
+    entries, total = listed_inputs(images, warn_left_out)
     sample = _Sample(MOST_CANDIDATES if suggest else 0)
     names: list[str] = []
     errors: list[str] = []
@@ -188,7 +188,7 @@ def label_images(
                 unknown.append(batch.unknown)
         seen += len(batch.names)
     if not names:
-        raise _none_readable(errors)
+        raise none_readable(errors)
     return Labelling(
         classifier.classes,
         above,
@@ -202,21 +202,10 @@ def label_images(
     )
 
 
-def _entries(images: Any) -> tuple[Iterable[Input], int]:
-    """Return the images, and their number if listing them decodes none; else 0."""
-    one = str | PurePath | Input
-    several = isinstance(images, list | tuple) and all(isinstance(image, one) for image in images)
-    entries = check_inputs(images, "return")
-    if several or isinstance(images, one):
-        listed = list(entries)
-        return listed, len(listed)
-    return entries, 0
-
-
 def _count(
     batches: Iterator[Encoded], total: int, stage: str, on_progress: OnProgress | None
 ) -> Iterator[Encoded]:
-    return report_progress(batches, stage, total, on_progress, lambda batch: len(batch.names))
+    return report_streamed(batches, stage, total, on_progress, lambda batch: len(batch.names))
 
 
 def _encode(
@@ -227,7 +216,7 @@ def _encode(
     Raises:
         UserError: none of them can be read.
     """
-    entries, total = _entries(images)
+    entries, total = listed_inputs(images, warn_left_out)
     found: list[tuple[Tensor, Tensor]] = []
     errors: list[str] = []
     batches = classifier.encode_and_classify(entries)
@@ -236,7 +225,7 @@ def _encode(
         if batch.rows is not None:
             found.append(batch.rows)
     if errors and not found:
-        raise _none_readable(errors)
+        raise none_readable(errors)
     if not found:
         return None
     features, probabilities = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -282,11 +271,3 @@ class _Sample:
         order = rows.argsort()
         chosen = suggest_next(features[order], probabilities[order], count, *(known or ()))
         return rows[order][chosen].tolist()
-
-
-def _none_readable(errors: Sequence[str]) -> UserError:
-    if not errors:
-        return UserError("no images given; give files, folders or URLs")
-    if len(errors) == 1:
-        return UserError(errors[0])
-    return UserError(f"none of {len(errors)} images can be read, e.g. {errors[0]}")

@@ -40,6 +40,26 @@ def report_progress(
         on_progress(stage, done, total)
 
 
+def report_streamed(
+    results: Iterable[T],
+    stage: str,
+    total: int,
+    on_progress: OnProgress | None,
+    count: Callable[[T], int] = lambda _: 1,
+) -> Iterator[T]:
+    """Report as `report_progress` does, also if ``total`` is 0: if the end is not known yet."""
+    if on_progress is None or total:
+        yield from report_progress(results, stage, total, on_progress, count)
+        return
+    done = 0
+    on_progress(stage, done, 0)
+    for result in results:
+        yield result
+        done += count(result)
+        on_progress(stage, done, 0)
+    on_progress(stage, done, done)
+
+
 class StageOfUnknownLength:
     """Reports how many items of a stage are done, if their number is only known at the end.
 
