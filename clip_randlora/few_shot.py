@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -47,10 +48,12 @@ from clip_randlora.runs.confidence_file import write_confidence
 from clip_randlora.runs.further_tests import FurtherTest, prepare_test, refuse_head, run_tests
 from clip_randlora.runs.image_record import read_images, record_images
 from clip_randlora.runs.run import Run
+from clip_randlora.runs.tracking import Tracking, check_trackers
 from clip_randlora.training.allocator import keep_freed_memory
 from clip_randlora.training.cache import Cache
 from clip_randlora.training.config import TrainConfig, choose_crop_size, default_steps
 from clip_randlora.training.distributed import (
+    connect_processes,
     from_main_process,
     is_main_process,
     launch_notes,
@@ -69,6 +72,7 @@ __all__ = ["Interrupted", "Run", "Step", "StepMetrics", "TrainConfig", "class_pr
 Step = StepMetrics
 """The older name of `StepMetrics`."""
 
+_TRACKED_FIGURES = ("curves", "confusion")
 _STORED_SCALE = 1.15  # training images are decoded this much larger than their crops
 
 
@@ -97,6 +101,7 @@ def fit(
     image_cache: str | Path | None = None,
     also_test: Mapping[str, Data] | None = None,
     restarts: int = 3,
+    track: str | Sequence[str] = (),
 ) -> Run:
     """Teach a model the classes of a data set, and compare it with its zero-shot self.
 
@@ -129,16 +134,22 @@ def fit(
             `clip_randlora.runs.further_tests.run_tests`.
         restarts: how often a training that diverges starts again, each time at a third of the
             learning rate; the run's notes say so.
+        track: names of `clip_randlora.runs.tracking.TRACKERS` that get the settings, the rows of
+            ``history.csv`` as they come, the final metrics and the figures. One that fails during
+            the training is left out, and a note says so. It is no setting of the run, so a resumed
+            run has to be asked again.
 
     Raises:
         UserError: the settings do not fit the model or the data, the method has a head and cannot
-            answer for ``also_test``, ``out`` is taken or cannot be written, the training diverged
+            answer for ``also_test``, ``out`` is taken or cannot be written, a tracker is unknown,
+            not installed or cannot be opened, the training diverged
             (`clip_randlora.training.logger.Diverged`), or memory did not suffice
             (`clip_randlora.errors.OutOfMemory`).
         Interrupted: Ctrl-C was pressed; what was trained is saved in ``out``.
     """
     if cache and (cache.model is not model or cache.data is not data):
         raise ValueError("the cache belongs to another model or data set")
+    trackers = check_trackers(track)
     resumed = out if resume else None
     also_test, asked = also_test or {}, config or TrainConfig()
     if also_test:
@@ -147,12 +158,13 @@ def fit(
     config, streamed = _choose_stream(model, data, config)
     prompts = class_prompts(data, config, resumed)
     settings = _settings(model, data, config, source, prompts)
-    state = TrainState()
+    state, notes = TrainState(), list[str]()
     with (
         _exclusive_run_folder(out, settings, resume) as folder,
         keep_freed_memory(model.device),
         _explain_errors(state, config, folder),
         ExitStack() as on_error,
+        _tracking(trackers, folder, data, config, notes) as tracking,
     ):
         # prepare: the classes, the adapter, the training images
         record = read_images(folder) if resume and folder is not None else None
@@ -161,7 +173,7 @@ def fit(
         with one_stage("reading prompts", on_progress):
             text = TextClassifier(model, data.classes, list(prompts.values()))
             words = class_words(data.classes, config.prompts)
-            notes = check_prompts(model, text.tokens, prompts, words)
+            notes += check_prompts(model, text.tokens, prompts, words)
         further = []
         for name, other in also_test.items():
             test, remarks = _prepare_further_test(model, name, other, asked)
@@ -209,9 +221,18 @@ def fit(
             known = cache.digests if cache else None
             record = record or record_images(data, train_images, known, on_progress)
             run_folder.begin(written_folder, settings, record)
+        if trackers:
+            connect_processes(model.device)  # accelerate's trackers ask for its state
+            tracking.start(_tracked_settings(model, data, config))
+
+        def report(step: StepMetrics) -> None:
+            tracking.log_history(state.history)
+            if on_step:
+                on_step(step)
+
         try:
             if training is not None:
-                training.run(on_step, should_stop or (lambda: False))
+                training.run(report, should_stop or (lambda: False))
         except Diverged:
             if state.step:
                 _save_adapter(adapter, settings, written_folder)
@@ -272,6 +293,9 @@ def fit(
         if written_folder is not None:
             with one_stage("writing the run", on_progress):
                 run_folder.write(run, written_folder, settings, data)
+        if trackers and is_main_process():
+            with one_stage("reporting the results", on_progress):
+                _report_results(tracking, run, data)
         on_error.pop_all()  # keep the adapter attached
         return run
 
@@ -401,6 +425,40 @@ def _settings(
         **record_prompts(prompts, config.templates or DEFAULT_TEMPLATES, config.prompts),
         "train": config.model_dump(mode="json"),
     }
+
+
+def _tracking(
+    trackers: Sequence[str],
+    folder: Path | None,
+    data: Data,
+    config: TrainConfig,
+    notes: list[str],
+) -> Tracking:
+    """Prepare to report the training, in the main process alone."""
+    name = folder.resolve().name if folder else f"{data.name}, {config.method.method}"
+    return Tracking(trackers if is_main_process() else (), folder, name, notes)
+
+
+def _tracked_settings(model: Model, data: Data, config: TrainConfig) -> dict[str, Any]:
+    """Return what trackers show of the settings: no path of images, and no class's prompts."""
+    return {
+        "model": model.name,
+        "pretrained": model.pretrained,
+        "data": data.name,
+        "classes": len(data.classes),
+        **config.model_dump(mode="json", exclude={"prompts"}),
+    }
+
+
+def _report_results(tracking: Tracking, run: Run, data: Data) -> None:
+    """Report the metrics and the figures; they are drawn anew if the run has no folder."""
+    with TemporaryDirectory() as scratch:
+        if run.folder is not None:
+            figures = run_folder.find_figures(run.folder, _TRACKED_FIGURES)
+        else:
+            figures = run_folder.draw_figures(run, Path(scratch), data, _TRACKED_FIGURES)
+        tracking.log_history(run.history)  # all of it, if there was no step left to take
+        tracking.log_results(run.metrics, figures)
 
 
 def _exclusive_run_folder(

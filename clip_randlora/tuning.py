@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,19 @@ class Trial:
         """What trials are sorted by: folds, then accuracy, then the log loss."""
         return self.folds, self.accuracy, -float(self.losses.mean()) if self.folds else 0.0
 
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the results as plain values, see `Tuning.as_mapping`."""
+        return {
+            "settings": str(self.candidate),
+            "candidate": asdict(self.candidate)
+            | {"method": self.candidate.method.model_dump(mode="json")},
+            "folds": self.folds,
+            "images": len(self.correct),
+            "accuracy": self.accuracy,
+            "seconds": self.seconds,
+            "failed": self.failed,
+        }
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -176,6 +189,20 @@ class Tuning:
                 row = (trial.candidate, trial.folds, images, accuracy, seconds, trial.failed)
                 rows.writerow(row)
         return folder
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return what was found as plain values, under the names of the attributes.
+
+        Of a trial there are ``settings``, its candidate as a text, and ``images``, how many were
+        asked; the answers for single images are left out.
+        """
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "trials": [trial.as_mapping() for trial in self.trials],
+            "notes": self.notes,
+            "outcome": self.outcome,
+            "default": self.default and self.default.as_mapping(),
+        }
 
 
 class SearchInterrupted(KeyboardInterrupt):

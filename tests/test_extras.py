@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import forks
 
+from clip_randlora.runs.tracking import TRACKERS
+
 BLOCKED = """
 import runpy, sys
 from importlib.machinery import PathFinder
@@ -29,6 +31,10 @@ EXTRAS = {
     "data": ("datasets", "pyarrow"),
     "export": ("onnx", "onnxruntime", "onnxscript", "peft", "transformers"),
     "heic": ("pillow_heif",),
+    "mlflow": ("mlflow",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 
 
@@ -89,6 +95,14 @@ def test_a_training_needs_no_extra(tmp_path):
             "export",
             ["export", "{run}", "--format", "peft", "--out", "{out}"],
             "--format peft needs peft",
+        ),
+        *(
+            (
+                name,
+                ["train", "clipart", "--out", "{out}", "--track", name],
+                f"--track {name} needs {name}",
+            )
+            for name in TRACKERS
         ),
     ],
 )

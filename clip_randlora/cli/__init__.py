@@ -11,7 +11,14 @@ import typer
 from clip_randlora.cli.app_command import browser_app
 from clip_randlora.cli.catalogues import datasets, models
 from clip_randlora.cli.check_command import check
-from clip_randlora.cli.console import INTERRUPTED, fail, messages, results
+from clip_randlora.cli.console import (
+    EXIT_STATUS,
+    INTERRUPTED,
+    SWEEP_STATUS,
+    fail,
+    messages,
+    results,
+)
 from clip_randlora.cli.embed_command import embed
 from clip_randlora.cli.evaluate_command import evaluate
 from clip_randlora.cli.export_command import export
@@ -28,27 +35,26 @@ app = typer.Typer(
     help="Teach CLIP your own classes from a handful of images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog="`clip-randlora COMMAND --help` has the options of a command. " + EXIT_STATUS,
     rich_markup_mode="markdown",
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "train": train,
-    "tune": tune,
-    "eval": evaluate,
-    "predict": predict,
-    "check": check,
-    "label": label,
-    "embed": embed,
-    "export": export,
-    "models": models,
-    "datasets": datasets,
-    "sweep": sweep,
-    "report": report,
-    "app": browser_app,
+_TASKS: dict[str, dict[str, Callable[..., None]]] = {
+    "Teach a model": {"demo": demo, "train": train, "tune": tune},
+    "Use what was trained": {
+        "predict": predict,
+        "eval": evaluate,
+        "embed": embed,
+        "export": export,
+    },
+    "Prepare images": {"check": check, "label": label},
+    "Compare methods": {"sweep": sweep, "report": report},
+    "Work in the browser": {"app": browser_app},
+    "Look up": {"models": models, "datasets": datasets},
 }
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+for _task, _commands in _TASKS.items():
+    for _name, _command in _commands.items():
+        _status = SWEEP_STATUS if _command is sweep else EXIT_STATUS
+        app.command(_name, rich_help_panel=_task, epilog=_status)(_command)
 
 
 def main() -> None:

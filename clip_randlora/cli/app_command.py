@@ -19,18 +19,33 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def browser_app(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", rich_help_panel="Address")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", rich_help_panel="Address")] = 7860,
     auth: Annotated[
-        str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD", help="Require this login.", rich_help_panel="Address"
+        ),
     ] = None,
-    max_upload_mb: Annotated[int, typer.Option(help="Largest upload, in megabytes.")] = 1000,
-    max_images: Annotated[int, typer.Option(help="Images that one visitor may gather.")] = 5000,
+    max_upload_mb: Annotated[
+        int, typer.Option(help="Largest upload, in megabytes.", rich_help_panel="Limits")
+    ] = 1000,
+    max_images: Annotated[
+        int, typer.Option(help="Images that one visitor may gather.", rich_help_panel="Limits")
+    ] = 5000,
     max_train_minutes: Annotated[
-        float, typer.Option(help="Stop a longer training and keep what it learned.")
+        float,
+        typer.Option(
+            help="Stop a longer training and keep what it learned.", rich_help_panel="Limits"
+        ),
     ] = 30,
     keep_hours: Annotated[
-        float, typer.Option(help="Delete images and runs this long after their last use.")
+        float,
+        typer.Option(
+            help="Delete images and runs this long after their last use.", rich_help_panel="Limits"
+        ),
     ] = 24,
     folder: Annotated[
         Path | None, typer.Option(help="Folder for images and runs. Default: a cache folder.")
@@ -42,6 +57,7 @@ def browser_app(
             "--stop-when-closed/--train-on",
             help="Stop a training once nobody has its page open. Default: only if --host is not "
             "this machine.",
+            rich_help_panel="Limits",
         ),
     ] = None,
     mcp: Annotated[
@@ -52,7 +68,9 @@ def browser_app(
             "share one project.",
         ),
     ] = False,
-    open_browser: Annotated[bool, typer.Option("--open", help="Also open a browser.")] = False,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Also open a browser.", rich_help_panel="Address")
+    ] = False,
 ) -> None:
     """Serve the app for the browser: gather images, train, compare, export."""
     is_local = host in _LOCAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.console import (
+    loading,
+    messages,
+    print_json,
+    print_notes,
+    progress,
+    results,
+)
 from clip_randlora.cli.options import (
+    RESULTS,
     ClassFoldersOption,
     ColumnsOption,
     DataArgument,
@@ -37,10 +44,16 @@ def check(
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a report with thumbnails to this new file.")
+        Path | None,
+        typer.Option(
+            help="Write a report with thumbnails to this new file.", rich_help_panel=RESULTS
+        ),
     ] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write every problem to this new file.")
+        Path | None,
+        typer.Option(
+            "--csv", help="Write every problem to this new file.", rich_help_panel=RESULTS
+        ),
     ] = None,
     fix: Annotated[
         Path | None,
@@ -48,14 +61,22 @@ def check(
             metavar="CSV",
             help="Do what the column `action` of an edited --csv says, `move` or `remove`, in "
             "place of a check.",
+            rich_help_panel="Repair",
         ),
     ] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="Of --fix, for --undo. Default: a new file beside DATA.")
+        Path | None,
+        typer.Option(
+            help="Of --fix, for --undo. Default: a new file beside DATA.", rich_help_panel="Repair"
+        ),
     ] = None,
     undo: Annotated[
         Path | None,
-        typer.Option(metavar="JOURNAL", help="Put back what --fix moved, in place of a check."),
+        typer.Option(
+            metavar="JOURNAL",
+            help="Put back what --fix moved, in place of a check.",
+            rich_help_panel="Repair",
+        ),
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -70,9 +91,9 @@ def check(
     if journal and not fix:
         raise UserError("--journal: only with --fix")
     if undo:
-        return _undo(undo)
+        return _undo(undo, as_json)
     if fix:
-        return _fix(data, class_folders, fix, journal)
+        return _fix(data, class_folders, fix, journal, as_json)
     for option, path in (("--html", html), ("--csv", csv_file)):
         if path and path.exists():
             raise UserError(f"{option} {path}: exists; choose another file")
@@ -94,7 +115,7 @@ def check(
     if as_json:
         rows = [{k: v for k, v in asdict(p).items() if k != "index"} for p in problems]
         content = {"images": len(findings.items), "problems": rows, "notes": findings.notes}
-        print(json.dumps(content, ensure_ascii=False))
+        print_json(content)
     else:
         _print(problems, len(findings.items))
     print_notes(findings.notes)
@@ -122,7 +143,9 @@ def _line(problem: Problem) -> str:
     return f"{problem.image}: {problem.detail}" if problem.detail else problem.image
 
 
-def _fix(data: str, class_folders: str | None, fix: Path, journal: Path | None) -> None:
+def _fix(
+    data: str, class_folders: str | None, fix: Path, journal: Path | None, as_json: bool
+) -> None:
     if not Path(data).expanduser().is_dir():
         raise UserError(
             f"{data}: --fix moves files of a folder of class folders; unpack or download it first"
@@ -145,12 +168,16 @@ def _fix(data: str, class_folders: str | None, fix: Path, journal: Path | None) 
         raise UserError(f"--fix {fix}: no row has an action; write move or remove under action")
     journal = journal or default_journal(data)
     count = apply_moves(moves, journal)
+    if as_json:
+        return print_json({"moved": count, "journal": str(journal)})
     results.print(f"Moved {count} files; --undo {journal} puts them back")
 
 
-def _undo(journal: Path) -> None:
+def _undo(journal: Path, as_json: bool) -> None:
     with loading():
         from clip_randlora.checking.fixes import undo_moves
     count, problems = undo_moves(journal)
     print_notes(problems)
+    if as_json:
+        return print_json({"put_back": count, "notes": problems})
     results.print(f"Put back {count} files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 results = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 INTERRUPTED, CELLS_FAILED = 130, 1
+
+EXIT_STATUS = (
+    "Exit status: 0 done; 2 wrong input, in one line on standard error that says what to do; "
+    "130 interrupted."
+)
+SWEEP_STATUS = EXIT_STATUS.replace("done;", "done; 1 some cells failed;")
 
 
 @contextmanager
@@ -60,6 +67,12 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print each note on a line of standard error; empty ones are left out."""
     for note in filter(None, notes):
         messages.print(f"- {note}")
+
+
+def print_json(content: Any) -> None:
+    """Print a value as JSON on one line; only the main one of several processes does."""
+    if not results.quiet:
+        print(json.dumps(content, ensure_ascii=False))
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from clip_randlora.cli.console import loading, messages, print_metrics, print_notes, progress
+from clip_randlora.cli.console import (
+    loading,
+    messages,
+    print_json,
+    print_metrics,
+    print_notes,
+    progress,
+)
 from clip_randlora.cli.options import (
     AddressOption,
     ClassFoldersOption,
@@ -120,5 +126,4 @@ def evaluate(
                 answers, "collecting answers", len(predictions.names), on_progress
             )
         ]
-        text = json.dumps(metrics, ensure_ascii=False)
-    print(text)
+    print_json(metrics)

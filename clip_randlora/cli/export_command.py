@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from clip_randlora.cli.completion import complete_format
 from clip_randlora.cli.console import loading, progress, results, working
 from clip_randlora.cli.options import RunArgument
 from clip_randlora.errors import UserError
@@ -15,7 +16,11 @@ from clip_randlora.errors import UserError
 def export(
     run: RunArgument,
     format: Annotated[
-        str, typer.Option(help="adapter, open_clip, transformers, peft, onnx or head.")
+        str,
+        typer.Option(
+            help="adapter, open_clip, transformers, peft, onnx or head.",
+            autocompletion=complete_format,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="New folder.")],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,

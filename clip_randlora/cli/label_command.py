@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from clip_randlora.cli.console import loading, messages, print_notes, progress, results
+from clip_randlora.cli.console import (
+    loading,
+    messages,
+    print_json,
+    print_notes,
+    progress,
+    results,
+)
 from clip_randlora.cli.image_arguments import name_unreadable, read_images, read_lines
-from clip_randlora.cli.options import DeviceOption, ModelOption, PretrainedOption
+from clip_randlora.cli.options import (
+    MODEL,
+    RESULTS,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+)
 from clip_randlora.errors import UserError
 from clip_randlora.utils.wording import join_names
 
@@ -35,13 +50,30 @@ def label(
         ),
     ],
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write the answers to this file, surest first.")
+        Path | None,
+        typer.Option(
+            "--csv", help="Write the answers to this file, surest first.", rich_help_panel=RESULTS
+        ),
     ] = None,
     into: Annotated[
-        Path | None, typer.Option(help="Copy each image into the folder of its class, in here.")
+        Path | None,
+        typer.Option(
+            help="Copy each image into the folder of its class, in here.",
+            rich_help_panel="Sort into folders",
+        ),
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="With --into: make hard links.")] = False,
-    move: Annotated[bool, typer.Option("--move", help="With --into: move the images.")] = False,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link", help="With --into: make hard links.", rich_help_panel="Sort into folders"
+        ),
+    ] = False,
+    move: Annotated[
+        bool,
+        typer.Option(
+            "--move", help="With --into: move the images.", rich_help_panel="Sort into folders"
+        ),
+    ] = False,
     above: Annotated[
         float, typer.Option(min=0, max=1, help="No label below this probability.")
     ] = 0.0,
@@ -50,7 +82,13 @@ def label(
         typer.Option("--reject", help="No label for images that are of none of the classes."),
     ] = False,
     suggest: Annotated[
-        int, typer.Option("--next", min=0, help="Say which images to label first: this many.")
+        int,
+        typer.Option(
+            "--next",
+            min=0,
+            help="Say which images to label first: this many.",
+            rich_help_panel="Label next",
+        ),
     ] = 0,
     labelled: Annotated[
         str | None,
@@ -58,15 +96,20 @@ def label(
             metavar="DATA",
             help="With --next: images that have labels already. Default: those that the run was "
             "trained on.",
+            rich_help_panel="Label next",
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Without a run: class names with commas, or a file of one a line."),
+        typer.Option(
+            help="Without a run: class names with commas, or a file of one a line.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Give images without labels a class each, surest first.
 
@@ -74,8 +117,8 @@ def label(
     for --move, moved, and no file is overwritten. Images that cannot be read are named on standard
     error.
     """
-    if not (csv_file or into or suggest):
-        raise UserError("nothing to do; give --csv FILE, --into FOLDER or --next N")
+    if not (csv_file or into or suggest or as_json):
+        raise UserError("nothing to do; give --csv FILE, --into FOLDER, --next N or --json")
     if csv_file and csv_file.exists():
         raise UserError(f"--csv {csv_file}: exists; choose another file")
     if (link or move) and (into is None or link == move):
@@ -102,7 +145,18 @@ def label(
             on_progress=on_progress,
         )
     name_unreadable(labelling.errors, len(labelling))
-    _print(labelling)
+    if as_json:
+        print_json(
+            {
+                "classes": labelling.classes,
+                "above": labelling.above,
+                "counts": labelling.counts(),
+                "images": [asdict(image) for image in labelling],
+                "errors": labelling.errors,
+            }
+        )
+    else:
+        _print(labelling)
     if csv_file:
         labelling.write_csv(csv_file)
         messages.print(f"{len(labelling)} answers: saved to {csv_file}")

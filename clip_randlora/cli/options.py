@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clip_randlora.cli.completion import complete_dataset, complete_model, complete_tracker
 from clip_randlora.cli.console import loading, progress
 from clip_randlora.errors import UserError
 
@@ -16,36 +17,52 @@ if TYPE_CHECKING:
     from clip_randlora.cluster import ClusterClassifier
     from clip_randlora.data import Data
 
+# groups of options in --help
+DATA, MODEL, METHOD, TRAINING = "Data", "Model", "Method", "Training"
+RESULTS, CLUSTER = "Results", "On a cluster"
+
 DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
+        autocompletion=complete_dataset,
         help="Folder of class folders, .zip, table of labels (CSV, JSON), WebDataset shards, "
         "parquet files, hub:ORG/NAME[@SPLIT], a data set's name or its YAML file.",
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 ModelOption = Annotated[
-    str, typer.Option(help="lite0, an open_clip name, hf-hub:ORG/REPO or a local folder.")
+    str,
+    typer.Option(
+        help="lite0, an open_clip name, hf-hub:ORG/REPO or a local folder.",
+        autocompletion=complete_model,
+        rich_help_panel=MODEL,
+    ),
 ]
 PretrainedOption = Annotated[
     str | None,
     typer.Option(
-        help="Tag or checkpoint file; `none` for random weights. Default: the tag in `models`."
+        help="Tag or checkpoint file; `none` for random weights. Default: the tag in `models`.",
+        rich_help_panel=MODEL,
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cuda, mps or cpu. Default: the best available.")
+    str | None,
+    typer.Option(help="cuda, mps or cpu. Default: the best available.", rich_help_panel=MODEL),
 ]
 ClassFoldersOption = Annotated[
     str | None,
-    typer.Option(help="Which folders are the classes: `top`, or the `leaves` of nested folders."),
+    typer.Option(
+        help="Which folders are the classes: `top`, or the `leaves` of nested folders.",
+        rich_help_panel=DATA,
+    ),
 ]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
         metavar="path=COLUMN,label=COLUMN,split=COLUMN",
         help="Columns of a table of labels, or some of them. Default: found, and told in a note.",
+        rich_help_panel=DATA,
     ),
 ]
 CheckOption = Annotated[
@@ -54,20 +71,37 @@ CheckOption = Annotated[
         "--check/--no-check",
         help="Read every file's header and look for copies of test images. Default: up to 100,000 "
         "images.",
+        rich_help_panel=DATA,
     ),
 ]
-EngineOption = Annotated[str, typer.Option(help="local, or ray for a cluster.")]
+EngineOption = Annotated[
+    str, typer.Option(help="local, or ray for a cluster.", rich_help_panel=CLUSTER)
+]
 AddressOption = Annotated[
-    str | None, typer.Option(help="Address of a running Ray cluster. Default: start one here.")
+    str | None,
+    typer.Option(
+        help="Address of a running Ray cluster. Default: start one here.", rich_help_panel=CLUSTER
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         help="Processes of the cluster that classify. Default: one a GPU, or one for every four "
-        "CPU cores."
+        "CPU cores.",
+        rich_help_panel=CLUSTER,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also report to tensorboard, trackio, wandb or mlflow; may be repeated.",
+        autocompletion=complete_tracker,
+        rich_help_panel=RESULTS,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, and nothing else.", rich_help_panel=RESULTS)
+]
 
 
 def preset_settings(preset: str | None) -> dict[str, Any]:

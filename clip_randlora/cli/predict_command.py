@@ -17,6 +17,7 @@ from rich.table import Table
 from clip_randlora.cli.console import loading, messages, print_notes, progress, results
 from clip_randlora.cli.image_arguments import IMAGES_HELP, name_unreadable, read_images
 from clip_randlora.cli.options import (
+    RESULTS,
     AddressOption,
     DeviceOption,
     EngineOption,
@@ -46,9 +47,15 @@ def predict(
         ),
     ],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
-    figure: Annotated[Path | None, typer.Option(help="Also draw the answers to this PNG.")] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the answers to this PNG.", rich_help_panel=RESULTS),
+    ] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Write every probability to this new file.")
+        Path | None,
+        typer.Option(
+            "--csv", help="Write every probability to this new file.", rich_help_panel=RESULTS
+        ),
     ] = None,
     reject: Annotated[
         bool,

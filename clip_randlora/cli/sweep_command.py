@@ -8,16 +8,25 @@ from typing import Annotated
 
 import typer
 
+from clip_randlora.cli.completion import complete_dataset, complete_sweep
 from clip_randlora.cli.console import (
     CELLS_FAILED,
     INTERRUPTED,
     fail,
     loading,
     messages,
+    print_json,
     progress,
     results,
 )
-from clip_randlora.cli.options import AddressOption, DeviceOption, EngineOption
+from clip_randlora.cli.options import (
+    DATA,
+    AddressOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    TrackOption,
+)
 
 _NAMED = 5  # failed cells in the last line; each also had a line of its own when it failed
 
@@ -25,15 +34,26 @@ _NAMED = 5  # failed cells in the last line; each also had a line of its own whe
 def sweep(
     config: Annotated[
         str,
-        typer.Argument(metavar="CONFIG", help="YAML file, or the name of one in configs/sweeps."),
+        typer.Argument(
+            metavar="CONFIG",
+            help="YAML file, or the name of one in configs/sweeps.",
+            autocompletion=complete_sweep,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the sweep; an existing one is continued.")],
     data: Annotated[
-        list[str] | None, typer.Option(help="One more data set; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="One more data set; may be repeated.",
+            autocompletion=complete_dataset,
+            rich_help_panel=DATA,
+        ),
     ] = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
     device: DeviceOption = None,
+    track: TrackOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run data sets x methods x shots x seeds; finished cells are not run again.
 
@@ -54,6 +74,7 @@ def sweep(
                 device=device,
                 console=messages,
                 on_progress=on_progress,
+                track=track or (),
             )
     except Stopped as stop:
         fail(
@@ -61,8 +82,11 @@ def sweep(
             f"interrupted: {stop.left} cells left, finished ones are in {out}; run the same "
             f"command to go on",
         )
-    results.print(f"{len(done.done)} cells finished, {len(done.failed)} failed: {out}")
-    results.print(f"clip-randlora report {out}")
+    if as_json:
+        print_json({"done": [cell.id for cell in done.done], "failed": done.failed})
+    else:
+        results.print(f"{len(done.done)} cells finished, {len(done.failed)} failed: {out}")
+        results.print(f"clip-randlora report {out}")
     if done.failed:
         names, count = list(done.failed), len(done.failed)
         named = ", ".join(names[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
@@ -72,10 +96,13 @@ def sweep(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: DIR.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a sweep's tables (report.md, report.csv) and figures."""
     with loading():
-        from clip_randlora.report import write_report
+        from clip_randlora.report import read_table, write_report
     with progress() as on_progress:
         written = write_report(folder, out, on_progress)
+    if as_json:
+        return print_json({"report": str(written), "rows": read_table(written.parent)})
     results.print(f"Saved {written}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,24 +11,31 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from clip_randlora.cli.completion import complete_dataset, complete_method, complete_preset
 from clip_randlora.cli.console import (
     INTERRUPTED,
     fail,
     loading,
     messages,
+    print_json,
     print_metrics,
     print_notes,
     progress,
     results,
 )
 from clip_randlora.cli.options import (
+    DATA,
+    METHOD,
+    TRAINING,
     CheckOption,
     ClassFoldersOption,
     ColumnsOption,
     DataArgument,
     DeviceOption,
+    JsonOption,
     ModelOption,
     PretrainedOption,
+    TrackOption,
     absolute,
     load_data_and_model,
     merge_method,
@@ -47,17 +56,24 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the shots drawn and of training.")] = 1,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Teach the bundled model the bundled drawings, offline, and compare."""
     out = out or _free_folder(Path("runs") / "demo")
-    _train("clipart", None, "lite0", None, {"seed": seed}, out, device, resume=False)
+    settings = {"seed": seed}
+    _train("clipart", None, "lite0", None, settings, out, device, resume=False, as_json=as_json)
 
 
 def train(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder to write the run to.")],
     test: Annotated[
-        str | None, typer.Option(help="Test images, in the same forms as DATA.")
+        str | None,
+        typer.Option(
+            help="Test images, in the same forms as DATA.",
+            rich_help_panel=DATA,
+            autocompletion=complete_dataset,
+        ),
     ] = None,
     class_folders: ClassFoldersOption = None,
     columns: ColumnsOption = None,
@@ -67,59 +83,99 @@ def train(
         str | None,
         typer.Option(
             help="randlora (default), lora, clip_lora, vera, nola, dora, kradapter, norm_tuning, "
-            "full, anchored_head, linear_probe, tip_adapter_f, gda, zero_shot."
+            "full, anchored_head, linear_probe, tip_adapter_f, gda, zero_shot.",
+            rich_help_panel=METHOD,
+            autocompletion=complete_method,
         ),
     ] = None,
     shots: Annotated[
         str | None,
-        typer.Option(help="Images per class, a share such as `50%`, or `all`. Default: 16."),
+        typer.Option(
+            help="Images per class, a share such as `50%`, or `all`. Default: 16.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the shots drawn and of training. Default: 1.")
+        int | None,
+        typer.Option(
+            help="Seed of the shots drawn and of training. Default: 1.", rich_help_panel=TRAINING
+        ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="fast, balanced or thorough. Default: balanced.")
+        str | None,
+        typer.Option(
+            help="fast, balanced or thorough. Default: balanced.",
+            rich_help_panel=TRAINING,
+            autocompletion=complete_preset,
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options override it.")
+        Path | None,
+        typer.Option(help="YAML file of settings; options override it.", rich_help_panel=TRAINING),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Rank of each basis (RandLoRA), or of the update.")
+        int | None,
+        typer.Option(
+            help="Rank of each basis (RandLoRA), or of the update.", rich_help_panel=METHOD
+        ),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Scale of the update.")] = None,
-    towers: Annotated[str | None, typer.Option(help="vision, text or vision,text.")] = None,
-    targets: Annotated[str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.")] = None,
-    blocks: Annotated[int | None, typer.Option(help="Adapt only the last K blocks.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Scale of the update.", rich_help_panel=METHOD)
+    ] = None,
+    towers: Annotated[
+        str | None, typer.Option(help="vision, text or vision,text.", rich_help_panel=METHOD)
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Any of q,k,v,out,mlp,conv.", rich_help_panel=METHOD)
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Adapt only the last K blocks.", rich_help_panel=METHOD)
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps. Default: set by the number of images.")
+        int | None,
+        typer.Option(
+            help="Optimiser steps. Default: set by the number of images.", rich_help_panel=TRAINING
+        ),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate. Default: the method's.")
+        float | None,
+        typer.Option(help="Peak learning rate. Default: the method's.", rich_help_panel=TRAINING),
     ] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="Prompt template with one {}; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Prompt template with one {}; may be repeated.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=TRAINING)
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream/--no-stream",
             help="Decode training images when the steps need them, or keep all in memory. "
             "Default: by the free memory.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     image_cache: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Keep decoded training images there, for later trainings."
+            metavar="FOLDER",
+            help="Keep decoded training images there, for later trainings.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     device: DeviceOption = None,
     check: CheckOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     prompts: Annotated[
-        bool, typer.Option("--prompts", help="Show every prompt before training.")
+        bool,
+        typer.Option("--prompts", help="Show every prompt before training."),
     ] = False,
+    track: TrackOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Teach a model your classes, compare it with zero-shot, save the run."""
     settings = preset_settings(preset) | settings_of_file(config)
@@ -157,6 +213,8 @@ def train(
         image_cache,
         check,
         columns,
+        track or (),
+        as_json,
     )
 
 
@@ -178,11 +236,15 @@ def _train(
     image_cache: Path | None = None,
     check: bool | None = None,
     columns: str | None = None,
+    track: Sequence[str] = (),
+    as_json: bool = False,
 ) -> None:
     with loading():
         from clip_randlora.few_shot import Interrupted, TrainConfig, class_prompts, fit
         from clip_randlora.runs.run_config import read_class_folders, read_columns
+        from clip_randlora.runs.tracking import check_trackers
 
+        check_trackers(track)
         config = TrainConfig.parse(settings)
         if resume:
             class_folders = class_folders or read_class_folders(out)
@@ -224,6 +286,7 @@ def _train(
                 on_progress=on_progress,
                 on_start=start,
                 image_cache=image_cache,
+                track=track,
             )
     except Interrupted as stop:
         if stop.folder is None:
@@ -234,7 +297,12 @@ def _train(
             f"--resume to go on",
         )
     print_notes(note for note in run.notes if note not in said)
-    _print_run(run, config)
+    if as_json:
+        skipped = [asdict(entry) for entry in run.skipped]
+        folder = {"folder": str(run.folder), "metrics": run.metrics}
+        print_json(folder | {"notes": run.notes, "skipped": skipped})
+    else:
+        _print_run(run, config)
 
 
 def _print_prompts(prompts: dict[str, list[str]], all_of_them: bool) -> None:

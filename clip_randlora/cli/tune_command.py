@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from clip_randlora.cli.completion import complete_method
 from clip_randlora.cli.console import (
     INTERRUPTED,
     fail,
     loading,
     messages,
+    print_json,
     print_notes,
     progress,
     results,
 )
 from clip_randlora.cli.options import (
+    METHOD,
+    TRAINING,
     ClassFoldersOption,
     ColumnsOption,
     DataArgument,
     DeviceOption,
+    JsonOption,
     ModelOption,
     PretrainedOption,
     load_data_and_model,
@@ -38,24 +43,38 @@ _ROWS = 10
 def tune(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder to write tuned.yaml and trials.csv to.")],
-    minutes: Annotated[float, typer.Option(help="Time of the whole search.")] = 10,
+    minutes: Annotated[
+        float, typer.Option(help="Time of the whole search.", rich_help_panel=TRAINING)
+    ] = 10,
     class_folders: ClassFoldersOption = None,
     columns: ColumnsOption = None,
     model: ModelOption = "lite0",
     pretrained: PretrainedOption = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="May be repeated. Default: randlora and anchored_head."),
+        typer.Option(
+            help="May be repeated. Default: randlora and anchored_head.",
+            rich_help_panel=METHOD,
+            autocompletion=complete_method,
+        ),
     ] = None,
     shots: Annotated[
         str | None,
-        typer.Option(help="Images per class, a share such as `50%`, or `all`. Default: 16."),
+        typer.Option(
+            help="Images per class, a share such as `50%`, or `all`. Default: 16.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the shots drawn. Default: 1.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the shots drawn. Default: 1.", rich_help_panel=TRAINING),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings that stay as they are.")
+        Path | None,
+        typer.Option(help="YAML file of settings that stay as they are.", rich_help_panel=TRAINING),
     ] = None,
     device: DeviceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the best settings by cross-validation on the training images alone."""
     with loading():
@@ -85,25 +104,28 @@ def tune(
                 on_progress=on_progress,
             )
     except SearchInterrupted as stop:
-        _save(stop.tuning, out)
+        _save(stop.tuning, out, as_json)
         fail(
             INTERRUPTED,
             f"interrupted: the best of {len(stop.tuning.trials)} settings is saved to "
             f"{out / SETTINGS}; train with it by --config {out / SETTINGS}",
         )
-    _save(found, out)
-    results.print(f"Saved to {out / SETTINGS}; train with it by --config {out / SETTINGS}")
+    _save(found, out, as_json)
+    if not as_json:
+        results.print(f"Saved to {out / SETTINGS}; train with it by --config {out / SETTINGS}")
 
 
-def _save(found: Tuning, out: Path) -> None:
-    """Print the best trials and write the settings."""
+def _save(found: Tuning, out: Path, as_json: bool) -> None:
+    """Print the best trials, or all as JSON, and write the settings."""
+    found.write(out)
+    print_notes(found.notes)
+    if as_json:
+        return print_json(found.as_mapping() | {"folder": str(out)})
     table = Table("settings", "folds", "images", "accuracy")
     for trial in found.trials[:_ROWS]:
         shown = "failed" if trial.failed else f"{trial.accuracy:.1%}"
         table.add_row(str(trial.candidate), str(trial.folds), str(len(trial.correct)), shown)
     results.print(table)
-    print_notes(found.notes)
-    found.write(out)
 
 
 def _print_trial(trial: Trial) -> None:

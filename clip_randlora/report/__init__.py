@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from clip_randlora.errors import UserError
 from clip_randlora.report.markdown import TITLE, as_markdown, save_table, write_csv
@@ -14,7 +18,7 @@ from clip_randlora.sweep.sweep_folder import SweepFolder
 from clip_randlora.utils.outputs import figure_errors_to_notes, write_text
 from clip_randlora.utils.progress import OnProgress, one_stage
 
-__all__ = ["write_report"]
+__all__ = ["read_table", "write_report"]
 
 
 def write_report(
@@ -75,3 +79,9 @@ def write_report(
     ]
     write_text(path, as_markdown(cells, models, drawn, notes, more))
     return path
+
+
+def read_table(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``report.csv`` by their columns; what is not known is None."""
+    table = pd.read_csv(Path(folder) / "report.csv")
+    return json.loads(table.to_json(orient="records", double_precision=15))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from clip_randlora.utils.outputs import (
 
 __all__ = ["ADAPTER", "begin", "exclusive_run_folder", "has_checkpoint", "read_metrics", "write"]
 
+FIGURES = ("curves", "confusion", "calibration", "examples")
 _METRICS = "metrics.json"
 _HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
 
@@ -101,12 +102,26 @@ def write(run: Run, folder: Path, settings: Mapping[str, Any], data: Data) -> No
     columns = run.history[0] if run.history else _HISTORY_COLUMNS
     write_csv(folder / "history.csv", columns, (row.values() for row in run.history))
     write_predictions(folder, run.predictions)
-    for name in ("curves", "confusion", "calibration", "examples"):
-        with figure_errors_to_notes(f"{name}.png", run.notes):
-            _draw(name, run, folder, data)
+    draw_figures(run, folder, data)
     write_text(folder / "README.md", model_card(run, folder, settings))
     write_json(folder / _METRICS, run.metrics)
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def draw_figures(
+    run: Run, folder: Path, data: Data, names: Sequence[str] = FIGURES
+) -> dict[str, Path]:
+    """Draw figures as ``NAME.png`` and return their paths; what fails becomes a note of the run."""
+    for name in names:
+        with figure_errors_to_notes(f"{name}.png", run.notes):
+            _draw(name, run, folder, data)
+    return find_figures(folder, names)
+
+
+def find_figures(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Return the paths of the figures that could be drawn, by their names."""
+    paths = {name: folder / f"{name}.png" for name in names}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _draw(name: str, run: Run, folder: Path, data: Data) -> None:

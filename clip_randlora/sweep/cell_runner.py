@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -42,8 +42,8 @@ class Outcome:
 class CellRunner:
     """Runs cells; what a cell shares with the one before is not computed again."""
 
-    def __init__(self, device: str | None = None):
-        self._device = device
+    def __init__(self, device: str | None = None, track: Sequence[str] = ()):
+        self._device, self._track = device, track
         self._model: _Last[Model] = _Last()
         self._data: _Last[tuple[Data, dict[str, Data]]] = _Last()
         self._further: dict[str, Data] = {}
@@ -97,6 +97,7 @@ class CellRunner:
                 on_progress=on_progress,
                 cache=cache,
                 also_test=further | also_test,
+                track=self._track,
             )
             run.adapter.detach()
 

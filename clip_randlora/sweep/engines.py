@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from clip_randlora.runs.tracking import check_trackers
 from clip_randlora.sweep.cell_runner import CellRunner, Outcome
 from clip_randlora.sweep.config import Cell, SweepConfig
 from clip_randlora.sweep.display import SweepProgress
@@ -35,6 +36,7 @@ def run_sweep(
     device: str | None = None,
     console: Console | None = None,
     on_progress: OnProgress | None = None,
+    track: str | Sequence[str] = (),
 ) -> SweepProgress:
     """Run every cell that is not finished; finished ones are never run again.
 
@@ -50,18 +52,20 @@ def run_sweep(
         device: to train on; by default the best there is.
         console: where cells are shown as they end; by default nowhere.
         on_progress: told how far the running cell is, or on a cluster how many cells have ended.
+        track: trackers that get every training, as in `fit`; a cell's name is its run's.
 
     Returns:
         The progress, with its ``done`` and ``failed`` cells.
 
     Raises:
-        UserError: the folder is another sweep's, in use or not a sweep's; the engine is unknown
-            or not installed.
+        UserError: the folder is another sweep's, in use or not a sweep's; the engine or a tracker
+            is unknown or not installed.
         Stopped: Ctrl-C; finished cells are kept.
     """
     on_cluster = is_cluster(engine, address)
     if on_cluster:
         from clip_randlora.sweep.ray_engine import run_on_ray  # needs the extra
+    trackers = check_trackers(track)
     folder = SweepFolder(out)
     cells = list(config.cells())
     with folder.lock():
@@ -69,9 +73,11 @@ def run_sweep(
         console = console or Console(quiet=True)
         progress = SweepProgress(cells, todo, folder, console, on_progress)
         if on_cluster:
-            outcomes = run_on_ray(folder, todo, config.resources, progress, device, address)
+            outcomes = run_on_ray(
+                folder, todo, config.resources, progress, device, address, trackers
+            )
         else:
-            outcomes = _run_here(folder, todo, progress, device)
+            outcomes = _run_here(folder, todo, progress, device, trackers)
         try:
             with progress, closing(outcomes):
                 if on_cluster:
@@ -93,9 +99,13 @@ def run_sweep(
 
 
 def _run_here(
-    folder: SweepFolder, todo: Sequence[Cell], progress: SweepProgress, device: str | None
+    folder: SweepFolder,
+    todo: Sequence[Cell],
+    progress: SweepProgress,
+    device: str | None,
+    trackers: Sequence[str],
 ) -> Generator[tuple[Cell, Outcome], None, None]:
-    runner = CellRunner(device)
+    runner = CellRunner(device, trackers)
     for cell in todo:
         progress.has_started(cell)
         yield cell, runner.run(cell, folder.running(cell), partial(progress.has_reached, cell))

@@ -32,6 +32,7 @@ def run_on_ray(
     progress: SweepProgress,
     device: str | None = None,
     address: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> Generator[tuple[Cell, Outcome], None, None]:
     """Run cells as tasks, and write each run folder as it comes back.
 
@@ -44,6 +45,7 @@ def run_on_ray(
         progress: is told how many cells run at once.
         device: to train on; by default a worker's best.
         address: of a running cluster, see `connected`.
+        trackers: of every training; each worker needs their libraries.
 
     Yields:
         Each cell, and how it ended.
@@ -59,7 +61,8 @@ def run_on_ray(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=_RETRIES, max_calls=0
         )(_run_cell)
         waiting = {
-            task.remote(cell.model_dump(mode="json"), device, resources.cpus): cell for cell in todo
+            task.remote(cell.model_dump(mode="json"), device, tuple(trackers), resources.cpus): cell
+            for cell in todo
         }
         while waiting:
             [ready], _ = ray.wait(list(waiting), num_returns=1)
@@ -84,23 +87,25 @@ def _check_fits(available: dict[str, float], resources: Resources) -> None:
             )
 
 
-def _run_cell(description: dict[str, Any], device: str | None, threads: int) -> tuple:
+def _run_cell(
+    description: dict[str, Any], device: str | None, trackers: tuple[str, ...], threads: int
+) -> tuple:
     """Run a cell in a worker process; return its outcome, and its run folder as a zip."""
     torch.set_num_threads(threads)
     cell = Cell(**description)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / cell.id
-        outcome = _runner(device).run(cell, folder)
+        outcome = _runner(device, trackers).run(cell, folder)
         if outcome.error:
             return outcome, b""
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
-            for file in sorted(folder.iterdir()):
-                archive.write(file, file.name)
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, file.relative_to(folder))
         return outcome, packed.getvalue()
 
 
 @lru_cache(maxsize=1)
-def _runner(device: str | None) -> CellRunner:
+def _runner(device: str | None, trackers: tuple[str, ...]) -> CellRunner:
     """Return the worker process's runner, which keeps what cells have in common."""
-    return CellRunner(device)
+    return CellRunner(device, trackers)

@@ -45,6 +45,11 @@ def launch_notes() -> list[str]:
     ]
 
 
+def connect_processes(device: torch.device) -> PartialState:
+    """Connect the processes, unless they are; each has to call this. Return accelerate's state."""
+    return PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT)
+
+
 class DistributedStep:
     """What the processes of a training do together at each step; nothing if there is only one."""
 
@@ -57,7 +62,7 @@ class DistributedStep:
         self.count, index = process_count(), 0
         self._device = device
         if self.count > 1:
-            index = PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT).process_index
+            index = connect_processes(device).process_index
         if batch_size < self.count:
             raise UserError(
                 f"{self.count} processes cannot share batches of {batch_size} images: launch "
@@ -90,6 +95,5 @@ def from_main_process(compute: Callable[[], T], device: torch.device) -> T:
     value = compute() if is_main_process() else None
     if process_count() == 1:
         return value  # type: ignore[return-value]  # this is the main process
-    # if nothing was trained, the processes are not connected yet
-    PartialState(cpu=device.type == "cpu", timeout=_TIMEOUT)
+    connect_processes(device)  # if nothing was trained, they are not connected yet
     return broadcast_object_list([value])[0]
