@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from clip_randlora.errors import UserError
 from clip_randlora.forward.inference import inference_model, text_inference_net
 from clip_randlora.training.cache import Cache
 from clip_randlora.utils.progress import OnProgress, report_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 256  # images that are decoded and classified at a time
 _FORWARD_BATCH = 64
@@ -298,6 +301,26 @@ class Predictions:
             tuned=self.tuned[rows],
             scores=None if self.scores is None else self.scores[rows],
         )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each image, with the columns of ``predictions.csv``.
+
+        Returns:
+            A table with ``image``, its name; ``label``, ``zero_shot`` and ``tuned``, the names of
+            the true class and of both answers; and ``zero_shot: CLASS`` and ``tuned: CLASS`` for
+            every class, its probabilities, float32.
+        """
+        import pandas as pd
+
+        both = {"zero_shot": self.zero_shot, "tuned": self.tuned}
+        rows = {"label": self.labels}
+        rows |= {which: probabilities.argmax(dim=-1) for which, probabilities in both.items()}
+        named = {which: [self.classes[row] for row in of.tolist()] for which, of in rows.items()}
+        tables = [pd.DataFrame({"image": self.names, **named})]
+        for which, probabilities in both.items():
+            columns = [f"{which}: {name}" for name in self.classes]
+            tables.append(pd.DataFrame(probabilities.numpy(), columns=columns))
+        return pd.concat(tables, axis="columns")
 
 
 def predict_split(

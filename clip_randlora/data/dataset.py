@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from clip_randlora.data.coop_draws import CoopDraw
 from clip_randlora.data.images import UnreadableImage, check_image, decode_image
 from clip_randlora.utils.wording import join_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Transform = Callable[[Image.Image], Any]
 
 
 class Content(Protocol):
@@ -30,6 +38,7 @@ class Content(Protocol):
         """Return what `decode_image` takes.
 
         A content whose reading costs much also has ``read_head``, which returns its first bytes.
+        One that is a file of its own has its ``path``.
         """
         ...
 
@@ -93,25 +102,61 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Dataset[tuple[Any, int]]):
     """Labelled images in a fixed order: by class, then naturally by name.
+
+    It is a ``torch.utils.data.Dataset`` as torchvision's are: ``split[0]`` decodes an image and
+    returns it with its label, so a ``DataLoader`` takes it, in any number of processes. Iteration
+    yields the items instead, and decodes none.
 
     Attributes:
         items: the images.
         classes: all class names of the data set; a class may have no item in this split.
         draw: how few-shot images are drawn, if a file of CoOp's says so; the items of a class are
             then in the order of the file.
+        transform: what ``split[0]`` makes of the image, see `with_transform`.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
     draw: CoopDraw | None = field(default=None, repr=False)
+    transform: Transform | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
+        """Decode an image.
+
+        Args:
+            index: from 0, or from -1 backwards.
+
+        Returns:
+            The upright RGB PIL image, or what ``transform`` returns for it; and its label, an index
+            into ``classes``.
+
+        Raises:
+            IndexError: there is no such image.
+            UnreadableImage: (a ``UserError``) it cannot be decoded.
+        """
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"index {number}: there are {len(self)} images")
+        item = self.items[number]
+        image = item.open()
+        return image if self.transform is None else self.transform(image), item.label
+
+    def with_transform(self, transform: Transform | None) -> Split:
+        """Return the split with what ``split[0]`` makes of an image, or without for None.
+
+        It takes an upright RGB PIL image of any size. A ``DataLoader`` needs tensors of one size:
+        ``Model.preprocess`` returns those of the model, and torchvision has more. Training,
+        evaluation and `Classifier` do not use it.
+        """
+        return replace(self, transform=transform)
 
     @property
     def labels(self) -> torch.Tensor:
@@ -128,6 +173,20 @@ class Split:
         for item in self.items:
             groups[item.label].append(item)
         return groups
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each image, in order: see `Data.to_pandas`, without ``split``."""
+        import pandas as pd
+
+        files = (getattr(item.content, "path", None) for item in self.items)
+        return pd.DataFrame(
+            {
+                "image": [item.name for item in self.items],
+                "path": [None if file is None else os.path.abspath(file) for file in files],
+                "label": [self.classes[item.label] for item in self.items],
+            },
+            dtype=object,
+        )
 
 
 @dataclass(frozen=True)
@@ -164,3 +223,24 @@ class Data:
     templates: tuple[str, ...] = ()
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     validation: Split | None = None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each image of all splits; `load_data` takes it back if all have a path.
+
+        Returns:
+            A table with the columns
+            ``image``: its name in the data set, with ``/``;
+            ``path``: the absolute path of its file; None where the image is in an archive, a table
+            or in memory;
+            ``label``: the name of its class;
+            ``split``: train, validation or test.
+        """
+        import pandas as pd
+
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        tables = [
+            split.to_pandas().assign(split=name)
+            for name, split in splits.items()
+            if split is not None
+        ]
+        return pd.concat(tables, ignore_index=True)

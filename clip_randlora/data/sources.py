@@ -120,11 +120,27 @@ class DiskFile:
         return self.path
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive, of which a forked process opens its own.
+
+    The open file of the process before has one place to read at, which both would move.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self._process = os.getpid()
+
+    def of_this_process(self) -> _Archive:
+        """Return this archive, or one that the present process has opened."""
+        process = os.getpid()
+        return self if self._process == process else _reopen(str(self.filename), process)
+
+
 @dataclass(frozen=True, slots=True)
 class ZipMember:
     """An image inside an archive, only ever read into memory; errors call it ``name``."""
 
-    archive: zipfile.ZipFile
+    archive: _Archive
     info: zipfile.ZipInfo
     name: str
 
@@ -140,7 +156,7 @@ class ZipMember:
     def read(self) -> bytes:
         """Return the uncompressed bytes; raises ``UnreadableImage``."""
         try:
-            with self.archive.open(self.info) as member:
+            with self.archive.of_this_process().open(self.info) as member:
                 return member.read(MAX_FILE_BYTES)
         except Exception as error:  # broken data can raise nearly anything inside zipfile
             raise UnreadableImage(
@@ -149,12 +165,13 @@ class ZipMember:
 
 
 def _reopen_member(path: str, info: zipfile.ZipInfo, name: str) -> ZipMember:
-    return ZipMember(_reopen(path), info, name)
+    return ZipMember(_reopen(path, os.getpid()), info, name)
 
 
 @lru_cache(maxsize=8)
-def _reopen(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _reopen(path: str, process: int) -> _Archive:
+    """Open an archive, once in a process."""
+    return _Archive(path)
 
 
 @dataclass(frozen=True)
@@ -308,7 +325,7 @@ def list_zip(path: Path, on_progress: OnProgress | None = None) -> Listing:
     try:
         _check_count(path)
         with one_stage("opening the archive", on_progress):
-            archive = zipfile.ZipFile(path)
+            archive = _Archive(path)
     except UserError:
         raise
     except PermissionError:

@@ -45,7 +45,7 @@ class ArrayImage:
 class BoxInFile:
     """A rectangle of an image file: left, top, right and bottom in pixels."""
 
-    path: Path
+    file: Path
     box: tuple[int, int, int, int]
 
     @property
@@ -56,7 +56,7 @@ class BoxInFile:
 
     def read(self) -> Image.Image:
         """Return the part of the image that is in the box; raises ``UnreadableImage``."""
-        return decode_image(self.path).crop(self.box)
+        return decode_image(self.file).crop(self.box)
 
 
 def is_on_disk(spec: DatasetSpec) -> bool:
