@@ -67,7 +67,9 @@ def run_job(folder: str, kind: str, model: str) -> dict[str, float | int]:
 
     loaded = cr.load_model(model)
     classifier = cr.Classifier(loaded, *attach_random(loaded, ("cat", "dog")))
-    classifier.predict(next(Path(folder).rglob("*.jpg")))  # forms the tuned weights
+    classifier.predict(
+        next(path for path in Path(folder).rglob("*.*") if path.is_file())
+    )  # forms the tuned weights
     with tempfile.TemporaryDirectory() as out:
         file = Path(out) / f"index{kind}"
         start = time.perf_counter()

@@ -1,0 +1,36 @@
+"""The benchmarks of search: scores that can be counted by hand, and each once on a tiny model."""
+
+import pytest
+import torch
+from helpers.exports import some_drawings
+
+from benchmarks import embed, retrieval
+
+
+def test_scores_by_hand():
+    similarity = -torch.arange(12.0).repeat(2, 1)  # both queries find the images in their order
+    relevant = torch.zeros(2, 12, dtype=torch.bool)
+    relevant[0, [0, 2]] = True  # first and third: precisions 1/1 and 2/3
+    relevant[1, [5, 11]] = True  # sixth and twelfth: 1/6 and 2/12
+    scores = retrieval.search_scores(similarity, relevant)
+    assert scores == pytest.approx({"R@1": 0.5, "R@5": 0.5, "R@10": 1.0, "map": 0.5})
+
+
+@pytest.mark.parametrize(("asked", "queries"), [("all", 16), ("novel", 8)])
+def test_a_run_that_nothing_was_trained_in_finds_as_before(asked, queries, tiny_folder, tmp_path):
+    drawings = some_drawings(tmp_path / "drawings", 4, training=1, test=2)
+    found = retrieval.run_job(str(drawings), asked, 1, "zero_shot", str(tiny_folder), seed=1)
+    assert (found["queries"], found["images"]) == (queries, 8)
+    for name in ("R@1", "R@5", "R@10", "map"):
+        assert found[f"zero_shot {name}"] == found[f"tuned {name}"]
+    assert found["tuned R@10"] == 1  # of 8 images
+
+
+def test_features_of_every_image_are_written(tiny_folder, tmp_path):
+    folder = str(some_drawings(tmp_path, 2, training=1, test=1))
+    sizes = {
+        kind: embed.run_job(folder, kind, str(tiny_folder))["file_bytes"]
+        for kind in (".npy", ".parquet")
+    }
+    assert sizes[".npy"] == 128 + 4 * 32 * 4  # the header; images, numbers, bytes
+    assert sizes[".parquet"] > 2 * 4 * 32 * 4
