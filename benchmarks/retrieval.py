@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,6 @@ import typer
 
 from benchmarks.common import report
 from benchmarks.common.benchmark import Benchmark
-from benchmarks.common.measured import Measured
 from benchmarks.common.options import OutOption, ResumeOption, ThreadsOption
 from benchmarks.common.processes import Row, run_row
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "this is a {}.")
 """Each class name in each of these is a query. The runs are trained with the second alone."""
 
-FIRST = (1, 5, 10)  # images that a search shows
+STRENGTHS = {"before": 0.0, "half of the update": 0.5, "after": 1.0}
+SCORES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "P@10": "P@10", "map": "average precision"}
 _ASKED = {"all": "trained", "novel": "not trained"}
 
 
@@ -58,35 +58,34 @@ def retrieval(
         return run_row(replace(row, settings=row.settings | {"seed": seed}), benchmark.threads)
 
     found = benchmark.measure(rows, seeds, run, _progress)
-    titles = {f"R@{k}": f"R@{k}" for k in FIRST} | {"map": "mean average precision"}
-    columns: dict[str, Callable[[Measured], str]] = {
-        "queries": lambda row: str(row.values["queries"]),
-        "images": lambda row: str(row.values["images"]),
-    }
-    for name, title in titles.items():
-        columns[f"{title}, before"] = lambda row, name=name: _percent(row, f"zero_shot {name}")
-        columns["after" + " " * len(columns)] = lambda row, name=name: _percent(
-            row, f"tuned {name}"
-        )
+    lines = []
+    for row in found:
+        if row.failed:
+            lines.append([*row.label.values(), f"failed: {row.failed}", *[""] * len(SCORES)])
+            continue
+        for title in STRENGTHS:
+            cells = [_percent(row.values[f"{title} {name}"]) for name in SCORES]
+            lines.append([*row.label.values(), title, *cells])
+    columns = ["data", "classes", "features", *SCORES.values()]
     notes = [
         f"{model} with {method}, {shots} images of a class, seeds 1 to {seeds}: mean and standard "
         f"deviation in percent. A query is a class name in one of {len(TEMPLATES)} templates: "
         f"{', '.join(map(repr, TEMPLATES))}. The training had {TEMPLATES[1]!r} alone.",
-        "R@k: the share of the queries with an image of their class among the first k. Mean "
-        "average precision counts all images of the class.",
+        "R@k: the share of the queries with an image of their class among the first k. P@10: of "
+        "the first ten images, those of the class. Mean average precision counts all images of "
+        "the class, each by the share of right ones up to it.",
         "Not trained: the run is trained on the first half of the classes, and the others are "
         "searched for, among the test images of all classes.",
     ]
-    benchmark.publish(report.table(found, columns), notes)
+    benchmark.publish(report.markdown_table(columns, lines), notes)
 
 
-def _percent(row: Measured, quantity: str) -> str:
-    values = row.values[quantity]
+def _percent(values: Mapping[str, float]) -> str:
     return f"{100 * values['mean']:.1f} ± {100 * values['deviation']:.1f}"
 
 
 def _progress(result: Mapping[str, Any]) -> str:
-    before, after = (result[f"{which} map"] for which in ("zero_shot", "tuned"))
+    before, after = (result[f"{which} map"] for which in ("before", "after"))
     return f"mean average precision {before:.3f} before, {after:.3f} after"
 
 
@@ -116,16 +115,16 @@ def run_job(
     of_query = torch.tensor([label for label, _ in queries])
     relevant = of_query[:, None] == whole.test.labels
     result: dict[str, Any] = {"queries": len(queries), "images": len(whole.test)}
-    for which, strength in (("zero_shot", 0.0), ("tuned", 1.0)):
+    for title, strength in STRENGTHS.items():
         images = classifier.encode_images(list(whole.test), strength)
         texts = classifier.encode_texts([text for _, text in queries], strength)
         scores = search_scores(texts @ images.T, relevant)
-        result |= {f"{which} {name}": value for name, value in scores.items()}
+        result |= {f"{title} {name}": value for name, value in scores.items()}
     return result
 
 
 def search_scores(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
-    """Return ``R@k`` and the mean average precision ``map`` of queries.
+    """Return the `SCORES` of queries.
 
     Args:
         similarity: of Q queries and N images, float (Q, N).
@@ -135,5 +134,6 @@ def search_scores(similarity: Tensor, relevant: Tensor) -> dict[str, float]:
 
     hits = relevant.gather(1, similarity.argsort(dim=1, descending=True)).double()
     precision = hits.cumsum(dim=1) / torch.arange(1, hits.shape[1] + 1)
-    scores = {f"R@{k}": float(hits[:, :k].amax(dim=1).mean()) for k in FIRST}
+    scores = {f"R@{k}": float(hits[:, :k].amax(dim=1).mean()) for k in (1, 5, 10)}
+    scores["P@10"] = float(hits[:, :10].mean())
     return {**scores, "map": float(((precision * hits).sum(dim=1) / hits.sum(dim=1)).mean())}

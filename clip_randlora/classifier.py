@@ -545,9 +545,8 @@ class Classifier:
 
     def _as_features(self, values: Any) -> Tensor | None:
         """Return features as float32 (N, E), or None: no image has rows of length 1 and width E."""
-        if not isinstance(values, np.ndarray | Tensor) or tuple(values.shape[1:]) != (
-            self._width(),
-        ):
+        is_array = isinstance(values, np.ndarray | Tensor)
+        if not is_array or values.shape[1:] != (self._width(),):
             return None
         rows = torch.as_tensor(values).detach().float().cpu()
         is_unit = bool(((rows.norm(dim=1) - 1).abs() < _UNIT).all())

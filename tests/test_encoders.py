@@ -32,7 +32,13 @@ def by_open_clip(run, strength: float, images, texts) -> tuple[torch.Tensor, tor
 
 
 @pytest.mark.parametrize(
-    ("name", "strength"), [("tiny_run", 0), ("tiny_run", 0.5), ("tiny_run", 1), ("lite0_run", 1)]
+    ("name", "strength"),
+    [
+        ("tiny_run", 0),
+        ("tiny_run", 0.5),
+        ("tiny_run", 1),
+        pytest.param("lite0_run", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_features_are_those_of_the_weights_at_that_strength(request, images, name, strength):
     run, images = request.getfixturevalue(name), images[:3]

@@ -110,6 +110,22 @@ def test_texts_from_options_and_from_a_file(tiny_run, classifier, tmp_path):
     assert (tmp_path / "zebra.txt").read_text() == "zebra\n"
 
 
+@pytest.mark.parametrize("kind", [".parquet", ".npy"])
+def test_progress_is_told_and_an_error_on_the_way_leaves_no_file(classifier, tmp_path, kind):
+    told = []
+
+    def on_progress(*progress) -> None:
+        told.append(progress)
+
+    texts = [f"house {number}" for number in range(300)]
+    with pytest.raises(cr.UserError, match="text 301: is empty"):
+        cr.embed_texts(classifier, [*texts, ""], tmp_path / f"queries{kind}")
+    assert not list(tmp_path.iterdir())
+    done = cr.embed_texts(classifier, texts, tmp_path / f"queries{kind}", on_progress=on_progress)
+    assert (done.rows, done.width, done.errors, done.notes) == (300, 32, [], [])
+    assert told == [("encoding texts", done, 300) for done in (0, 256, 300)]
+
+
 def test_texts_that_are_cut_are_named(tiny_run, tmp_path):
     done = command("embed", tiny_run, "--text", "zebra " * 100, "--out", tmp_path / "q.npy")
     assert done.returncode == 0 and "Texts longer than the 77 tokens" in done.stderr
