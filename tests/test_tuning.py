@@ -1,5 +1,6 @@
 """The search for settings: on training images alone, within its time, and into a file."""
 
+import json
 import signal
 import time
 from dataclasses import replace
@@ -211,9 +212,16 @@ def test_one_image_a_class_cannot_be_split(tiny, colors):
 def test_the_command(tiny_folder, colors, tmp_path):
     done = command(
         "tune", colors, "--model", tiny_folder, "--minutes", 0.05, "--shots", 2,
-        "--method", "anchored_head", "--out", tmp_path / "tuned",
+        "--method", "anchored_head", "--out", tmp_path / "tuned", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "anchored_head" in done.stdout and (tmp_path / "tuned" / "tuned.yaml").exists()
+    found = json.loads(done.stdout)
+    assert found["folder"] == str(tmp_path / "tuned") and (tmp_path / "tuned/tuned.yaml").exists()
+    assert found["config"]["method"]["method"] == "anchored_head"
+    best = found["trials"][0]
+    assert best["settings"].startswith("anchored_head") and 0 <= best["accuracy"] <= 1
+    assert {trial["candidate"]["method"]["method"] for trial in found["trials"]} == {
+        "anchored_head", "zero_shot",
+    }  # fmt: skip
     again = command("tune", colors, "--model", tiny_folder, "--out", tmp_path / "tuned")
     assert again.returncode == 2 and "has a tuned.yaml" in again.stderr

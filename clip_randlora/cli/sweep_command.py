@@ -83,7 +83,8 @@ def sweep(
             f"command to go on",
         )
     if as_json:
-        print_json({"done": [cell.id for cell in done.done], "failed": done.failed})
+        finished = [cell.id for cell in done.done]
+        print_json({"folder": str(out), "done": finished, "failed": done.failed})
     else:
         results.print(f"{len(done.done)} cells finished, {len(done.failed)} failed: {out}")
         results.print(f"clip-randlora report {out}")

@@ -57,7 +57,8 @@ def test_fix_and_undo(checked):
     )
     assert (done.returncode, (root / "data/red/wrong.png").exists()) == (0, True)
     assert f"--undo {root / 'journal'}" in done.stdout
-    assert command("check", root / "data", "--undo", root / "journal").returncode == 0
+    undone = command("check", root / "data", "--undo", root / "journal", "--json")
+    assert (undone.returncode, json.loads(undone.stdout)) == (0, {"put_back": 1, "notes": []})
     assert (root / "data/blue/wrong.png").exists()
     assert not (root / "data/red/wrong.png").exists()
 

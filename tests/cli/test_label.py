@@ -1,6 +1,7 @@
 """The command label: a run or class names, and images without labels."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_below_the_line_no_folder_but_a_row(run, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(read(tmp_path / "o.csv")) == 6 == len(list(photos.iterdir()))
     assert "below 1" in done.stdout and not list((tmp_path / "s").rglob("*.png"))
+
+
+def test_json_has_every_answer_and_the_counts(run, photos):
+    (photos / "broken.png").write_bytes(b"no image")
+    done = command("label", run, photos, "--json", "--next", 1)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["classes"] == ["blue", "green", "red"]
+    assert sum(answer["counts"].values()) == len(answer["images"]) == 6
+    assert [image["label_next"] for image in answer["images"]].count(1) == 1
+    assert all(image["label"] == image["answer"] for image in answer["images"])
+    assert len(answer["errors"]) == 1 and "broken.png" in answer["errors"][0]
 
 
 def test_classes_without_training(tiny_folder, photos, tmp_path):

@@ -191,6 +191,24 @@ def test_finished_cells_stay_and_failed_ones_are_tried_again(tiny_folder, colors
     )
 
 
+def test_json_and_trackers_of_a_sweep(tiny_folder, colors, tmp_path):
+    settings = {"methods": ["lora"], "shots": [1], "seeds": [1], "training": {"steps": 2}}
+    config = write(tmp_path / "a.yaml", tiny_folder, [str(colors)], **settings)
+    out, track = tmp_path / "out", ["--track", "tensorboard"]
+    result = command("sweep", config, "--out", out, "--json", *track)
+    assert result.returncode == 0, result.stderr
+    cell = "tiny--colors--lora--1-shots--seed-1"
+    assert json.loads(result.stdout) == {"folder": str(out), "done": [cell], "failed": {}}
+    assert list((out / "cells" / cell / "tensorboard").glob("events.out.tfevents.*"))
+    report = json.loads(command("report", out, "--json").stdout)
+    assert report["report"] == str(out / "report.md")
+    row = report["rows"][0]
+    assert (row["data"], row["method"], row["shots"], row["finished"]) == ("colors", "lora", 1, 1)
+    metrics = json.loads((out / "cells" / cell / "metrics.json").read_text())
+    assert row["top1_mean"] == pytest.approx(metrics["tuned"]["top1"])
+    assert row["top1_std"] is None  # of one seed
+
+
 def test_other_settings_under_the_name_of_a_finished_cell_are_refused(
     tiny_folder, colors, tmp_path
 ):
