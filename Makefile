@@ -8,10 +8,13 @@ WORKERS ?= 2
 TOGETHER := --numprocesses $(WORKERS) --dist worksteal
 ALONE := $$(grep -l mark.alone -r tests --include="test_*.py")
 
-.PHONY: demo test test-slow test-cuda clean
+.PHONY: demo docs test test-slow test-cuda clean
 
 demo: $(VENV)/.installed
 	$(BIN)/clip-randlora demo
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/zensical build --clean --strict
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -36,6 +39,11 @@ $(VENV)/.installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -208,7 +208,9 @@ class Classifier:
 
         Args:
             model: without an adapter.
-            classes, templates, names: as for `for_classes`.
+            classes: as for `for_classes`.
+            templates: as for `for_classes`.
+            names: as for `for_classes`.
 
         Raises:
             UserError: there are fewer than two classes, one is there twice, or the prompts do not

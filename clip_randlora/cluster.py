@@ -82,7 +82,9 @@ class ClusterClassifier:
         """Check the run. The cluster is joined when images are classified, and left after that.
 
         Args:
-            run, strength, device: as for `Classifier.load`.
+            run: as for `Classifier.load`.
+            strength: as for `Classifier.load`.
+            device: as for `Classifier.load`.
             address: ``HOST:PORT`` of a running cluster. By default `RAY_ADDRESS` of the
                 environment, a cluster that this process has joined, or one of this machine alone.
             workers: number of processes, each with the model in memory, that share the GPUs if

@@ -120,8 +120,12 @@ def embed_texts(
     """Encode texts and write their features, as `embed_images` does; the first column is ``text``.
 
     Args:
-        classifier, out, strength, on_progress: as for `embed_images`.
-        texts, templates: as for `Classifier.encode_texts`.
+        classifier: as for `embed_images`.
+        texts: as for `Classifier.encode_texts`.
+        out: as for `embed_images`.
+        strength: as for `embed_images`.
+        templates: as for `Classifier.encode_texts`.
+        on_progress: as for `embed_images`.
 
     Raises:
         UserError: as in `check_out`; there is no text, one is empty, or the run has a head.

@@ -101,7 +101,7 @@ models: [{{name: {model}, label: tiny}}]
 methods: [zero_shot, {{method: randlora, rank: 4}}, lora, linear_probe]
 shots: [4]
 seeds: [1, 2]
-training: {{steps: 60, learning_rate: 0.01, precision: fp32}}
+training: {{steps: 20, learning_rate: 0.01, precision: fp32}}
 """
 
 
