@@ -28,11 +28,7 @@ def test_a_run_that_nothing_was_trained_in_finds_as_before(asked, queries, tiny_
     assert found["after R@10"] == 1  # of 8 images
 
 
-def test_features_of_every_image_are_written(tiny_folder, tmp_path):
-    folder = str(some_drawings(tmp_path, 2, training=1, test=1))
-    sizes = {
-        kind: embed.run_job(folder, kind, str(tiny_folder))["file_bytes"]
-        for kind in (".npy", ".parquet")
-    }
-    assert sizes[".npy"] == 128 + 4 * 32 * 4  # the header; images, numbers, bytes
-    assert sizes[".parquet"] > 2 * 4 * 32 * 4
+@pytest.mark.parametrize("kind", [".npy", ".parquet"])
+def test_features_of_every_image_are_written(kind, tiny_folder, tmp_path):
+    folder = some_drawings(tmp_path, 2, training=1, test=1)
+    assert embed.run_job(str(folder), kind, str(tiny_folder))["rows"] == 4
