@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -45,7 +45,10 @@ from clip_randlora.evaluation import (
     predict_split,
 )
 from clip_randlora.runs.confidence_file import read_confidence, read_known
+from clip_randlora.runs.publish import push_run
+from clip_randlora.runs.run_source import local_run
 from clip_randlora.runs.task import read_task
+from clip_randlora.utils.hub import HubName
 from clip_randlora.utils.parallel import parallel_map
 from clip_randlora.utils.progress import OnProgress
 from clip_randlora.utils.wording import join_names
@@ -145,6 +148,7 @@ class Classifier:
         classes: the class names, as the folders of the training images spelt them.
         confidence: the temperatures of the answers, and from where on an image is of no class.
         known: zero-shot features of training images, float32 (N, E); None if there are none.
+        folder: of the run that was loaded; None if it was not of a folder.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class Classifier:
         self.model, self.adapter, self.text = model, adapter, text
         self.classes, self.confidence = text.classes, confidence or Confidence()
         self.known = known
+        self.folder: Path | None = None
         self._both: PairedPredictor | None = None
         self._lock = threading.Lock()  # held while `_both` is built, so that only one thread does
 
@@ -173,8 +178,8 @@ class Classifier:
         """Load a run folder, or only its adapter file.
 
         Args:
-            path: a folder that `fit` or ``clip-randlora train`` wrote, or the
-                ``adapter.safetensors`` in it.
+            path: a folder that `fit` or ``clip-randlora train`` wrote, the ``adapter.safetensors``
+                in it, or ``hf-hub:ORG/NAME[@REVISION]``, see `from_pretrained`.
             strength: 0 (zero-shot) to 1 (tuned), see `Adapter.strength`.
             device: where to compute; by default the best there is.
             model: the base model without an adapter, if it is in memory already.
@@ -183,6 +188,7 @@ class Classifier:
             UserError: the path is neither a run folder nor its adapter, the run is not finished, or
                 its base model cannot be loaded.
         """
+        path = local_run(path)
         task, confidence = read_task(path), read_confidence(path)
         model = model or load_model(task.model, task.pretrained, device)
         text = TextClassifier(model, task.classes, [task.prompts[name] for name in task.classes])
@@ -194,7 +200,58 @@ class Classifier:
                 f"{len(task.classes)} classes on {task.model}; use another copy"
             )
         adapter.strength = strength
-        return cls(model, adapter, text, confidence, read_known(path))
+        classifier = cls(model, adapter, text, confidence, read_known(path))
+        classifier.folder = path if path.is_dir() else None
+        return classifier
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        strength: float = 1.0,
+        device: str | torch.device | None = None,
+        model: Model | None = None,
+    ) -> Classifier:
+        """Load a run of the Hugging Face hub, or of a folder.
+
+        Only YAML, JSON, CSV and safetensors files with the names of a run's are fetched, into the
+        hub's cache. If the hub cannot be reached, the copy there is used.
+
+        Args:
+            name: ``ORG/NAME``, as `push_to_hub` takes it, or a path as for `load`.
+            revision: a branch, tag or commit of the repository; by default its newest.
+            token: for private repositories; by default that of ``hf auth login`` or HF_TOKEN.
+            strength, device, model: as for `load`.
+
+        Raises:
+            UserError: there is no such repository or revision, it needs a login, it holds no run,
+                the hub cannot be reached and nothing is in the cache, or as for `load`.
+        """
+        path = Path(name)
+        if not path.exists():
+            found = HubName.parse(str(name))
+            path = local_run(str(replace(found, revision=revision or found.revision)), token)
+        elif revision is not None:
+            raise UserError(f"revision {revision}: {name} is a path; leave it out")
+        return cls.load(path, strength=strength, device=device, model=model)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the run to the Hugging Face hub; see `clip_randlora.runs.publish.push_run`.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            UserError: the classifier was not loaded from the folder of a run, or as for `push_run`.
+        """
+        if self.folder is None:
+            raise UserError("push_to_hub: the classifier is of no run folder; load one")
+        return push_run(self.folder, repository, private=private, token=token)
 
     @classmethod
     def zero_shot(

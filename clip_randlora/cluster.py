@@ -30,6 +30,7 @@ from clip_randlora.errors import UserError, is_out_of_memory, needs_extra
 from clip_randlora.evaluation import BATCH, Predictions
 from clip_randlora.runs.confidence_file import read_confidence
 from clip_randlora.runs.task import read_task
+from clip_randlora.utils.hub import is_hub_name
 from clip_randlora.utils.progress import OnProgress, report_progress
 from clip_randlora.utils.ray_cluster import connected, import_ray
 
@@ -99,7 +100,8 @@ class ClusterClassifier:
         _import_ray_data()
         self.classes = read_task(run).classes
         self._address, self._workers = address, workers
-        self._job = _Job(str(Path(run).absolute()), strength, device, os.getcwd())
+        run = str(run) if is_hub_name(run) else str(Path(run).absolute())
+        self._job = _Job(run, strength, device, os.getcwd())
 
     def for_classes(
         self,

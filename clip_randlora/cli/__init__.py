@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -25,6 +27,7 @@ from clip_randlora.cli.export_command import export
 from clip_randlora.cli.interrupts import handle_signals
 from clip_randlora.cli.label_command import label
 from clip_randlora.cli.predict_command import predict
+from clip_randlora.cli.push_command import push
 from clip_randlora.cli.sweep_command import report, sweep
 from clip_randlora.cli.train_command import demo, train
 from clip_randlora.cli.tune_command import tune
@@ -45,6 +48,7 @@ _TASKS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": evaluate,
         "embed": embed,
         "export": export,
+        "push": push,
     },
     "Prepare images": {"check": check, "label": label},
     "Compare methods": {"sweep": sweep, "report": report},
@@ -64,8 +68,19 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # SIGTERM is handled as Ctrl-C, so that states are saved and temporary files removed
-    with handle_signals():
+    with handle_signals(), _warnings_in_one_line():
         _run()
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings as notes, without the line of the program that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"- {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _run() -> None:

@@ -45,8 +45,9 @@ def label(
         list[str],
         typer.Argument(
             metavar="[RUN] IMAGE...",
-            help="Folder of a finished run, unless --classes is given; then files, folders, .zip "
-            "and .tar files or globs; - reads one path a line from standard input.",
+            help="Folder of a finished run or hf-hub:ORG/NAME, unless --classes is given; then "
+            "files, folders, .zip and .tar files or globs; - reads one path a line from standard "
+            "input.",
         ),
     ],
     csv_file: Annotated[
@@ -123,13 +124,16 @@ def label(
         raise UserError(f"--csv {csv_file}: exists; choose another file")
     if (link or move) and (into is None or link == move):
         raise UserError("--link, --move: give one of them, with --into FOLDER")
-    run, images = _split(sources, classes)
+    given, images = _split(sources, classes)
+    run = None
     with loading():
         from clip_randlora.labelling import label_images
 
-        if run is not None:
+        if given is not None:
             from clip_randlora.classifier import Classifier
+            from clip_randlora.runs.run_source import local_run
 
+            run = local_run(given)
             classifier = Classifier.load(run, device=device)
         else:
             classifier = _zero_shot(classes or "", model, pretrained, device)
@@ -164,23 +168,24 @@ def label(
         _sort(labelling, entries, into, "move" if move else "link" if link else "copy")
 
 
-def _split(sources: Sequence[str], classes: str | None) -> tuple[Path | None, Sequence[str]]:
+def _split(sources: Sequence[str], classes: str | None) -> tuple[str | None, Sequence[str]]:
     """Return the run, if there is to be one, and the images."""
     from clip_randlora.runs.run_config import has_config
+    from clip_randlora.utils.hub import is_hub_name
 
     first, *rest = sources
     if classes is not None:
         if has_config(first):
             raise UserError(f"{first}: a run has its own classes; leave out the run or --classes")
         return None, sources
-    if not has_config(first) and Path(first).suffix != ".safetensors":
+    if not (has_config(first) or is_hub_name(first) or Path(first).suffix == ".safetensors"):
         raise UserError(
-            f"{first}: not a run folder; give the folder of a run first, or --classes for answers "
-            f"without training"
+            f"{first}: not a run folder; give the folder of a run first, or hf-hub:ORG/NAME, or "
+            f"--classes for answers without training"
         )
     if not rest:
         raise UserError("IMAGE: no images given; give files or folders after the run")
-    return Path(first), rest
+    return first, rest
 
 
 def _zero_shot(classes: str, model: str, pretrained: str | None, device: str | None) -> Classifier:

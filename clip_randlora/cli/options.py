@@ -30,7 +30,10 @@ DataArgument = Annotated[
         "parquet files, hub:ORG/NAME[@SPLIT], a data set's name or its YAML file.",
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Folder of a finished run, or hf-hub:ORG/NAME[@REVISION]."),
+]
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -190,7 +193,7 @@ def absolute(source: str) -> str:
 
 
 def load_classifier(
-    run: Path,
+    run: str,
     device: str | None,
     engine: str,
     address: str | None,

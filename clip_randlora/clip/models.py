@@ -23,6 +23,7 @@ from torchvision.transforms import ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from clip_randlora.errors import UserError, is_out_of_memory
+from clip_randlora.utils.hub import HUB, explain
 from clip_randlora.utils.quiet import quiet
 
 CLIPNet: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
@@ -113,11 +114,20 @@ class Model:
         """
         try:
             with quiet(*_TALKATIVE):
+                settings = (self.architecture or {}).get("text_cfg", {}).get("tokenizer_kwargs")
+                if (settings or {}).get("trust_remote_code"):
+                    raise UserError(
+                        f"{self.name}: its tokenizer is a program of its author's, which is not "
+                        f"run; take another model"
+                    )
                 return open_clip.get_tokenizer(_open_clip_name(self.name))
+        except UserError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(_not_available(f"the tokenizer of {self.name}", error)) from error
+            wanted = f"the tokenizer of {self.name}"
+            raise UserError(_not_available(wanted, self.name, error)) from error
 
     def share_weights(self) -> Model:
         """Return a model with a network of its own that has the same tensors.
@@ -317,10 +327,11 @@ def load_model(
     if pretrained is None:
         pretrained = f"random:{int(torch.randint(2**31, ()))}"
     seed = RANDOM.fullmatch(str(pretrained))
-    if name in BUNDLED or name.startswith(("hf-hub:", "local-dir:")):
+    if name in BUNDLED or name.startswith((HUB, "local-dir:")):
         if not seed and pretrained != DEFAULT_TAG:
             raise UserError(f"--pretrained {pretrained}: {name} comes with its own weights")
-        arguments: dict[str, Any] = {"load_weights": not seed}
+        # required, as open_clip goes on with random weights if they cannot be downloaded
+        arguments: dict[str, Any] = {"load_weights": not seed, "require_pretrained": not seed}
         wanted = f"the weights of {name}"
     else:
         arguments = _architecture_arguments(name, None if seed else pretrained)
@@ -329,7 +340,7 @@ def load_model(
     with _drawing if seed else nullcontext(), torch.random.fork_rng([], enabled=bool(seed)):
         if seed:
             torch.default_generator.manual_seed(int(seed[1]))
-        net = _create(_open_clip_name(name), arguments, wanted)
+        net = _create(name, arguments, wanted)
     weights = "its own" if pretrained == DEFAULT_TAG else pretrained
     net.model_name = f"{name}, {'random' if seed else weights} weights"
     return Model(net.to(device).eval(), name, str(pretrained), device)
@@ -368,17 +379,19 @@ def _architecture_arguments(name: str, pretrained: str | Path | None) -> dict[st
     return {"pretrained": str(pretrained), "force_quick_gelu": bool(tag.get("quick_gelu"))}
 
 
-def _create(open_clip_name: str, arguments: dict[str, Any], wanted: str) -> CLIPNet:
+def _create(name: str, arguments: dict[str, Any], wanted: str) -> CLIPNet:
     try:
         with quiet(*_TALKATIVE):
-            return open_clip.create_model(open_clip_name, weights_only=True, **arguments)
+            return open_clip.create_model(_open_clip_name(name), weights_only=True, **arguments)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(_not_available(wanted, error)) from error
+        raise UserError(_not_available(wanted, name, error)) from error
 
 
-def _not_available(wanted: str, error: Exception) -> str:
+def _not_available(wanted: str, name: str, error: Exception) -> str:
+    if name.startswith(HUB) and (why := explain(error, name.removeprefix(HUB))):
+        return f"could not load {wanted}: {why}"
     sentences = " ".join(str(error).split()).split(". ")
     reason = sentences[0].rstrip(".") or type(error).__name__
     return (

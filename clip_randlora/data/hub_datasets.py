@@ -33,6 +33,7 @@ from clip_randlora.data.sources import (
 )
 from clip_randlora.data.tables import is_label
 from clip_randlora.errors import UserError, needs_extra
+from clip_randlora.utils.hub import explain
 from clip_randlora.utils.progress import OnProgress, one_stage
 from clip_randlora.utils.shared_settings import SharedSetting
 from clip_randlora.utils.wording import join_names
@@ -104,9 +105,11 @@ def download(spec: DatasetSpec) -> None:
             spec.hub, spec.config, revision=spec.revision
         ).download_and_prepare()
     except Exception as error:  # the libraries and the network raise many kinds
+        why = explain(error, str(spec.hub), spec.revision, kind="datasets/") or (
+            f"{_reason(error)}; check the network, and your access to it"
+        )
         raise UserError(
-            f"{spec.name}: {spec.hub} cannot be fetched from the Hugging Face hub "
-            f"({_reason(error)}); check the network, and your access to it"
+            f"{spec.name}: {spec.hub} cannot be fetched from the Hugging Face hub: {why}"
         ) from error
     if not is_on_disk(spec):
         raise UserError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_randlora.clip.models import BUNDLED, DEFAULT_TAG, RANDOM
+from clip_randlora.clip.models import DEFAULT_TAG
 from clip_randlora.export.export_source import ExportSource, RunInfo
-from clip_randlora.export.snippets import snippet
+from clip_randlora.export.snippets import snippet, transformers_base
+from clip_randlora.runs.card_metadata import card_metadata, data_name, licence
 
 _LIBRARIES = ("open_clip", "transformers", "peft")  # the formats that the hub knows as libraries
 
@@ -14,19 +15,23 @@ _LIBRARIES = ("open_clip", "transformers", "peft")  # the formats that the hub k
 def write(source: ExportSource, format: str, path: str) -> str:
     """Return the README of an export that will be at ``path``."""
     run = source.runs[0]
-    library = f"library_name: {format}\n" if format in _LIBRARIES else ""
-    data = Path(run.settings["data"].get("data", "images")).name  # no folder of this machine
+    data = data_name(run.settings)
+    metadata = card_metadata(
+        run.settings,
+        run.metrics,
+        f"{run.base_name} tuned on {data}",
+        classes=source.classes,
+        library=format if format in _LIBRARIES else "clip-randlora",
+        relation="adapter" if format in ("adapter", "peft") else "finetune",
+        base=transformers_base(run) if format in ("transformers", "peft") else None,
+    )
     classes = ", ".join(f"`{name}`" for name in source.classes)
     results = "\n".join(map(_results, source.runs))
-    return f"""---
-{library}pipeline_tag: zero-shot-image-classification
-tags: [clip, randlora]
----
-
+    return f"""{metadata}
 # {run.base_name} tuned on {data}, as {format}
 
 Base model: {run.base_name}, weights: {_weights(run)}.
-Licence of the base: {_licence(run)}
+Licence of the base: {licence(run.settings).words}
 
 {len(source.classes)} classes: {classes}.
 
@@ -89,16 +94,3 @@ def _settings(source: ExportSource) -> str:
 def _weights(run: RunInfo) -> str:
     pretrained = run.settings["pretrained"]
     return "its own" if pretrained == DEFAULT_TAG else Path(pretrained).name
-
-
-def _licence(run: RunInfo) -> str:
-    name, pretrained = run.settings["model"], run.settings["pretrained"]
-    if name in BUNDLED:
-        return "Apache-2.0; what it was made of is in clip-randlora's NOTICE."
-    if pretrained == "openai":
-        return "MIT (OpenAI's CLIP)."
-    if pretrained.startswith("laion"):
-        return "MIT (LAION's OpenCLIP models)."
-    if RANDOM.fullmatch(pretrained):
-        return "none; its weights are random."
-    return "that of its weights applies; see where they come from."

@@ -22,6 +22,8 @@ from clip_randlora.confidence import Confidence
 from clip_randlora.errors import UserError
 from clip_randlora.runs import run_config, run_folder
 from clip_randlora.runs.confidence_file import read_confidence, read_known
+from clip_randlora.runs.run_source import local_run
+from clip_randlora.utils.hub import HubName, is_hub_name
 from clip_randlora.utils.outputs import write_json
 from clip_randlora.utils.progress import OnProgress, one_stage
 
@@ -66,23 +68,26 @@ class RunInfo:
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, Any]
+    repository: str | None = None
 
     @classmethod
     def read(cls, run: str | Path) -> RunInfo:
-        """Read a run folder.
+        """Read a run folder, or ``hf-hub:ORG/NAME[@REVISION]``.
 
         Raises:
             UserError: it is not a run folder, or the run is not finished.
         """
-        settings = run_config.read_config(run)
-        if not (Path(run) / run_folder.ADAPTER).is_file():
+        folder = local_run(run)
+        settings = run_config.read_config(folder)
+        if not (folder / run_folder.ADAPTER).is_file():
             raise UserError(f"{run}: the run is not finished; go on with it by --resume")
-        return cls(Path(run), settings, run_folder.read_metrics(run))
+        name = HubName.parse(str(run)).repository if is_hub_name(run) else None
+        return cls(folder, settings, run_folder.read_metrics(folder), name)
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.folder.resolve().name
+        """The name of the folder, or of the repository of the hub."""
+        return self.repository or self.folder.resolve().name
 
     @property
     def base_name(self) -> str:

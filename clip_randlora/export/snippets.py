@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import open_clip
@@ -29,6 +30,15 @@ def snippet(run: RunInfo, format: str, path: str) -> str:
         scale="scale" if format == "peft" else "model.logit_scale.exp()",
         base_remark="" if base else "  # BASE: an export with --format transformers --strength 0",
     )
+
+
+def as_on_hub(card: str, path: str, repository: str) -> str:
+    """Return a card whose code loads the export from the hub in place of ``path``."""
+    download = f"snapshot_download({_quoted(repository)})"
+    folder = re.compile(rf"^(folder(?:, base)?) = {re.escape(_quoted(path))}", re.M)
+    code = folder.sub(rf"\g<1> = {download}", card, count=1)
+    start = "```python\n"
+    return code.replace(start, f"{start}from huggingface_hub import snapshot_download\n", 1)
 
 
 def transformers_base(run: RunInfo) -> str | None:

@@ -15,6 +15,7 @@ from clip_randlora.data.loading import LabelledImages, load_labelled
 from clip_randlora.errors import UserError
 from clip_randlora.runs.image_record import FILE_NAME, RecordedImage, digest_items, read_images
 from clip_randlora.runs.run_config import read_class_folders, read_columns, read_config
+from clip_randlora.runs.run_source import local_run
 from clip_randlora.runs.task import read_task
 from clip_randlora.utils.progress import OnProgress
 
@@ -61,7 +62,7 @@ def find_test_images(
     that was encoded again has another content and is not recognised.
 
     Args:
-        run: a run folder, or the adapter file in it.
+        run: a run folder, the adapter file in it, or ``hf-hub:ORG/NAME[@REVISION]``.
         source: what `load_data` takes, or the folder of one class. If the source has a test split,
             only that is used.
         count: "held-out" takes the images that the run held out. If the source has none of them,
@@ -79,7 +80,7 @@ def find_test_images(
     """
     if count not in get_args(Count):
         raise UserError(f"--count {count}: choose {', '.join(get_args(Count))}")
-    run = Path(run)
+    run = local_run(run)
     folders = cast(ClassFolders | None, class_folders) or read_class_folders(run)  # checked later
     columns = columns or read_columns(run, _absolute(source))
     classes = None if own_classes else read_task(run).classes

@@ -19,7 +19,7 @@ from clip_randlora.utils.progress import OnProgress, report_progress
 
 FILE_NAME = "images.csv"
 Use = Literal["trained", "unreadable", "held out", "tested"]
-_COLUMNS = ["use", "class", "image", "digest"]
+COLUMNS = ["use", "class", "image", "digest"]
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 of SHA-256's 256 bits
 
 
@@ -150,7 +150,7 @@ def shorten_digest(digest: str) -> str:
 
 def write_images(folder: Path, record: ImageRecord) -> None:
     """Write ``images.csv``."""
-    write_csv(folder / FILE_NAME, _COLUMNS, map(astuple, record.images))
+    write_csv(folder / FILE_NAME, COLUMNS, map(astuple, record.images))
 
 
 def read_images(folder: str | Path) -> ImageRecord | None:
@@ -167,11 +167,11 @@ def read_images(folder: str | Path) -> ImageRecord | None:
         return None
     except (ValueError, csv.Error) as error:  # no header, or not UTF-8
         raise _damaged(path) from error
-    if header != _COLUMNS:
+    if header != COLUMNS:
         raise _damaged(path)
     images = []
     for row in rows:
-        use, class_name, name, digest = row if len(row) == len(_COLUMNS) else [""] * 4
+        use, class_name, name, digest = row if len(row) == len(COLUMNS) else [""] * 4
         if use not in get_args(Use) or len(digest) not in (0, _DIGEST_LENGTH):
             raise _damaged(path)
         images.append(RecordedImage(cast(Use, use), class_name, name, digest))

@@ -8,8 +8,8 @@ from typing import Any
 
 from clip_randlora.clip.prompts import list_prompts, recorded_prompts
 from clip_randlora.data import summarize_skipped
+from clip_randlora.runs.card_text import bullets, results, results_per_class
 from clip_randlora.runs.run import Run
-from clip_randlora.utils.wording import shots_in_words
 
 
 def model_card(run: Run, folder: Path, settings: Mapping[str, Any]) -> str:
@@ -21,35 +21,20 @@ def model_card(run: Run, folder: Path, settings: Mapping[str, Any]) -> str:
         settings: what ``config.yaml`` records.
     """
     metrics = run.metrics
-    zero_shot, tuned = metrics["zero_shot"], metrics["tuned"]
-    per_class = "\n".join(
-        f"| {name} | {row['images']} | {row['zero_shot']:.1%} | {row['tuned']:.1%} |"
-        for name, row in metrics["per_class"].items()
-    )
     remarks = [*run.notes, *([summarize_skipped(run.skipped)] if run.skipped else [])]
     prompts = recorded_prompts(settings["classes"], settings["templates"], settings["prompts"])
     examples = "![examples](examples.png)\n\n" if (folder / "examples.png").exists() else ""
     return f"""# {metrics["model"]} tuned on {settings["data"]["data"]}
 
-{examples}| | top-1 | expected calibration error |
-|---|---|---|
-| zero-shot | {zero_shot["top1"]:.1%} | {zero_shot["ece"]:.3f} |
-| tuned | {tuned["top1"]:.1%} | {tuned["ece"]:.3f} |
+{examples}{results(metrics)}
 
-Measured on {metrics["images"]["test"]} test images; trained on {metrics["images"]["train"]}
-({shots_in_words(metrics["shots"])}, seed {metrics["seed"]}) with {metrics["method"]}:
-{metrics["trainable_parameters"]:,} trainable parameters, {metrics["steps"]} steps,
-{metrics["train_seconds"]:.0f} s on {metrics["device"]}.
+{results_per_class(metrics)}
 
-| class | test images | zero-shot | tuned |
-|---|---|---|---|
-{per_class}
-
-{_list(remarks)}
+{bullets(remarks)}
 
 ## Prompts
 
-{_list(list_prompts(prompts, most=3))}
+{bullets(list_prompts(prompts, most=3))}
 
 ## Use it
 
@@ -63,7 +48,3 @@ classifier.predict(["image.jpg"])
 Base model: {metrics["model"]}, weights: {metrics["pretrained"]}; its licence applies.
 `config.yaml` has every setting and prompt.
 """
-
-
-def _list(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from clip_randlora.data import Data
 from clip_randlora.errors import UserError
 from clip_randlora.runs.image_record import FILE_NAME as IMAGES
 from clip_randlora.runs.image_record import ImageRecord, write_images
+from clip_randlora.runs.metrics_file import METRICS, read_metrics
 from clip_randlora.runs.model_card import model_card
 from clip_randlora.runs.predictions_file import write_predictions
 from clip_randlora.runs.run import Run
@@ -31,7 +31,6 @@ from clip_randlora.utils.outputs import (
 __all__ = ["ADAPTER", "begin", "exclusive_run_folder", "has_checkpoint", "read_metrics", "write"]
 
 FIGURES = ("curves", "confusion", "calibration", "examples")
-_METRICS = "metrics.json"
 _HISTORY_COLUMNS = ("step", "loss", "accuracy", "learning_rate")
 
 
@@ -67,7 +66,7 @@ def exclusive_run_folder(
 
 
 def _check_can_write(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    if (folder / _METRICS).exists():
+    if (folder / METRICS).exists():
         raise UserError(f"--out {folder}: holds a finished run; choose another folder")
     if has_config(folder):
         if not resume:
@@ -104,7 +103,7 @@ def write(run: Run, folder: Path, settings: Mapping[str, Any], data: Data) -> No
     write_predictions(folder, run.predictions)
     draw_figures(run, folder, data)
     write_text(folder / "README.md", model_card(run, folder, settings))
-    write_json(folder / _METRICS, run.metrics)
+    write_json(folder / METRICS, run.metrics)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -134,21 +133,3 @@ def _draw(name: str, run: Run, folder: Path, data: Data) -> None:
         "examples": lambda: figures.examples(run.predictions, data.test),
     }[name]()
     figures.save(figure, folder / f"{name}.png")
-
-
-def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """Read the ``metrics.json`` of a finished run.
-
-    Raises:
-        UserError: the run is not finished, or the file is damaged.
-    """
-    path = Path(folder) / _METRICS
-    if not path.is_file():
-        raise UserError(f"{folder}: the run is not finished; go on with it by --resume")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        if {"zero_shot", "tuned", "per_class"} <= metrics.keys():
-            return metrics
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path}: damaged, not the metrics of a run")

@@ -14,6 +14,7 @@ from clip_randlora.adapters.io import adapter_files
 from clip_randlora.clip.prompts import AS_IT_IS, recorded_prompts
 from clip_randlora.errors import UserError
 from clip_randlora.runs.run_config import read_config, read_prompts
+from clip_randlora.runs.run_source import local_run
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Task:
 
 
 def read_task(path: str | Path) -> Task:
-    """Read the task of a run folder, or of the adapter file of one.
+    """Read the task of a run folder, of the adapter file of one, or of a run on the hub.
 
     Raises:
         UserError: the path is neither, or the run is not finished.
     """
-    path = Path(path)
+    path = local_run(path)
     if not path.exists():
         raise UserError(f"{path}: not a run folder, nor the adapter file of one: no such path")
     if not path.is_dir():
