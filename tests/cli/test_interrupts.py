@@ -53,7 +53,7 @@ def list_models():
         lose_it_in_a_bare_except()  # as an import of something optional may
     time.sleep(60)
 
-cli._COMMANDS["models"].__code__ = list_models.__code__
+cli._TASKS["Look up"]["models"].__code__ = list_models.__code__
 catalogues.console, catalogues.time = console, time
 catalogues.lose_it_in_a_bare_except = lose_it_in_a_bare_except
 sys.argv = ["clip-randlora", "models"]

@@ -8,7 +8,7 @@ from helpers.exports import refused, snippet
 
 import clip_randlora as cr
 from clip_randlora import export
-from clip_randlora.export import upload
+from clip_randlora.utils import hub
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -51,29 +51,11 @@ def test_formats_are_listed_in_order():
 
 
 def test_push_to_without_a_token_says_what_is_needed(tiny_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(upload, "get_token", lambda: None)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
     options = ["--format", "head", "--out", tmp_path / "exported", "--push-to", "someone/birds"]
     line = refused(monkeypatch, capsys, "export", tiny_run, *options)
     assert "--push-to: needs a Hugging Face token that may write; run `hf auth login`" in line
     assert not (tmp_path / "exported").exists()
-
-
-def test_push_uploads_the_folder(tiny_run, tmp_path, monkeypatch):
-    """The hub's client is the boundary: what it is asked to do is recorded, nothing is sent."""
-    from huggingface_hub import HfApi
-
-    asked = []
-    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
-    monkeypatch.setattr(
-        HfApi, "create_repo", lambda self, name, **options: asked.append(name) or f"hub/{name}"
-    )
-    monkeypatch.setattr(
-        HfApi, "upload_folder", lambda self, **options: asked.append(options) or "done"
-    )
-    folder = cr.export_run(tiny_run, "head", tmp_path / "exported")
-    assert export.push(folder, "someone/birds") == "hub/someone/birds"
-    assert asked == ["someone/birds", {"repo_id": "someone/birds", "folder_path": folder}]
-    assert (folder / "README.md").exists()
 
 
 def test_push_reports_what_the_hub_says(tmp_path, monkeypatch):

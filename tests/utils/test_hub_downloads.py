@@ -48,7 +48,9 @@ def test_only_known_files_are_fetched_and_once(hub):
     assert not [path for method, path, _ in hub.requests if method == "GET" and "/api/" not in path]
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(hub):
+def test_a_broken_connection_goes_on_where_it_stopped(hub, monkeypatch):
+    """The library keeps whole pieces, of 10 MiB."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 250)
     hub.add(NAME, FILES)
     hub.cut["adapter.safetensors"] = [1000, 500]
     folder = local_run(f"hf-hub:{NAME}")
