@@ -232,7 +232,7 @@ class Classifier:
         """
         path = Path(name)
         if not path.exists():
-            found = HubName.parse(str(name))
+            found = HubName.parse(name)
             path = local_run(str(replace(found, revision=revision or found.revision)), token)
         elif revision is not None:
             raise UserError(f"revision {revision}: {name} is a path; leave it out")

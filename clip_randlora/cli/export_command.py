@@ -26,7 +26,7 @@ def export(
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for onnx.")] = "fp32",
     add: Annotated[
-        list[str] | None,
+        list[Path] | None,
         typer.Option(help="Another run on the same base, to add; may be repeated."),
     ] = None,
     weights: Annotated[

@@ -31,7 +31,7 @@ DataArgument = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    str,
+    Path,
     typer.Argument(metavar="RUN", help="Folder of a finished run, or hf-hub:ORG/NAME[@REVISION]."),
 ]
 ModelOption = Annotated[
@@ -193,7 +193,7 @@ def absolute(source: str) -> str:
 
 
 def load_classifier(
-    run: str,
+    run: Path,
     device: str | None,
     engine: str,
     address: str | None,

@@ -81,7 +81,7 @@ class RunInfo:
         settings = run_config.read_config(folder)
         if not (folder / run_folder.ADAPTER).is_file():
             raise UserError(f"{run}: the run is not finished; go on with it by --resume")
-        name = HubName.parse(str(run)).repository if is_hub_name(run) else None
+        name = HubName.parse(run).repository if is_hub_name(run) else None
         return cls(folder, settings, run_folder.read_metrics(folder), name)
 
     @property

@@ -38,7 +38,7 @@ def local_run(run: str | Path, token: str | None = None) -> Path:
     """
     if not is_hub_name(run):
         return Path(run)
-    name = HubName.parse(str(run))
+    name = HubName.parse(run)
     folder = download(name, LOADED, token)
     if not (folder / ADAPTER).is_file():
         raise UserError(

@@ -46,12 +46,13 @@ class HubName:
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> HubName:
+    def parse(cls, name: str | Path) -> HubName:
         """Read ``ORG/NAME[@REVISION]``, also with ``hf-hub:`` before it.
 
         Raises:
             UserError: it is no such name.
         """
+        text = name.as_posix() if isinstance(name, Path) else name
         found = _NAME.fullmatch(text.removeprefix(HUB))
         if found is None:
             raise UserError(

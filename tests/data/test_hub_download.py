@@ -36,7 +36,7 @@ def test_it_is_downloaded_once(hub, tmp_path):
     files = {
         "data/train-00000-of-00001.parquet": train,
         "data/test-00000-of-00001.parquet": test,
-        "animals.py": b"raise SystemExit",  # a program, which is not asked for
+        "setup.py": b"raise SystemExit",  # a program, which is not asked for
     }
     hub.add(NAME, files, "dataset")
     data = cr.load_data(f"hub:{NAME}")
