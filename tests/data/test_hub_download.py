@@ -20,19 +20,19 @@ def own_cache(hub, tmp_path, monkeypatch):
     datasets.disable_progress_bars()
 
 
-def parquet(folder, labels: list[int]) -> bytes:
+def parquet(folder, labels: list[int], start: int = 0) -> bytes:
     """A file with pictures whose red is their number."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])}
     )
-    pictures = [Image.new("RGB", (4, 4), (number, 0, 0)) for number in range(len(labels))]
+    pictures = [Image.new("RGB", (4, 4), (start + n, 0, 0)) for n in range(len(labels))]
     rows = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
     rows.to_parquet(folder / "rows.parquet")
     return (folder / "rows.parquet").read_bytes()
 
 
 def test_it_is_downloaded_once(hub, tmp_path):
-    train, test = parquet(tmp_path, [0, 1, 1, 0]), parquet(tmp_path, [1, 0])
+    train, test = parquet(tmp_path, [0, 1, 1, 0]), parquet(tmp_path, [1, 0], 10)
     files = {
         "data/train-00000-of-00001.parquet": train,
         "data/test-00000-of-00001.parquet": test,
