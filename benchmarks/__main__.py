@@ -27,6 +27,7 @@ from benchmarks.start import start
 from benchmarks.step import step
 from benchmarks.stream import stream
 from benchmarks.unknown import unknown
+from benchmarks.web import web
 from clip_randlora.errors import UserError
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ for command in (
     listing,
     calibration,
     unknown,
+    web,
 ):
     app.command()(command)
 

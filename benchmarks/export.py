@@ -146,10 +146,10 @@ def _loader(folder: Path, format: str, run: str) -> Callable[[], Any]:
         import open_clip
 
         return lambda: open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    if format == "onnx":
+    if format in ("onnx", "web"):
         import onnxruntime
 
-        names = ("image_encoder", "text_encoder")
+        names = ("image_encoder", "text_encoder") if format == "onnx" else ("classifier",)
         return lambda: [onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in names]
     if format == "head":
         from safetensors.numpy import load_file

@@ -16,7 +16,7 @@ import pytest
 
 from clip_randlora.clip.models import Model, load_model
 
-pytest_plugins = ["helpers.clusters", "helpers.export_runs", "helpers.hub"]
+pytest_plugins = ["helpers.chromium", "helpers.clusters", "helpers.export_runs", "helpers.hub"]
 
 
 def pytest_collection_modifyitems(config, items) -> None:

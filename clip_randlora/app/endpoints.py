@@ -192,9 +192,9 @@ class Endpoints:
         """Return a file of the run in use: the adapter, or a zip.
 
         Args:
-            format: adapter, run, open_clip, transformers, peft, onnx or head.
+            format: adapter, run, open_clip, transformers, peft, onnx, web or head.
             strength: 0 (zero-shot) to 1 (tuned), where the format takes one.
-            precision: fp32; onnx also fp16.
+            precision: fp32; onnx and web also fp16, web also int8.
             share: weight of the run before, in an average of two runs.
         """
         return str(export(caller.workspace, format, strength, precision, share))
@@ -656,7 +656,7 @@ class Endpoints:
             format: one of `formats`.
             run: its id; "" for the run in use.
             strength: 0 (zero-shot) to 1 (tuned), where the format takes one.
-            precision: fp32; onnx also fp16.
+            precision: fp32; onnx and web also fp16, web also int8.
             share: weight of the run before, in an average of two runs.
         """
         workspace, chosen = caller.workspace, run or None

@@ -17,7 +17,7 @@ from clip_randlora.utils.outputs import write_json
 _STEP_PER_ENCODING = 1.0
 _SECONDS_AROUND = 3  # of preparing and writing
 _IMAGES_TIMED = 16
-_BYTES_PER_PARAMETER = {"open_clip": 4, "transformers": 4, "onnx": 6, "peft": 1}
+_BYTES_PER_PARAMETER = {"open_clip": 4, "transformers": 4, "onnx": 6, "web": 0.6, "peft": 1}
 _SECONDS_OF_AN_EXPORT, _EXPORTED_BYTES_PER_SECOND = 5, 20e6  # before one was timed
 _SECONDS_OF_A_REPEAT = 0.5
 _WEIGHT = 0.5  # of the newest training in the running mean

@@ -18,13 +18,16 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="adapter, open_clip, transformers, peft, onnx or head.",
+            help="adapter, open_clip, transformers, peft, onnx, web or head.",
             autocompletion=complete_format,
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder.")],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 for onnx.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32; onnx, web: also fp16; web: also int8. Default: fp32, web fp16."),
+    ] = None,
     add: Annotated[
         list[Path] | None,
         typer.Option(help="Another run on the same base, to add; may be repeated."),
@@ -33,13 +36,20 @@ def export(
         str | None,
         typer.Option(help="Weights of RUN and of each --add, as 0.7,0.3. Default: equal."),
     ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="web: put its runtime, from npm, into the folder.")
+    ] = False,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="web: take the runtime from this folder, dist of onnxruntime-web."),
+    ] = None,
     push_to: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Also upload to the Hugging Face hub.")
     ] = None,
 ) -> None:
     """Write the tuned model for another library, checked by loading it back."""
     with loading():
-        from clip_randlora.export import export_run, push, require_token
+        from clip_randlora.export import export_precisions, export_run, push, require_token
     if push_to:
         require_token()
     factors = _parse_weights(weights)
@@ -49,9 +59,11 @@ def export(
             format,
             out,
             strength=strength,
-            precision=precision,
+            precision=precision or export_precisions(format)[0],
             add=add or (),
             weights=factors,
+            offline=offline,
+            runtime=runtime,
             on_progress=on_progress,
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

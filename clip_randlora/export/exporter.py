@@ -29,8 +29,10 @@ _FORMATS = {
     "peft": "A RandLoRA adapter that peft loads onto transformers' CLIPModel and can train on.",
     "onnx": "Image encoder, text encoder and a classifier of the run's classes for ONNX Runtime, "
     "with a script that needs neither this package nor torch.",
+    "web": "A web page for any static host: the browser classifies images, before and after.",
     "head": "The class embeddings alone, for those who already run the image encoder.",
 }
+_PRECISIONS = {"onnx": ("fp32", "fp16"), "web": ("fp16", "int8", "fp32")}
 
 
 def export_formats() -> dict[str, str]:
@@ -45,7 +47,7 @@ def export_precisions(format: str) -> tuple[str, ...]:
         UserError: there is no such format.
     """
     _require_known(format)
-    return ("fp32", "fp16") if format == "onnx" else ("fp32",)
+    return _PRECISIONS.get(format, ("fp32",))
 
 
 def export_obstacles(run: str | Path) -> dict[str, str]:
@@ -82,6 +84,8 @@ def export_run(
     precision: str = "fp32",
     add: Sequence[str | Path] = (),
     weights: Sequence[float] | None = None,
+    offline: bool = False,
+    runtime: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Write a finished run in another library's format, with a model card.
@@ -94,9 +98,12 @@ def export_run(
         format: one of `export_formats`.
         out: folder to create; must not exist.
         strength: 0 (zero-shot) to 1 (tuned), as `Adapter.strength`.
-        precision: ``fp32``, or for ``onnx`` also ``fp16``.
+        precision: ``fp32``, for ``onnx`` and ``web`` also ``fp16``, for ``web`` also ``int8``.
         add: further runs on the same base model, whose updates are added in weight space.
         weights: a factor for ``run`` and for each of ``add``; by default their average.
+        offline: for ``web``: put onnxruntime-web, which npm downloads, into the folder. Otherwise
+            the page loads it from cdn.jsdelivr.net.
+        runtime: for ``web``: take it from here, the folder ``dist`` of that package.
         on_progress: told each step, see `clip_randlora.utils.progress.OnProgress`.
 
     Returns:
@@ -113,6 +120,9 @@ def export_run(
         )
     if weights is not None and not add:
         raise UserError("--weights: there is one run only; name the others with --add")
+    if (offline or runtime is not None) and format != "web":
+        raise UserError(f"--offline, --runtime: are for --format web; leave them out for {format}")
+    options = {"offline": offline, "runtime": runtime} if format == "web" else {}
     _require_free(out)
     writer = _import_writer(format)
     source = ExportSource(run, strength, precision, add, weights, on_progress)
@@ -125,7 +135,7 @@ def export_run(
     ):
         try:
             _empty(temporary)
-            writer.write(source, temporary)
+            writer.write(source, temporary, **options)
             writer.verify(source, temporary)
             text = card.write(source, format, out.name)
             (temporary / "README.md").write_text(text, encoding="utf-8")

@@ -24,10 +24,10 @@ def find_obstacle(source: ExportSource, format: str) -> str:
     """Return why the format cannot hold the source, "" if it can.
 
     ``adapter``, ``open_clip`` and ``head`` hold every model. Of a method that trains a head, only
-    ``head`` holds anything, if the head is linear.
+    ``web`` and, if it is linear, ``head`` hold anything.
     """
     method, model = source.adapter.config.method, source.model.name
-    if source.adapter.head is not None:
+    if source.adapter.head is not None and format != "web":
         if not isinstance(source.adapter.head, LinearHead):
             return f"{method} is not linear; clip_randlora.Classifier.load takes the run's folder"
         return "" if format == "head" else f"{method} leaves both encoders as they are; use head"
@@ -42,7 +42,7 @@ def find_obstacle(source: ExportSource, format: str) -> str:
                 f"it takes OpenAI's and LAION's ViT models, and {model} {difference}; use "
                 f"open_clip or onnx"
             )
-    if format == "onnx":
+    if format in ("onnx", "web"):
         largest = _largest_encoder(source)
         if largest > _LARGEST_ONNX_BYTES:
             return (

@@ -8,22 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
-import onnxscript  # noqa: F401 - torch.onnx needs it, and reports it missing only when it exports
 import torch
 from torch import Tensor, nn
 
 from clip_randlora.export.export_source import ExportSource, require_equal
-from clip_randlora.utils.quiet import quiet
+from clip_randlora.export.onnx_graphs import store_in, to_graph
 
 _IMAGES, _TEXTS, _CLASSIFIER = "image_encoder.onnx", "text_encoder.onnx", "classifier.onnx"
 _SCRIPT = "classify.py"
 # Rounding the weights to half precision moves a logit by up to about 0.1, and so a probability by
 # up to a quarter of that.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2.5e-2}
-_FEWEST_IN_HALF = 2**12  # elements; smaller tensors take little space and cause most of the error
 
 
 class _Encoder(nn.Module):
@@ -59,17 +56,16 @@ def write(source: ExportSource, folder: Path) -> None:
     # ONNX Runtime has no argmax of 64-bit integers, hence int()
     text_encoder = _Encoder(net, lambda tokens: net.encode_text(tokens.int(), normalize=True))
     with source.step("converting the image encoder"):
-        images = _export(image_encoder, expected.pixels, "pixels", "image_features")
+        images = to_graph(image_encoder, expected.pixels, "pixels", ["image_features"])
     with source.step("converting the text encoder"):
-        texts = _export(text_encoder, expected.tokens, "tokens", "text_features")
-    head = _export(
+        texts = to_graph(text_encoder, expected.tokens, "tokens", ["text_features"])
+    head = to_graph(
         _Head(expected.classes, source.logit_scale),
         expected.images,
         "image_features",
-        "probabilities",
+        ["probabilities"],
     )
-    if source.precision == "fp16":
-        images, texts = _to_half(images), _to_half(texts)
+    images, texts = (store_in(source.precision, model) for model in (images, texts))
     head = onnx.compose.add_prefix(head, "head_", rename_inputs=False, rename_outputs=False)
     joint = [("image_features", "image_features")]
     classifier = onnx.compose.merge_models(images, head, io_map=joint)
@@ -78,42 +74,6 @@ def write(source: ExportSource, folder: Path) -> None:
         with source.step(f"writing {name}"):
             onnx.save(model, folder / name)
     shutil.copy(Path(__file__).with_name(_SCRIPT), folder / _SCRIPT)
-
-
-def _export(module: nn.Module, example: Tensor, takes: str, gives: str) -> onnx.ModelProto:
-    example = torch.cat([example, example])  # the exporter would make a batch of 1 a constant
-    batch = torch.export.Dim("batch")
-    with torch.no_grad(), quiet("torch", "torch.onnx"):
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=[takes],
-            output_names=[gives],
-            dynamic_shapes=({0: batch},),
-        )
-    assert program is not None  # of the exporter that is used here
-    return program.model_proto
-
-
-def _to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store the large weights in half precision; the arithmetic stays in single precision.
-
-    ONNX Runtime casts them once, when it loads the model.
-    """
-    casts = []
-    for weight in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < _FEWEST_IN_HALF:
-            continue
-        name, stored = weight.name, f"{weight.name}_half"
-        weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
 
 
 def _metadata(source: ExportSource) -> dict[str, str]:

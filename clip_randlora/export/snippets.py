@@ -212,6 +212,15 @@ def classify(path):
 
 print(classify("image.jpg"))
 """,
+    "web": """\
+# Upload the folder to any static host. Or look at it here: http://127.0.0.1:8000
+import functools
+import http.server
+
+folder = {path}
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
+""",
     "head": """\
 import json
 

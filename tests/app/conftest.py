@@ -1,9 +1,9 @@
-"""An app that is open, one that asks for a password, and a browser."""
+"""An app that is open, and one that asks for a password."""
 
 from collections.abc import Iterator
 
 import pytest
-from helpers.app import CHROMIUM, CHROMIUM_FLAGS, App
+from helpers.app import App
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +18,3 @@ def locked_app(tmp_path_factory) -> Iterator[App]:
     app = App(tmp_path_factory.mktemp("locked"), "--auth", "ada:secret")
     yield app
     app.close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()

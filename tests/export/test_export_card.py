@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("format", slow_cases(cr.export_formats(), "onnx"))
+@pytest.mark.parametrize("format", slow_cases(cr.export_formats(), "onnx", "web"))
 def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
     options = {"strength": 0.5} if format == "onnx" else {}  # shared with the other tests
     card = (exported(tiny_run, format, tmp_path, **options) / "README.md").read_text()
@@ -33,7 +33,8 @@ def test_the_card_says_what_it_is(format, tiny_run, exported, tmp_path):
     if format != "adapter":  # whose base has to be found again
         assert str(tmp_path.parent) not in card  # it may be published: no path of this machine
     written = {path.suffix for path in (tmp_path / "exported").resolve().iterdir()}
-    assert written <= {".safetensors", ".json", ".md", ".onnx", ".py"}  # no pickle
+    page = {".html", ".css", ".js"}
+    assert written <= {".safetensors", ".json", ".md", ".onnx", ".py", *page}  # no pickle
 
 
 def test_the_adapters_snippet_runs(tiny_run, exported, tmp_path, monkeypatch):
@@ -46,7 +47,7 @@ def test_the_adapters_snippet_runs(tiny_run, exported, tmp_path, monkeypatch):
 
 def test_formats_are_listed_in_order():
     formats = cr.export_formats()
-    assert list(formats) == ["adapter", "open_clip", "transformers", "peft", "onnx", "head"]
+    assert list(formats) == ["adapter", "open_clip", "transformers", "peft", "onnx", "web", "head"]
     assert all(sentence.endswith(".") for sentence in formats.values())
 
 

@@ -55,6 +55,13 @@ def features_of_transformers(net, model) -> list[torch.Tensor]:
     return [output.image_embeds, output.text_embeds]
 
 
+def answers_of_a_page(folder, model) -> list[torch.Tensor]:
+    """Probabilities (N, C) before and after, of what the page runs."""
+    pixels = model.normalize(inputs(model)[0]).numpy()
+    session = onnxruntime.InferenceSession(folder / "classifier.onnx")
+    return [torch.from_numpy(p) for p in session.run(["before", "after"], {"pixels": pixels})]
+
+
 def features_of(format: str, folder, model, base) -> list[torch.Tensor]:
     """Features of fixed images and texts (N, E) by what a format's own library loads."""
     if format == "open_clip":
@@ -80,23 +87,24 @@ def features_of(format: str, folder, model, base) -> list[torch.Tensor]:
 # ONNX takes twenty seconds each and traces weights that are merged by then, so that the others of a
 # kind add little.
 QUICK = ("randlora", "lora", "zero_shot")
+TRACED = ("onnx", "web")
 FITS = [
     pytest.param(
         method,
         format,
-        marks=[pytest.mark.slow] if format == "onnx" or method not in QUICK else [],
+        marks=[pytest.mark.slow] if format in TRACED or method not in QUICK else [],
     )
     for method in METHODS
     for format in cr.export_formats()
     if format != "peft" or method == "randlora"
-    if format != "onnx" or method in QUICK or LARGE
+    if format not in TRACED or method in QUICK or LARGE
 ]
 REFUSED = [
     *((method, "peft", "is for one randlora run, and this is a") for method in METHODS[1:]),
     *(
         ("linear_probe", format, "leaves both encoders as they are; use head")
         for format in cr.export_formats()
-        if format != "head"
+        if format not in ("head", "web")
     ),
     ("tip_adapter_f", "head", "is not linear"),
 ]
@@ -112,6 +120,10 @@ def test_a_method_is_right_in_a_format(method, format, run_of, exported, tmp_pat
         got = [load_file(out / "class_embeddings.safetensors")["class_embeddings"]]
         with torch.no_grad():
             expected = [classifier.text.features()]
+    elif format == "web":
+        got = answers_of_a_page(out, classifier.model)
+        images = inputs(classifier.model)[0]
+        expected = classifier.side_by_side().probabilities(images)
     else:
         base = format == "peft" and exported(run, "transformers", tmp_path, "BASE", strength=0)
         got = features_of(format, out, classifier.model, base)
@@ -119,6 +131,8 @@ def test_a_method_is_right_in_a_format(method, format, run_of, exported, tmp_pat
     tolerance = 1e-5 if format in ("open_clip", "adapter", "head") else 1e-4
     for one, wanted in zip(got, expected, strict=True):
         torch.testing.assert_close(one, wanted, atol=tolerance, rtol=0)
+    if format == "web":  # which has the answers before, too
+        return
     classifier.adapter.strength = 0
     before = features_of_open_clip(classifier.model.net, classifier.model)
     if format != "head":
@@ -138,10 +152,28 @@ def test_a_method_that_a_format_cannot_hold_is_one_line(
 def test_all_methods_and_formats_are_in_this_table():
     assert {*METHODS, *HEADS, "tip_adapter_f"} == set(cr.METHODS)
     refused = {case[:2] for case in REFUSED if case[0] in METHODS}
-    rare = {(method, "onnx") for method in METHODS if method not in QUICK and not LARGE}
+    rare = {
+        (method, format)
+        for method in METHODS
+        for format in TRACED
+        if method not in QUICK and not LARGE
+    }
     cells = {case.values for case in FITS} | refused | rare
     assert cells == {(method, format) for method in METHODS for format in cr.export_formats()}
     assert len(FITS) + len(refused) + len(rare) == len(METHODS) * len(cr.export_formats())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gda", "tip_adapter_f"])
+def test_a_head_is_in_a_web_page(method, run_of, tmp_path):
+    """With its own logits, at half strength too."""
+    run = run_of(method)
+    out = cr.export_run(run, "web", tmp_path / "out", strength=STRENGTH)
+    classifier = cr.Classifier.load(run, strength=STRENGTH, device="cpu")
+    got = answers_of_a_page(out, classifier.model)
+    expected = classifier.side_by_side().probabilities(inputs(classifier.model)[0])
+    for one, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", HEADS)

@@ -93,6 +93,7 @@ def test_a_model_that_does_not_fit_is_one_line(
         "transformers": [(lite0_run, "lite0 has other layers"), (padding_run, "pads")],
         "peft": [(lite0_run, "lite0 has other layers"), (padding_run, "pads")],
         "onnx": [(padding_run, "pads")],
+        "web": [(padding_run, "pads")],
     }
     for run, says in refusals.get(format, []):
         options = ["--format", format, "--out", tmp_path / "out"]
@@ -102,7 +103,7 @@ def test_a_model_that_does_not_fit_is_one_line(
         assert cr.export_run(padding_run, format, tmp_path / "out").is_dir()
 
 
-@pytest.mark.parametrize("format", slow_cases(FORMATS, "onnx"))
+@pytest.mark.parametrize("format", slow_cases(FORMATS, "onnx", "web"))
 def test_no_format_leaves_what_does_not_load_back(
     format, tiny_run, exported, tmp_path, tmp_path_factory, monkeypatch
 ):
@@ -111,7 +112,7 @@ def test_no_format_leaves_what_does_not_load_back(
     options = {"strength": 0.5} if format == "onnx" else {}  # shared with the other tests
     whole = exported(tiny_run, format, tmp_path_factory.mktemp("whole"), **options)
 
-    def write_half(source, folder):
+    def write_half(source, folder, **_):
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         for path in [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -172,5 +173,6 @@ def test_obstacles_are_known_before_an_export(lite0_run, padding_run):
         "peft": "it takes OpenAI's and LAION's ViT models, and lite0 has other layers; use "
         "open_clip or onnx",
         "onnx": "",
+        "web": "",
     }
     assert "pads its images; use open_clip" in cr.export_obstacles(padding_run)["onnx"]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,27 +10,14 @@ import zipfile
 from pathlib import Path
 
 import psutil
-import pytest
 from gradio_client import Client
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",  # a camera that shows a moving picture
-    "--use-fake-ui-for-media-stream",  # and may be used without asking
-]
+from helpers.chromium import CHROMIUM, CHROMIUM_FLAGS, drop, needs_chromium
+
+__all__ = ["CHROMIUM", "CHROMIUM_FLAGS", "drop", "needs_chromium"]  # of helpers.chromium
 CLIPART = Path(__file__).parents[2] / "clip_randlora" / "bundled" / "clipart"
 UPLOAD_LIMIT_MB = 20
 MINUTE = 60_000
-
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 class App:
@@ -132,17 +118,6 @@ def upload(page, button, files) -> None:
     with page.expect_file_chooser() as chooser:
         button.click()
     chooser.value.set_files(files)
-
-
-def drop(page, paths, onto=None) -> None:
-    """Drop files and folders as from a file manager, on an element or beside everything."""
-    box = onto.bounding_box() if onto else {"x": 30, "y": 5, "width": 20, "height": 20}
-    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
-    session = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
-        session.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
-    session.detach()
 
 
 def start_training(page, preset: str = "Fast") -> None:

@@ -288,9 +288,11 @@ export async function loadFormats(run) {
 
 async function exportRun(format) {
   const known = ui.formats?.find((entry) => entry.name === format) ?? {};
-  const strength = known.takes_strength ? ui.exportStrength : 1;
-  const share = known.takes_share && format !== "adapter" ? ui.exportShare : 0;
-  const precision = known.precisions?.length > 1 ? ui.precision : "fp32";
+  const hasSliders = !["adapter", "web"].includes(format);
+  const strength = known.takes_strength && hasSliders ? ui.exportStrength : 1;
+  const share = known.takes_share && hasSliders ? ui.exportShare : 0;
+  const precisions = known.precisions ?? ["fp32"];
+  const precision = precisions.includes(ui.precision) ? ui.precision : precisions[0];
   const working = `Writing ${format}, and checking it by loading it back${known.seconds ? ` (about ${seconds(known.seconds)})` : ""} …`;
   const file = await attempt(`export ${format}`, () =>
     call("export_run", format, rightRun().id, strength, precision, share), { working });

@@ -22,19 +22,36 @@ export function take({ state, ui }) {
         <div class="row"><button data-do="export" data-format="adapter">Get the adapter</button>
           <button data-do="export" data-format="run">Get the whole run</button></div>
         ${exported(ui, ["adapter", "run"])}${said("export adapter")}${said("export run")}</div>
+      <div class="card"><h3>In a web page</h3>
+        <p class="hint">A folder to put on any web host. People open it on a phone or a computer, and their images stay in their browser:
+          camera, before and after. ${obstacle(ui, "web") || cost(ui, "web")}</p>
+        <div class="row"><button data-do="export" data-format="web" ${(!named(ui, "web") || obstacle(ui, "web")) && html`disabled`}>Get the web page</button></div>
+        ${exported(ui, ["web"])}${said("export web")}</div>
       <div class="card"><h3>In other tools</h3>
         <form data-submit="none" class="formats" role="radiogroup" aria-label="Format">${(ui.formats ?? []).filter((f) => TOOLS.includes(f.name)).map((format) =>
           html`<label class="format ${format.obstacle ? "off" : ""}"><input type="radio" name="format" value="${format.name}" data-change="format"
             ${ui.format === format.name && html`checked`} ${format.obstacle && html`disabled`}> <b>${format.name}</b>
-            <span>${format.obstacle ? `Not for this run: ${format.obstacle}.` : `${format.words.split(": ").slice(1).join(": ")} About ${
-              Math.max(1, Math.round(format.seconds))} s${format.bytes ? `, ${size(format.bytes)}` : ""}.`}</span></label>`)}</form>
+            <span>${obstacle(ui, format.name) || `${format.words.split(": ").slice(1).join(": ")} ${cost(ui, format.name)}`}</span></label>`)}</form>
         ${chosen(ui, state.runs.length > 1)}
         ${exported(ui, TOOLS)}${TOOLS.map((name) => said(`export ${name}`))}</div>`}
     </div>`;
 }
 
+const named = (ui, name) => ui.formats?.find((format) => format.name === name);
+
+function obstacle(ui, name) {
+  const format = named(ui, name);
+  return format?.obstacle ? `Not for this run: ${format.obstacle}.` : "";
+}
+
+function cost(ui, name) {
+  const format = named(ui, name);
+  if (!format) return "";
+  return `About ${Math.max(1, Math.round(format.seconds))} s${format.bytes ? `, ${size(format.bytes)}` : ""}.`;
+}
+
 function chosen(ui, hasRunBefore) {
-  const format = ui.formats?.find((entry) => entry.name === ui.format && TOOLS.includes(entry.name));
+  const format = TOOLS.includes(ui.format) && named(ui, ui.format);
   if (!format) return html`<p class="hint">${ui.formats ? "Choose a format." : "Looking which formats fit …"}</p>`;
   return html`${format.takes_strength && html`<label class="strength">How much of what it learned <output>${percent(ui.exportStrength).replace(".0", "")}</output>
       <input type="range" min="0" max="1" step="0.05" data-input="export-strength" id="export-strength" value="${ui.exportStrength}"></label>`}
