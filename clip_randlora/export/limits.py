@@ -43,12 +43,9 @@ def find_obstacle(source: ExportSource, format: str) -> str:
                 f"open_clip or onnx"
             )
     if format in ("onnx", "web"):
-        largest = _largest_encoder(source)
+        largest = _largest_file(source, format)
         if largest > _LARGEST_ONNX_BYTES:
-            return (
-                f"one ONNX file holds 2 GB, and {model} has an encoder of {largest / 1e9:.1f}; use "
-                f"open_clip"
-            )
+            return f"one ONNX file holds 2 GB, and {model} needs {largest / 1e9:.1f}; use open_clip"
         if _pads_images(source):
             return f"{model} pads its images; use open_clip"
     return ""
@@ -64,12 +61,15 @@ def _difference_from_openai(source: ExportSource) -> str:
     return "pads its images" if _pads_images(source) else ""
 
 
-def _largest_encoder(source: ExportSource) -> int:
-    """Return the size of the larger encoder in float32, bytes."""
+def _largest_file(source: ExportSource, format: str) -> int:
+    """Return the size in float32 of the larger encoder; of a web page, of its image encoders."""
     sizes = {"image": 0, "text": 0}
     for name, tensor in source.base_weights().items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * tensor.numel()
-    return max(sizes.values())
+    if format == "onnx":
+        return max(sizes.values())
+    has_two = any(weight.tower == "vision" for weight in source.adapter.weights.values())
+    return sizes["image"] * (2 if has_two else 1)
 
 
 def _pads_images(source: ExportSource) -> bool:

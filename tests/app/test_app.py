@@ -179,6 +179,8 @@ def test_onnx_in_half_precision_by_client(app, tmp_path):
     (probabilities,) = session.run(None, {"pixels": pixels.numpy()})[0]
     named = dict(zip(json.loads(facts["classes"]), map(float, probabilities), strict=True))
     assert named == pytest.approx(answer, abs=2e-2)
+    with zipfile.ZipFile(client.predict("web", 1.0, "fp16", api_name="/export")) as zipped:
+        assert {"web/index.html", "web/classifier.onnx"} <= set(zipped.namelist())
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ def test_three_runs_are_kept_compared_exported_and_moved(app, browser, tmp_path)
     transformers = page.locator("input[value=transformers]")
     obstacle = page.locator(".format.off", has=transformers).inner_text()
     assert "Not for this run: it takes OpenAI's and LAION's ViT models" in obstacle
+    assert page.get_by_role("button", name="Get the web page").is_enabled()
 
     page.get_by_role("button", name="Save the project").click()
     with page.expect_download() as download:
