@@ -39,7 +39,11 @@ def to_graph(
             dynamic_shapes=({0: batch},),
         )
     assert program is not None  # of the exporter that is used here
-    return program.model_proto
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # where it came from, with paths of this machine
+    del model.graph.value_info[:]
+    return model
 
 
 def store_in(precision: str, model: onnx.ModelProto) -> onnx.ModelProto:
