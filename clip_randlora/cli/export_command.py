@@ -13,6 +13,12 @@ from clip_randlora.cli.options import RunArgument
 from clip_randlora.errors import UserError
 
 
+def _given(context: typer.Context, param: typer.CallbackParam, value: str) -> str:
+    """Return an option's value, "" if it was not given."""
+    source = context.get_parameter_source(str(param.name))
+    return "" if source is not None and source.name == "DEFAULT" else value
+
+
 def export(
     run: RunArgument,
     format: Annotated[
@@ -25,9 +31,13 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder.")],
     strength: Annotated[float, typer.Option(help="0: zero-shot, 1: tuned.")] = 1.0,
     precision: Annotated[
-        str | None,
-        typer.Option(help="fp32; onnx, web: also fp16; web: also int8. Default: fp32, web fp16."),
-    ] = None,
+        str,
+        typer.Option(
+            help="fp32; onnx, web: also fp16; web: also int8.",
+            show_default="fp32; web: fp16",
+            callback=_given,
+        ),
+    ] = "fp32",
     add: Annotated[
         list[Path] | None,
         typer.Option(help="Another run on the same base, to add; may be repeated."),

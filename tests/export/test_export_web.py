@@ -137,6 +137,7 @@ def test_the_page_answers_without_a_network(lite0_run, page_of, tmp_path):
     done = command("export", lite0_run, "--format", "web", "--out", out, "--offline")
     assert done.returncode == 0, done.stderr
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    assert json.loads((out / "classifier.json").read_text())["precision"] == "fp16"
     print(f"{size / 1e6:.1f} MB without the runtime")
     assert size <= 20e6
     with served(out) as url:
