@@ -245,7 +245,10 @@ def test_loose_photos_into_classes_by_their_names(app, browser, colors, tmp_path
     assert not low_contrasts(page) and not overflows(page)
     page.get_by_role("button", name=re.compile("^Accept red for red-")).first.press("Enter")
     page.locator(".undo", has_text="Moved 1 image to red.").wait_for()
-    page.wait_for_function("document.activeElement.matches('.taken')")
+    page.wait_for_function(
+        "document.querySelectorAll('.guesses .tile').length === 7"
+        " && document.activeElement.matches('.taken')"  # the next one, as the first has gone
+    )
     page.get_by_role("slider", name="How sure").press("Home")
     page.get_by_role("button", name="Accept 7 of 7").press("Enter")
     page.locator(".undo", has_text="Moved 7 images to 2 classes.").wait_for()
@@ -256,7 +259,9 @@ def test_loose_photos_into_classes_by_their_names(app, browser, colors, tmp_path
     page.get_by_text("7 images without a class").wait_for()
     page.locator(".guesses .tile").first.click()
     page.get_by_label("Move the marked images to").select_option("blue")
+    page.locator(".undo", has_text="Moved 1 image to blue.").wait_for()
     page.get_by_text("6 images without a class").wait_for()
+    page.wait_for_load_state("networkidle")
     blue = card(page, "blue")
     blue.get_by_role("button", name="Show all", exact=True).click()
     blue.locator(".tile").click()
