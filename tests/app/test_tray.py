@@ -261,7 +261,6 @@ def test_loose_photos_into_classes_by_their_names(app, browser, colors, tmp_path
     page.get_by_label("Move the marked images to").select_option("blue")
     page.locator(".undo", has_text="Moved 1 image to blue.").wait_for()
     page.get_by_text("6 images without a class").wait_for()
-    page.wait_for_load_state("networkidle")
     blue = card(page, "blue")
     blue.get_by_role("button", name="Show all", exact=True).click()
     blue.locator(".tile").click()
