@@ -224,7 +224,9 @@ class Classifier:
             name: ``ORG/NAME``, as `push_to_hub` takes it, or a path as for `load`.
             revision: a branch, tag or commit of the repository; by default its newest.
             token: for private repositories; by default that of ``hf auth login`` or HF_TOKEN.
-            strength, device, model: as for `load`.
+            strength: as for `load`.
+            device: as for `load`.
+            model: as for `load`.
 
         Raises:
             UserError: there is no such repository or revision, it needs a login, it holds no run,
