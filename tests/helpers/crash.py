@@ -74,14 +74,18 @@ def kill_and_go_on(
         look: called after each kill, to check what is there.
     """
     drawn, report = random.Random(seed), Report()
+    longest = float("inf")  # of a run that nothing ended
     print(f"crash harness: {kills} kills, seed {seed}")
     while report.kills < kills:
-        done = run([*arguments, *goes_on()], drawn.uniform(*moments()))
+        low, high = (min(moment, longest) for moment in moments())
+        began = time.monotonic()
+        done = run([*arguments, *goes_on()], drawn.uniform(low, high))
         if done.returncode == -signal.SIGKILL:
             report.kills += 1
             look()
         elif done.returncode == 0 and is_done():
             report.finished += 1
+            longest = 0.9 * (time.monotonic() - began)  # moments that come too late come sooner
         else:
             report.errors.append(done.stderr)
             return report
