@@ -68,7 +68,8 @@ def test_a_stopped_search_keeps_what_it_found(service, workspace):
         service.start(workspace, "lite0", "fast", {"method": "anchored_head"})
     with pytest.raises(cr.UserError, match="search for settings is under way"):
         service.start_search(workspace, choices(), 5)
-    with pytest.raises(cr.UserError, match="a training, search or check is under way; stop it first"):
+    under_way = "a training, search or check is under way; stop it first"
+    with pytest.raises(cr.UserError, match=under_way):
         workspace.replace_project(workspace.folder)
     wait_for(has_found(job))
     shown = describe(service, workspace)["search"]
