@@ -42,7 +42,7 @@ def web(
         if run is None:
             with messages.status("training"):
                 model = cr.load_model("lite0", device="cpu")
-                cr.fit(model, data, cr.TrainConfig(shots=16, preset="fast"), out=folder / "run")
+                cr.fit(model, data, cr.TrainConfig(shots=4, steps=20), out=folder / "run")
             run = folder / "run"
         files = sorted((Path(cr.__file__).parent / "bundled/clipart/test").rglob("*.webp"))
         step = max(1, len(files) // images)
